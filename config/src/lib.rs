@@ -1,0 +1,1 @@
+//! Typed settings of every Flotilla role: defaults, files, environment, flags.

@@ -1,0 +1,1 @@
+//! The dispatcher's decisions as a sans-IO state machine.

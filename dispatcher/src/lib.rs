@@ -1,0 +1,1 @@
+//! The dispatcher's shell: JetStream, leader lease, admin services.

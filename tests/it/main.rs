@@ -1,0 +1,1 @@
+//! Integration tests: real processes around a real nats-server.

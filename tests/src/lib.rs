@@ -1,0 +1,1 @@
+//! Harness for tests with a real nats-server and real processes.

@@ -1,0 +1,1 @@
+//! Tensors, kernels and models on the devices of a worker.

@@ -1,0 +1,1 @@
+//! The worker's shell: NATS, engine threads, model folders.
