@@ -1,0 +1,153 @@
+//! What a client asks for: an OpenAI completion, chat completion or embedding body plus our own fields.
+//!
+//! [`InferenceRequest::decode`] is the only way in. It refuses what it does not know instead of dropping
+//! it: a client that sets `max_token` or `logprobs` learns so, with the field's name.
+
+mod raw;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{DecodeError, Encoding};
+use crate::event::{ErrorCode, RequestError};
+use crate::ids::{ModelName, Tenant};
+
+/// A request as the rest of Flotilla sees it: every field checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InferenceRequest {
+    /// What to run.
+    pub input: Input,
+    /// Most tokens to generate; `None` leaves it to the room that the context has.
+    pub max_tokens: Option<u32>,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// Texts that end the answer and are not part of it; at most [`STOP_COUNT_MAX`].
+    pub stop: Vec<String>,
+    /// How long the model stays resident after this request.
+    pub keep_alive: Option<KeepAlive>,
+    /// The request is worthless this many milliseconds after it was published.
+    pub deadline_ms: Option<u64>,
+    /// Targets of this request, tighter or looser than the catalog's.
+    pub slo: Option<Slo>,
+    /// On whose account it runs.
+    pub tenant: Option<Tenant>,
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A completion of a text.
+    Prompt(String),
+    /// A completion of token ids.
+    PromptTokens(Vec<u32>),
+    /// A chat completion.
+    Chat(Vec<ChatMessage>),
+    /// Embeddings of these texts.
+    Embed(Vec<String>),
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant` or what else the model's template knows.
+    pub role: String,
+    /// The text; parts of a multi-part content are joined.
+    pub content: String,
+    /// Who of several speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// How tokens are chosen. The random numbers are a function of (seed, position) alone.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SamplingParams {
+    /// 0 is greedy; `None` leaves it to the model's `generation_config.json`, which is greedy when silent.
+    pub temperature: Option<f32>,
+    /// Only the k most likely tokens.
+    pub top_k: Option<u32>,
+    /// Only the smallest set of tokens with this much probability, in (0, 1].
+    pub top_p: Option<f32>,
+    /// The seed; `None` means [`crate::RequestId::seed`].
+    pub seed: Option<u64>,
+}
+
+/// How long a model stays resident after its last lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepAlive {
+    /// This many milliseconds; 0 unloads when idle.
+    Ms(u64),
+    /// Until something else needs the room.
+    UntilEvicted,
+}
+
+/// Latency targets; all that are set must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slo {
+    /// Whole answer, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e2e_ms: Option<f64>,
+    /// First token, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_ms: Option<f64>,
+    /// Each output token, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpot_ms: Option<f64>,
+    /// Each token of prompt and output, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpat_ms: Option<f64>,
+}
+
+/// Most stop strings of one request, as with OpenAI's API times four.
+pub const STOP_COUNT_MAX: usize = 16;
+/// Longest stop string in bytes: the answer's text is held back by as much.
+pub const STOP_BYTES_MAX: usize = 256;
+/// Most texts of one embedding request.
+pub const EMBED_INPUT_COUNT_MAX: usize = 2048;
+
+impl InferenceRequest {
+    /// Decodes and checks a body of at most `bytes_max` bytes that was published for `model`.
+    ///
+    /// # Errors
+    /// A [`RequestError`] with code `too_large` or `invalid_request` whose `param` names the field.
+    pub fn decode(
+        model: &ModelName,
+        encoding: Encoding,
+        body: &[u8],
+        bytes_max: usize,
+    ) -> Result<Self, RequestError> {
+        let raw: raw::RawRequest = encoding.decode(body, bytes_max).map_err(raw::explain)?;
+        raw.check(model)
+    }
+
+    /// Whether the answer is a list of vectors instead of tokens.
+    #[must_use]
+    pub fn is_embedding(&self) -> bool {
+        matches!(self.input, Input::Embed(_))
+    }
+
+    /// Whether the input is a conversation.
+    #[must_use]
+    pub fn is_chat(&self) -> bool {
+        matches!(self.input, Input::Chat(_))
+    }
+}
+
+impl From<DecodeError> for RequestError {
+    fn from(error: DecodeError) -> Self {
+        let code = match error {
+            DecodeError::TooLarge { .. } => ErrorCode::TooLarge,
+            DecodeError::Malformed { .. } | DecodeError::ContentType { .. } => ErrorCode::InvalidRequest,
+        };
+        let param = match &error {
+            DecodeError::Malformed { field, .. } if !field.is_empty() => Some(field.clone()),
+            DecodeError::ContentType { .. } => Some(crate::headers::CONTENT_TYPE.to_owned()),
+            DecodeError::Malformed { .. } | DecodeError::TooLarge { .. } => None,
+        };
+        Self {
+            code,
+            message: error.to_string(),
+            param,
+        }
+    }
+}

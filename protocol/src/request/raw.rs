@@ -1,0 +1,602 @@
+//! The body as it arrives, before its fields are checked.
+
+use std::fmt;
+
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, de::IgnoredAny};
+
+use super::{
+    ChatMessage, EMBED_INPUT_COUNT_MAX, InferenceRequest, Input, KeepAlive, STOP_BYTES_MAX, STOP_COUNT_MAX,
+    SamplingParams, Slo,
+};
+use crate::codec::DecodeError;
+use crate::event::{ErrorCode, RequestError};
+use crate::ids::{ModelName, Tenant};
+
+/// Every field of the OpenAI bodies and ours. Those that change the answer in a way that we do not
+/// support are read only to be refused by name; those without effect on the answer are ignored.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRequest {
+    #[serde(default)]
+    model: Option<String>,
+    #[serde(default)]
+    prompt: Option<RawPrompt>,
+    #[serde(default)]
+    messages: Option<Vec<RawMessage>>,
+    #[serde(default)]
+    input: Option<OneOrMany>,
+    #[serde(default)]
+    max_tokens: Option<u32>,
+    #[serde(default)]
+    max_completion_tokens: Option<u32>,
+    #[serde(default)]
+    temperature: Option<f32>,
+    #[serde(default)]
+    top_k: Option<i64>,
+    #[serde(default)]
+    top_p: Option<f32>,
+    #[serde(default)]
+    seed: Option<i64>,
+    #[serde(default)]
+    stop: Option<OneOrMany>,
+    #[serde(default)]
+    keep_alive: Option<RawKeepAlive>,
+    #[serde(default)]
+    deadline_ms: Option<u64>,
+    #[serde(default)]
+    slo: Option<Slo>,
+    #[serde(default)]
+    tenant: Option<Tenant>,
+
+    #[serde(default)]
+    n: Option<u32>,
+    #[serde(default)]
+    best_of: Option<u32>,
+    #[serde(default)]
+    echo: Option<bool>,
+    #[serde(default)]
+    suffix: Option<IgnoredAny>,
+    #[serde(default)]
+    logprobs: Option<RawLogprobs>,
+    #[serde(default)]
+    top_logprobs: Option<IgnoredAny>,
+    #[serde(default)]
+    logit_bias: Option<IgnoredAny>,
+    #[serde(default)]
+    frequency_penalty: Option<f32>,
+    #[serde(default)]
+    presence_penalty: Option<f32>,
+    #[serde(default)]
+    response_format: Option<RawResponseFormat>,
+    #[serde(default)]
+    tools: Option<IgnoredAny>,
+    #[serde(default)]
+    tool_choice: Option<IgnoredAny>,
+    #[serde(default)]
+    dimensions: Option<IgnoredAny>,
+    #[serde(default)]
+    encoding_format: Option<String>,
+
+    #[serde(default, rename = "stream")]
+    _stream: Option<bool>,
+    #[serde(default, rename = "stream_options")]
+    _stream_options: Option<IgnoredAny>,
+    #[serde(default, rename = "user")]
+    _user: Option<String>,
+    #[serde(default, rename = "metadata")]
+    _metadata: Option<IgnoredAny>,
+    #[serde(default, rename = "store")]
+    _store: Option<bool>,
+    #[serde(default, rename = "service_tier")]
+    _service_tier: Option<String>,
+}
+
+/// The fields that a misspelt one may have meant.
+const FIELDS: [&str; 34] = [
+    "model",
+    "prompt",
+    "messages",
+    "input",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "stop",
+    "keep_alive",
+    "deadline_ms",
+    "slo",
+    "tenant",
+    "n",
+    "best_of",
+    "echo",
+    "suffix",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "frequency_penalty",
+    "presence_penalty",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "dimensions",
+    "encoding_format",
+    "stream",
+    "stream_options",
+    "user",
+    "metadata",
+    "store",
+];
+
+fn invalid(param: &str, message: impl Into<String>) -> RequestError {
+    RequestError {
+        code: ErrorCode::InvalidRequest,
+        message: message.into(),
+        param: Some(param.to_owned()),
+    }
+}
+
+/// Turns a decoder's error into a client's, with the nearest known field for an unknown one.
+pub(super) fn explain(error: DecodeError) -> RequestError {
+    let unknown = match &error {
+        DecodeError::Malformed { message, .. } => message
+            .strip_prefix("unknown field `")
+            .and_then(|rest| rest.split_once('`'))
+            .map(|(name, _)| name.to_owned()),
+        DecodeError::TooLarge { .. } | DecodeError::ContentType { .. } => None,
+    };
+    let mut error = RequestError::from(error);
+    let Some(name) = unknown else { return error };
+    let at_top = error.param.as_deref().is_none_or(|path| path == name);
+    if at_top {
+        let nearest = FIELDS
+            .into_iter()
+            .map(|field| (strsim::damerau_levenshtein(field, &name), field))
+            .min()
+            .filter(|(distance, field)| *distance * 2 <= field.len());
+        error.message = match nearest {
+            Some((_, field)) => format!("unknown field {name:?}; did you mean {field:?}?"),
+            None => format!("unknown field {name:?}"),
+        };
+        error.param = Some(name);
+    }
+    error
+}
+
+impl RawRequest {
+    /// Checks every field.
+    pub(super) fn check(self, model: &ModelName) -> Result<InferenceRequest, RequestError> {
+        self.refuse_unsupported()?;
+        if let Some(named) = self.model.as_deref().filter(|named| *named != model.as_str()) {
+            return Err(invalid(
+                "model",
+                format!("the body names model {named:?}, the subject {:?}", model.as_str()),
+            ));
+        }
+        let sampling = self.sampling()?;
+        let max_tokens = self.max_tokens()?;
+        let slo = self.slo.map(check_slo).transpose()?;
+        if self.deadline_ms == Some(0) {
+            return Err(invalid("deadline_ms", "must be at least 1"));
+        }
+        Ok(InferenceRequest {
+            max_tokens,
+            sampling,
+            stop: check_stop(self.stop)?,
+            keep_alive: self.keep_alive.map(|RawKeepAlive(keep_alive)| keep_alive),
+            deadline_ms: self.deadline_ms,
+            slo,
+            tenant: self.tenant,
+            input: check_input(self.prompt, self.messages, self.input)?,
+        })
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), RequestError> {
+        let unsupported = [
+            ("n", self.n.is_some_and(|n| n != 1)),
+            ("best_of", self.best_of.is_some_and(|n| n != 1)),
+            ("echo", self.echo == Some(true)),
+            ("suffix", self.suffix.is_some()),
+            (
+                "logprobs",
+                self.logprobs.as_ref().is_some_and(|RawLogprobs(wanted)| *wanted),
+            ),
+            ("top_logprobs", self.top_logprobs.is_some()),
+            ("logit_bias", self.logit_bias.is_some()),
+            (
+                "frequency_penalty",
+                self.frequency_penalty.is_some_and(|p| p != 0.0),
+            ),
+            (
+                "presence_penalty",
+                self.presence_penalty.is_some_and(|p| p != 0.0),
+            ),
+            (
+                "response_format",
+                self.response_format
+                    .as_ref()
+                    .is_some_and(|format| format.kind != "text"),
+            ),
+            ("tools", self.tools.is_some()),
+            ("tool_choice", self.tool_choice.is_some()),
+            ("dimensions", self.dimensions.is_some()),
+            (
+                "encoding_format",
+                self.encoding_format
+                    .as_deref()
+                    .is_some_and(|format| format != "float"),
+            ),
+        ];
+        match unsupported.into_iter().find(|(_, set)| *set) {
+            Some((field, _)) => Err(invalid(
+                field,
+                format!("{field} with this value is not supported; leave it out"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn max_tokens(&self) -> Result<Option<u32>, RequestError> {
+        let (field, value) = match (self.max_tokens, self.max_completion_tokens) {
+            (Some(_), Some(_)) => {
+                return Err(invalid(
+                    "max_completion_tokens",
+                    "set either max_tokens or max_completion_tokens",
+                ));
+            }
+            (None, other) => ("max_completion_tokens", other),
+            (some, None) => ("max_tokens", some),
+        };
+        match value {
+            Some(0) => Err(invalid(field, "must be at least 1")),
+            other => Ok(other),
+        }
+    }
+
+    fn sampling(&self) -> Result<SamplingParams, RequestError> {
+        if self.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
+            return Err(invalid("temperature", "must be between 0 and 2"));
+        }
+        if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+            return Err(invalid("top_p", "must be above 0 and at most 1"));
+        }
+        let top_k = match self.top_k {
+            // Both mean "no limit" to clients of other servers.
+            None | Some(-1 | 0) => None,
+            Some(k) => Some(
+                u32::try_from(k)
+                    .map_err(|_| invalid("top_k", "must be between 1 and 4294967295, or -1 for all"))?,
+            ),
+        };
+        Ok(SamplingParams {
+            temperature: self.temperature,
+            top_k,
+            top_p: self.top_p,
+            // OpenAI's seed is signed: every value is kept apart, none is refused.
+            seed: self.seed.map(i64::cast_unsigned),
+        })
+    }
+}
+
+fn check_slo(slo: Slo) -> Result<Slo, RequestError> {
+    let targets = [
+        ("slo.e2e_ms", slo.e2e_ms),
+        ("slo.ttft_ms", slo.ttft_ms),
+        ("slo.tpot_ms", slo.tpot_ms),
+        ("slo.tpat_ms", slo.tpat_ms),
+    ];
+    for (field, value) in targets {
+        if value.is_some_and(|ms| !(ms.is_finite() && ms > 0.0)) {
+            return Err(invalid(field, "must be a positive number of milliseconds"));
+        }
+    }
+    Ok(slo)
+}
+
+fn check_stop(stop: Option<OneOrMany>) -> Result<Vec<String>, RequestError> {
+    let stop = stop.map(|OneOrMany(texts)| texts).unwrap_or_default();
+    if stop.len() > STOP_COUNT_MAX {
+        return Err(invalid(
+            "stop",
+            format!("has {} texts, at most {STOP_COUNT_MAX} are allowed", stop.len()),
+        ));
+    }
+    match stop
+        .iter()
+        .find(|text| text.is_empty() || text.len() > STOP_BYTES_MAX)
+    {
+        Some(text) => Err(invalid(
+            "stop",
+            format!(
+                "a text has {} bytes, allowed are 1 to {STOP_BYTES_MAX}",
+                text.len()
+            ),
+        )),
+        None => Ok(stop),
+    }
+}
+
+fn check_input(
+    prompt: Option<RawPrompt>,
+    messages: Option<Vec<RawMessage>>,
+    input: Option<OneOrMany>,
+) -> Result<Input, RequestError> {
+    match (prompt, messages, input) {
+        (Some(RawPrompt::Text(text)), None, None) => Ok(Input::Prompt(text)),
+        (Some(RawPrompt::Tokens(tokens)), None, None) if tokens.is_empty() => {
+            Err(invalid("prompt", "has no token"))
+        }
+        (Some(RawPrompt::Tokens(tokens)), None, None) => Ok(Input::PromptTokens(tokens)),
+        (None, Some(messages), None) if messages.is_empty() => Err(invalid("messages", "has no message")),
+        (None, Some(messages), None) => Ok(Input::Chat(
+            messages.into_iter().map(RawMessage::into_message).collect(),
+        )),
+        (None, None, Some(OneOrMany(texts))) if texts.is_empty() || texts.len() > EMBED_INPUT_COUNT_MAX => {
+            Err(invalid(
+                "input",
+                format!(
+                    "has {} texts, allowed are 1 to {EMBED_INPUT_COUNT_MAX}",
+                    texts.len()
+                ),
+            ))
+        }
+        (None, None, Some(OneOrMany(texts))) => Ok(Input::Embed(texts)),
+        (None, None, None) => Err(invalid("prompt", "missing: give prompt, messages or input")),
+        (Some(_), Some(_), _) => Err(invalid("messages", "give either prompt or messages, not both")),
+        (Some(_), None, Some(_)) | (None, Some(_), Some(_)) => Err(invalid(
+            "input",
+            "is for embeddings; give either input or a prompt, not both",
+        )),
+    }
+}
+
+/// A text, or token ids; several texts in one request are refused, since a request has one answer.
+#[derive(Debug)]
+enum RawPrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for RawPrompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PromptVisitor;
+        impl<'de> Visitor<'de> for PromptVisitor {
+            type Value = RawPrompt;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of token ids (one prompt a request)")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawPrompt, E> {
+                Ok(RawPrompt::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<RawPrompt, A::Error> {
+                let mut tokens = Vec::new();
+                while let Some(token) = items.next_element()? {
+                    tokens.push(token);
+                }
+                Ok(RawPrompt::Tokens(tokens))
+            }
+        }
+        deserializer.deserialize_any(PromptVisitor)
+    }
+}
+
+/// A text or a list of texts.
+#[derive(Debug)]
+struct OneOrMany(Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrManyVisitor;
+        impl<'de> Visitor<'de> for OneOrManyVisitor {
+            type Value = OneOrMany;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany(vec![text.to_owned()]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<OneOrMany, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = items.next_element()? {
+                    texts.push(text);
+                }
+                Ok(OneOrMany(texts))
+            }
+        }
+        deserializer.deserialize_any(OneOrManyVisitor)
+    }
+}
+
+/// `"10m"`, seconds, 0, or a negative number for "until evicted".
+#[derive(Debug)]
+struct RawKeepAlive(KeepAlive);
+
+impl<'de> Deserialize<'de> for RawKeepAlive {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeepAliveVisitor;
+        impl Visitor<'_> for KeepAliveVisitor {
+            type Value = RawKeepAlive;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"10m\", a number of seconds, or a negative number for \"until evicted\"")
+            }
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<RawKeepAlive, E> {
+                Ok(RawKeepAlive(match u64::try_from(seconds) {
+                    Ok(seconds) => KeepAlive::Ms(seconds.saturating_mul(1000)),
+                    Err(_) => KeepAlive::UntilEvicted,
+                }))
+            }
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<RawKeepAlive, E> {
+                Ok(RawKeepAlive(KeepAlive::Ms(seconds.saturating_mul(1000))))
+            }
+            fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<RawKeepAlive, E> {
+                if seconds.is_nan() {
+                    return Err(E::invalid_value(de::Unexpected::Float(seconds), &self));
+                }
+                if seconds < 0.0 {
+                    return Ok(RawKeepAlive(KeepAlive::UntilEvicted));
+                }
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a float cast saturates, and the sign was checked"
+                )]
+                let ms = (seconds * 1000.0) as u64;
+                Ok(RawKeepAlive(KeepAlive::Ms(ms)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawKeepAlive, E> {
+                text.parse()
+                    .map(RawKeepAlive)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(KeepAliveVisitor)
+    }
+}
+
+/// A text that is no duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a duration: write a number with ms, s, m or h, or -1 for \"until evicted\"")]
+pub struct KeepAliveError;
+
+impl std::str::FromStr for KeepAlive {
+    type Err = KeepAliveError;
+
+    /// Reads `"500ms"`, `"30s"`, `"10m"`, `"2h"`, a bare number of seconds, or a negative one.
+    fn from_str(text: &str) -> Result<Self, KeepAliveError> {
+        if text.starts_with('-') {
+            return Ok(Self::UntilEvicted);
+        }
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().map_err(|_| KeepAliveError)?;
+        let unit_ms = match &text[digits..] {
+            "ms" => 1,
+            "" | "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(KeepAliveError),
+        };
+        Ok(Self::Ms(number.checked_mul(unit_ms).ok_or(KeepAliveError)?))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMessage {
+    role: String,
+    #[serde(default)]
+    content: RawContent,
+    #[serde(default)]
+    name: Option<String>,
+}
+
+impl RawMessage {
+    fn into_message(self) -> ChatMessage {
+        ChatMessage {
+            role: self.role,
+            content: self.content.0,
+            name: self.name,
+        }
+    }
+}
+
+/// A text, or a list of text parts that are joined.
+#[derive(Debug, Default)]
+struct RawContent(String);
+
+#[derive(Deserialize)]
+struct RawPart {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    text: String,
+}
+
+impl<'de> Deserialize<'de> for RawContent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ContentVisitor;
+        impl<'de> Visitor<'de> for ContentVisitor {
+            type Value = RawContent;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of text parts")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawContent, E> {
+                Ok(RawContent(text.to_owned()))
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<RawContent, E> {
+                Ok(RawContent::default())
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<RawContent, A::Error> {
+                let mut joined = String::new();
+                while let Some(part) = items.next_element::<RawPart>()? {
+                    if part.kind != "text" {
+                        return Err(de::Error::custom(format_args!(
+                            "a part of type {:?} is not supported, only \"text\"",
+                            part.kind
+                        )));
+                    }
+                    joined.push_str(&part.text);
+                }
+                Ok(RawContent(joined))
+            }
+        }
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+/// `false`, `true` (chat) or a number (completion): anything but `false` wants log-probabilities.
+#[derive(Debug)]
+struct RawLogprobs(bool);
+
+impl<'de> Deserialize<'de> for RawLogprobs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LogprobsVisitor;
+        impl Visitor<'_> for LogprobsVisitor {
+            type Value = RawLogprobs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or a number")
+            }
+            fn visit_bool<E: de::Error>(self, wanted: bool) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs(wanted))
+            }
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs(true))
+            }
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs(true))
+            }
+        }
+        deserializer.deserialize_any(LogprobsVisitor)
+    }
+}
+
+#[derive(Debug)]
+struct RawResponseFormat {
+    kind: String,
+}
+
+impl<'de> Deserialize<'de> for RawResponseFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FormatVisitor;
+        impl<'de> Visitor<'de> for FormatVisitor {
+            type Value = RawResponseFormat;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a type")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawResponseFormat, A::Error> {
+                let mut kind = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "type" {
+                        kind = Some(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                kind.map(|kind| RawResponseFormat { kind })
+                    .ok_or_else(|| de::Error::missing_field("type"))
+            }
+        }
+        deserializer.deserialize_map(FormatVisitor)
+    }
+}
