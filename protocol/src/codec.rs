@@ -155,10 +155,11 @@ fn decode_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
 }
 
 fn decode_message_pack<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
+    let mut unread = body;
+    let mut deserializer = rmp_serde::Deserializer::new(&mut unread);
     deserializer.set_max_depth(MESSAGE_PACK_DEPTH_MAX);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(malformed)?;
-    let rest = deserializer.get_ref().len();
+    let rest = unread.len();
     if rest > 0 {
         let message = format!("{rest} bytes follow the message");
         return Err(DecodeError::Malformed {

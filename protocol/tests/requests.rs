@@ -1,0 +1,155 @@
+//! Request bodies as clients write them: what is understood, and what a refusal says.
+
+use flotilla_protocol::event::ErrorCode;
+use flotilla_protocol::request::{InferenceRequest, Input, KeepAlive};
+use flotilla_protocol::{Encoding, ModelName};
+use proptest::prelude::*;
+
+const BYTES_MAX: usize = 10_000;
+
+fn decode(body: &str) -> Result<InferenceRequest, flotilla_protocol::event::RequestError> {
+    let model = ModelName::new("adder").unwrap();
+    InferenceRequest::decode(&model, Encoding::Json, body.as_bytes(), BYTES_MAX)
+}
+
+fn refusal(body: &str) -> (ErrorCode, Option<String>, String) {
+    let error = decode(body).expect_err(body);
+    (error.code, error.param, error.message)
+}
+
+#[test]
+fn completion_with_every_field_of_ours_is_understood() {
+    let request = decode(
+        r#"{"model":"adder","prompt":"1+1=","max_tokens":8,"temperature":0.5,"top_k":40,"top_p":0.9,"seed":-1,
+            "stop":"\n","keep_alive":"10m","deadline_ms":500,"slo":{"e2e_ms":100},"tenant":"team a","stream":true}"#,
+    )
+    .unwrap();
+    assert_eq!(request.input, Input::Prompt("1+1=".into()));
+    assert_eq!(request.max_tokens, Some(8));
+    assert_eq!(request.sampling.seed, Some(u64::MAX));
+    assert_eq!(request.stop, ["\n"]);
+    assert_eq!(request.keep_alive, Some(KeepAlive::Ms(600_000)));
+    assert_eq!(request.slo.unwrap().e2e_ms, Some(100.0));
+    assert_eq!(request.tenant.unwrap().as_str(), "team a");
+}
+
+#[test]
+fn chat_parts_are_joined_and_embedding_input_may_be_one_text() {
+    let chat = decode(
+        r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#,
+    )
+    .unwrap();
+    let Input::Chat(messages) = chat.input else {
+        panic!("not a chat")
+    };
+    assert_eq!(messages[0].content, "ab");
+    assert_eq!(
+        decode(r#"{"input":"x"}"#).unwrap().input,
+        Input::Embed(vec!["x".into()])
+    );
+}
+
+#[test]
+fn keep_alive_speaks_ollamas_dialects() {
+    let cases = [
+        (r#""90""#, KeepAlive::Ms(90_000)),
+        ("0", KeepAlive::Ms(0)),
+        ("1.5", KeepAlive::Ms(1500)),
+        ("-1", KeepAlive::UntilEvicted),
+        (r#""-1m""#, KeepAlive::UntilEvicted),
+        (r#""2h""#, KeepAlive::Ms(7_200_000)),
+    ];
+    for (text, keep_alive) in cases {
+        let request = decode(&format!(r#"{{"prompt":"x","keep_alive":{text}}}"#)).expect(text);
+        assert_eq!(request.keep_alive, Some(keep_alive), "{text}");
+    }
+    assert_eq!(
+        refusal(r#"{"prompt":"x","keep_alive":"soon"}"#).1.as_deref(),
+        Some("keep_alive")
+    );
+}
+
+#[test]
+fn each_refusal_names_its_field() {
+    let cases = [
+        (r#"{"prompt":"x","max_tokens":-3}"#, "max_tokens"),
+        (r#"{"prompt":"x","max_tokens":"many"}"#, "max_tokens"),
+        (r#"{"prompt":"x","max_tokens":0}"#, "max_tokens"),
+        (r#"{"prompt":17}"#, "prompt"),
+        (r#"{"prompt":["a","b"]}"#, "prompt[0]"),
+        (r#"{"prompt":[]}"#, "prompt"),
+        (r#"{}"#, "prompt"),
+        (r#"{"prompt":"x","messages":[]}"#, "messages"),
+        (
+            r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#,
+            "messages[0].content",
+        ),
+        (r#"{"prompt":"x","temperature":-0.1}"#, "temperature"),
+        (r#"{"prompt":"x","temperature":1e999}"#, "temperature"),
+        (r#"{"prompt":"x","top_p":0}"#, "top_p"),
+        (r#"{"prompt":"x","top_k":-2}"#, "top_k"),
+        (r#"{"prompt":"x","n":2}"#, "n"),
+        (r#"{"prompt":"x","logprobs":3}"#, "logprobs"),
+        (r#"{"prompt":"x","stop":[""]}"#, "stop"),
+        (r#"{"prompt":"x","slo":{"e2e_ms":0}}"#, "slo.e2e_ms"),
+        (r#"{"prompt":"x","slo":{"e2e":1}}"#, "slo.e2e"),
+        (r#"{"prompt":"x","deadline_ms":0}"#, "deadline_ms"),
+        (r#"{"prompt":"x","tenant":""}"#, "tenant"),
+        (r#"{"prompt":"x","model":"sorter"}"#, "model"),
+    ];
+    for (body, field) in cases {
+        let (code, param, message) = refusal(body);
+        assert_eq!(code, ErrorCode::InvalidRequest, "{body}");
+        assert_eq!(param.as_deref(), Some(field), "{body}: {message}");
+    }
+}
+
+#[test]
+fn a_misspelt_field_is_answered_with_the_one_meant() {
+    let (_, param, message) = refusal(r#"{"prompt":"x","max_token":8}"#);
+    assert_eq!(param.as_deref(), Some("max_token"));
+    assert_eq!(
+        message,
+        r#"unknown field "max_token"; did you mean "max_tokens"?"#
+    );
+}
+
+#[test]
+fn broken_json_tells_where_and_a_large_body_its_limit() {
+    assert!(refusal(r#"{"prompt":"x""#).2.contains("line 1 column 13"));
+    let (code, _, message) = refusal(&format!(r#"{{"prompt":"{}"}}"#, "x".repeat(BYTES_MAX)));
+    assert_eq!(code, ErrorCode::TooLarge);
+    assert!(message.contains("at most 10000"), "{message}");
+}
+
+#[test]
+fn message_pack_bodies_name_fields_too() {
+    let body = Encoding::MessagePack
+        .encode(&serde_json::json!({"prompt": "x", "max_tokens": -1}))
+        .unwrap();
+    let model = ModelName::new("adder").unwrap();
+    let error = InferenceRequest::decode(&model, Encoding::MessagePack, &body, BYTES_MAX).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("max_tokens"));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_are_refused_or_read_but_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let model = ModelName::new("adder").unwrap();
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            if let Err(error) = InferenceRequest::decode(&model, encoding, &bytes, BYTES_MAX) {
+                prop_assert_eq!(error.code, ErrorCode::InvalidRequest);
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_with_one_damaged_byte_never_panics(index in 0usize..150, byte in any::<u8>()) {
+        let mut body = br#"{"prompt":"1+1=","max_tokens":8,"stop":["a"],"keep_alive":"10m","slo":{"e2e_ms":1.5},"tenant":"t"}"#.to_vec();
+        let index = index % body.len();
+        body[index] = byte;
+        let model = ModelName::new("adder").unwrap();
+        let decoded = InferenceRequest::decode(&model, Encoding::Json, &body, BYTES_MAX);
+        prop_assert!(decoded.is_ok() || decoded.is_err_and(|error| error.code == ErrorCode::InvalidRequest));
+    }
+}
