@@ -1,0 +1,253 @@
+//! The sections and their settings: for each its unit, default and reason.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::rule::{
+    Addresses, BYTES_MAX, Bytes, BytesInMemory, Choice, FilePath, Fraction, Hidden, KeepAliveSeconds, Millis,
+    Name, OneOf, Seconds, Switch, Text, Whole,
+};
+use crate::schema::{optional, required, section};
+use crate::{KeepAlive, LogFormat, LogLevel, Secret, Storage};
+
+section! {
+    /// `[nats]`: how to reach the server, and the limits of what is kept on it.
+    pub struct Nats at "nats" {
+        /// Addresses of the servers of one cluster, separated by commas on the wire. Default
+        /// `nats://127.0.0.1:4222`, the server's own default. Credentials have keys of their own.
+        url: Vec<String> = "url", required(Addresses, "nats://127.0.0.1:4222");
+
+        /// First part of every subject, stream and bucket: 1 to 32 characters of `[A-Za-z0-9_-]`.
+        /// Default `flotilla`; another name lets two fleets share a server.
+        namespace: String = "namespace", required(Name { chars_max: 32 }, "flotilla");
+
+        /// Name of the connection in the server's monitoring. Unset: the role and its id.
+        name: Option<String> = "name", optional(Text);
+
+        /// User name. Unset: no user; goes with `password`.
+        user: Option<String> = "user", optional(Text);
+
+        /// Password of `user`. Never shown.
+        password: Option<Secret> = "password", optional(Hidden);
+
+        /// Token. Never shown. Unset: none; excludes the other credentials.
+        token: Option<Secret> = "token", optional(Hidden);
+
+        /// File with an NKey seed. Unset: none; excludes the other credentials.
+        nkey_seed_file: Option<PathBuf> = "nkey_seed_file", optional(FilePath);
+
+        /// File with a JWT and its seed. Unset: none; excludes the other credentials.
+        creds_file: Option<PathBuf> = "creds_file", optional(FilePath);
+
+        /// How long one connection attempt may take, in ms on the wire. Default 5 s: a healthy server
+        /// answers in milliseconds, a distant one in under a second.
+        connect_timeout: Duration = "connect_timeout_ms", required(Millis { min: 1 }, 5_000_u64);
+
+        /// How long the answer to a request or a publish may take, in ms on the wire. Default 5 s:
+        /// longer than the choice of a new stream leader.
+        request_timeout: Duration = "request_timeout_ms", required(Millis { min: 1 }, 5_000_u64);
+
+        /// Copies of each stream and bucket: 1, 3 or 5. Default 1, all that a single server can keep.
+        replicas: usize = "replicas", required(OneOf(&[1, 3, 5]), 1_u64);
+
+        /// Where the request and journal streams are kept. Default file, so that what was accepted
+        /// outlives the server's process.
+        storage: Storage = "storage",
+            required(Choice(&[("file", Storage::File), ("memory", Storage::Memory)]), "file");
+
+        /// How long the events of a request can be read again, in s on the wire. Default 1 h.
+        journal_max_age: Duration = "journal_max_age_s", required(Seconds { min: 1 }, 3_600_u64);
+
+        /// Bytes of the journal stream; the oldest journals go first. Default 4 GiB, about 10 million
+        /// append messages.
+        journal_max_bytes: u64 = "journal_max_bytes",
+            required(Bytes { min: 1 << 20, max: BYTES_MAX }, "4GiB");
+
+        /// Bytes of the request stream; a full one refuses requests. Default 4 GiB.
+        requests_max_bytes: u64 = "requests_max_bytes",
+            required(Bytes { min: 1 << 20, max: BYTES_MAX }, "4GiB");
+
+        /// Messages of the request stream; a full one refuses requests. Default 1,000,000.
+        requests_max_messages: u64 = "requests_max_messages",
+            required(Whole { min: 1, max: 1_000_000_000_u64 }, 1_000_000_u64);
+
+        /// How long the server knows a request id again and drops its double, in s on the wire.
+        /// Default 120 s, the server's own: longer than a client goes on repeating a publish.
+        dedupe_window: Duration = "dedupe_window_s", required(Seconds { min: 1 }, 120_u64);
+
+        /// How long dead letters are kept, in s on the wire. Default 14 days, so that a letter of a
+        /// Friday outlives a holiday.
+        dead_max_age: Duration = "dead_max_age_s", required(Seconds { min: 1 }, 1_209_600_u64);
+    } with {
+        /// `[nats.tls]`.
+        tls: NatsTls;
+    }
+}
+
+section! {
+    /// `[nats.tls]`: encryption of the connection. All unset: as the server asks, with the system's
+    /// certificate authorities.
+    pub struct NatsTls at "nats.tls" {
+        /// Refuse a server without TLS. Default false, for a server on the same machine.
+        required: bool = "required", required(Switch, false);
+
+        /// PEM file of the authorities that may have signed the server's certificate. Unset: the
+        /// system's.
+        ca_file: Option<PathBuf> = "ca_file", optional(FilePath);
+
+        /// PEM file of our own certificate, for mutual TLS. Goes with `key_file`.
+        cert_file: Option<PathBuf> = "cert_file", optional(FilePath);
+
+        /// PEM file of the key of our own certificate. Goes with `cert_file`.
+        key_file: Option<PathBuf> = "key_file", optional(FilePath);
+    }
+}
+
+section! {
+    /// `[dispatcher]`: the process that owns the queue.
+    pub struct Dispatcher at "dispatcher" {
+        /// Name of this process among the dispatchers: 1 to 64 characters of `[A-Za-z0-9_-]`. Unset:
+        /// made from the host name and the process id.
+        id: Option<String> = "id", optional(Name { chars_max: 64 });
+
+        /// Requests of each class held in memory; the rest waits in the stream. Default 4096.
+        queue_max: usize = "queue_max", required(Whole { min: 1, max: 1_000_000_usize }, 4_096_u64);
+
+        /// How long the server waits for a sign of life about a request it delivered, in ms on the
+        /// wire. Default 10 s: bounds how long a request rests when a dispatcher dies unseen.
+        ack_wait: Duration = "ack_wait_ms", required(Millis { min: 1_000 }, 10_000_u64);
+
+        /// Requests pulled at once. Default 256: keeps one answer of the server under a few MiB.
+        pull_batch_max: usize = "pull_batch_max",
+            required(Whole { min: 1, max: 10_000_usize }, 256_u64);
+
+        /// Bytes of one request, refused before it is decoded. Default 4 MiB, a few times the
+        /// longest useful prompt.
+        request_bytes_max: usize = "request_bytes_max",
+            required(BytesInMemory { min: 1 << 10, max: 64 << 20 }, "4MiB");
+
+        /// Bytes of the prompt of one request, as UTF-8. Default 1 MiB, about 250,000 tokens.
+        prompt_bytes_max: usize = "prompt_bytes_max",
+            required(BytesInMemory { min: 1 << 10, max: 64 << 20 }, "1MiB");
+
+        /// How long leadership lasts without renewal, in ms on the wire. Default 3 s: a standby leads
+        /// within 5 s of a leader's death.
+        lease_ttl: Duration = "lease_ttl_ms", required(Millis { min: 1_000 }, 3_000_u64);
+
+        /// Silence after which a worker counts as lost, in ms on the wire. Default 4 s: three of its
+        /// reports may go missing.
+        worker_lost_after: Duration = "worker_lost_after_ms",
+            required(Millis { min: 100 }, 4_000_u64);
+
+        /// How long a worker may take to accept an assignment, in ms on the wire. Default 2 s; then
+        /// the request gets its next attempt elsewhere.
+        assign_timeout: Duration = "assign_timeout_ms", required(Millis { min: 1 }, 2_000_u64);
+
+        /// Attempts that may end with the death of their worker; then the request is a dead letter.
+        /// Default 3.
+        strikes_max: u32 = "strikes_max", required(Whole { min: 1, max: 100_u32 }, 3_u64);
+
+        /// Models in the catalog. Default 10,000.
+        models_max: usize = "models_max", required(Whole { min: 1, max: 1_000_000_usize }, 10_000_u64);
+
+        /// Workers of the fleet. Default 1,000.
+        workers_max: usize = "workers_max", required(Whole { min: 1, max: 100_000_usize }, 1_000_u64);
+
+        /// How long one request-reply on `infer` waits for the whole answer, in s on the wire.
+        /// Default 600 s: a long generation on a slow device behind a cold load.
+        infer_timeout: Duration = "infer_timeout_s", required(Seconds { min: 1 }, 600_u64);
+
+        /// Tokens of an answer whose request sets no `max_tokens`. Default 256.
+        default_max_tokens: u32 = "default_max_tokens",
+            required(Whole { min: 1, max: 1_000_000_u32 }, 256_u64);
+    }
+}
+
+section! {
+    /// `[worker]`: the process that owns one machine's devices.
+    pub struct Worker at "worker" {
+        /// Name of this worker in the fleet: 1 to 64 characters of `[A-Za-z0-9_-]`. Unset: made from
+        /// the host name. Two workers must not share one.
+        id: Option<String> = "id", optional(Name { chars_max: 64 });
+
+        /// Folder whose subfolders are models. Unset: only models of the catalog.
+        models_dir: Option<PathBuf> = "models_dir", optional(FilePath);
+
+        /// Folder for what the worker keeps between runs. Default `.flotilla`.
+        data_dir: PathBuf = "data_dir", required(FilePath, ".flotilla");
+
+        /// Longest time between two reports, in ms on the wire. Default 1 s; a change is reported at
+        /// once.
+        report_interval: Duration = "report_interval_ms", required(Millis { min: 10 }, 1_000_u64);
+
+        /// How long an idle model stays resident, in s on the wire; -1 is until evicted. Default
+        /// 300 s: a person who pauses finds the model warm.
+        keep_alive: KeepAlive = "keep_alive_s", required(KeepAliveSeconds, 300_i64);
+
+        /// How long running requests may go on when the worker drains, in s on the wire; then they
+        /// are handed back. Default 25 s, under the 30 s that orchestrators grant.
+        drain_timeout: Duration = "drain_timeout_s", required(Seconds { min: 0 }, 25_u64);
+
+        /// Requests that run at once. Default 32.
+        slots: usize = "slots", required(Whole { min: 1, max: 4_096_usize }, 32_u64);
+
+        /// Prefill tokens of one step. Default 512: running requests keep their pace while a long
+        /// prompt is read.
+        batch_tokens_max: usize = "batch_tokens_max",
+            required(Whole { min: 16, max: 65_536_usize }, 512_u64);
+
+        /// Models resident on one device. Unset: as many as its pages hold.
+        models_per_device_max: Option<usize> = "models_per_device_max",
+            optional(Whole { min: 1, max: 1_000_usize });
+
+        /// Tokens that a generation may run ahead of its journal; then it alone pauses. Default 64.
+        answer_channel_tokens: usize = "answer_channel_tokens",
+            required(Whole { min: 1, max: 65_536_usize }, 64_u64);
+
+        /// Time that any load may take, however small, in s on the wire. Default 30 s: a cold disk
+        /// and a first warm-up.
+        load_timeout_floor: Duration = "load_timeout_floor_s", required(Seconds { min: 1 }, 30_u64);
+
+        /// Slowest load that is not given up, in bytes/s: the deadline grows by bytes divided by this.
+        /// Default 50 MiB/s, under any disk or network worth serving from.
+        load_bytes_per_s_min: u64 = "load_bytes_per_s_min",
+            required(Bytes { min: 1 << 10, max: BYTES_MAX }, "50MiB");
+    } with {
+        /// `[worker.cpu]`.
+        cpu: WorkerCpu;
+    }
+}
+
+section! {
+    /// `[worker.cpu]`: the CPU as a device.
+    pub struct WorkerCpu at "worker.cpu" {
+        /// Whether the CPU serves models. Default true, so that a machine without a GPU works.
+        enabled: bool = "enabled", required(Switch, true);
+
+        /// Memory of the device, in bytes. Unset: `memory_fraction` of the machine's.
+        memory_bytes: Option<u64> = "memory_bytes",
+            optional(Bytes { min: 2 << 20, max: BYTES_MAX });
+
+        /// Part of the machine's memory that the device takes when `memory_bytes` is unset, above 0
+        /// and at most 1. Default 0.5: leaves room for the system's file cache.
+        memory_fraction: f64 = "memory_fraction", required(Fraction, 0.5_f64);
+    }
+}
+
+section! {
+    /// `[log]`: what a process writes to standard error.
+    pub struct Log at "log" {
+        /// The least urgent events written. Default info.
+        level: LogLevel = "level", required(Choice(&[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ]), "info");
+
+        /// How a line is written. Default text, for people.
+        format: LogFormat = "format",
+            required(Choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]), "text");
+    }
+}
