@@ -1,1 +1,43 @@
 //! Tensors, kernels and models on the devices of a worker.
+//!
+//! The way through the crate: [`ModelFolder`] checks a model's files before a byte of them is believed,
+//! [`MemoryPlan`] says to the byte what the model needs, [`ModelLoader`] places the weights in device
+//! memory as they arrive, and [`LlamaModel`] runs [`Step`]s over many sequences at once.
+//!
+//! The crate knows tensors, not requests: which sequences run, which KV blocks they own and how many pages
+//! of device memory a model may have is decided outside. Model code is written once, over [`Backend`].
+
+mod backend;
+mod config;
+mod cpu;
+mod folder;
+mod header;
+mod llama;
+mod loader;
+mod mapping;
+mod plan;
+mod sampling;
+mod step;
+mod tensor;
+
+pub use backend::{
+    Attention, Backend, BatchView, DeviceError, KvLayer, KvLayout, Matrix, QkvPrep, RegionId, RmsNorm,
+    Sample, Span,
+};
+pub use config::{ConfigError, ModelConfig, SamplingDefaults};
+pub use cpu::CpuBackend;
+pub use folder::{FolderTensor, ModelError, ModelFolder};
+pub use header::{Header, HeaderError, HeaderTensor, StoredDtype};
+pub use llama::LlamaModel;
+pub use llama::weights::TensorsError;
+pub use loader::{LoadError, ModelLoader};
+pub use plan::{MemoryPlan, PlanError, PlannedTensor, StepLimits};
+pub use sampling::{NO_TOKEN, PARAMETER_WORDS, Sampling, uniform};
+pub use step::{PendingStep, SequenceOutput, SequenceStep, Step, StepError, StepOutput};
+pub use tensor::{Dtype, TensorInfo};
+
+/// The unit in which device memory is mapped and accounted for, in bytes.
+pub const PAGE_BYTES: usize = 2 << 20;
+
+/// How many tokens one KV block holds.
+pub const BLOCK_TOKENS: usize = 16;

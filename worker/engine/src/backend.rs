@@ -1,0 +1,338 @@
+//! What a device can do: memory in pages, and the operations that models are made of.
+//!
+//! Model code knows device memory only as [`Span`]s. Launches may be asynchronous; they take effect in the
+//! order in which they were made, together with uploads. Only [`Backend::download`] and
+//! [`Backend::synchronize`] wait. No operation allocates: everything it needs is a span of its arguments.
+
+use std::io;
+
+use crate::{BLOCK_TOKENS, Dtype};
+
+/// One model's place on a device: its regions of memory and its queue of work.
+///
+/// Dropping the value waits for the queue and gives all its memory back. Spans that do not fit an
+/// operation's shapes, overlap where they must not, or reach into unmapped pages are bugs of the caller: the
+/// operation panics.
+pub trait Backend {
+    /// Reserves an address range of `len_bytes`, rounded up to whole pages, with no memory behind it.
+    ///
+    /// # Errors
+    /// The device has no such range.
+    fn reserve(&mut self, len_bytes: usize) -> Result<RegionId, DeviceError>;
+
+    /// Puts memory behind the next `pages` pages of a region; what they hold is undefined.
+    ///
+    /// # Errors
+    /// The region is not that long, or the device has not that much memory.
+    fn map_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError>;
+
+    /// Takes the memory behind the last `pages` mapped pages of a region away, once queued work is done.
+    ///
+    /// # Errors
+    /// Fewer pages are mapped, or the device refused.
+    fn unmap_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError>;
+
+    /// How many pages of a region have memory behind them.
+    fn mapped_pages(&self, region: RegionId) -> usize;
+
+    /// Copies host bytes to the device. They have been read when this returns; they may arrive later, but
+    /// before any work launched after this call starts.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn upload(&mut self, target: Span, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Copies device bytes to the host, after all work launched before.
+    ///
+    /// # Errors
+    /// The device refused, or work before this failed.
+    fn download(&mut self, source: Span, into: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Waits until everything uploaded and launched so far is done.
+    ///
+    /// # Errors
+    /// Some of that work failed.
+    fn synchronize(&mut self) -> Result<(), DeviceError>;
+
+    /// Copies `source` to `target` on the device; both have one length and do not overlap.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn copy(&mut self, source: Span, target: Span) -> Result<(), DeviceError>;
+
+    /// Writes the index of the first element that is not finite to `out` (u32), [`NO_ELEMENT`] if none.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn first_non_finite(&mut self, weights: Matrix, out: Span) -> Result<(), DeviceError>;
+
+    /// `out[i] = table[tokens[i]]`; `tokens` u32 \[n], `out` f32 \[n, columns].
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn embed_gather(&mut self, table: Matrix, tokens: Span, out: Span) -> Result<(), DeviceError>;
+
+    /// Root-mean-square normalisation of rows, with the residual addition before it.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn rms_norm(&mut self, operation: RmsNorm) -> Result<(), DeviceError>;
+
+    /// `out = x * weights^T`; `x` f32 \[n, columns], `out` f32 \[n, rows], accumulated in f32.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn linear(&mut self, weights: Matrix, x: Span, out: Span) -> Result<(), DeviceError>;
+
+    /// Rotates q and k by their positions and writes k and v to the KV blocks.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn qkv_prep(&mut self, operation: QkvPrep) -> Result<(), DeviceError>;
+
+    /// Causal attention of a batch over its KV blocks; serves decode and chunked prefill alike.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn attention(&mut self, operation: Attention) -> Result<(), DeviceError>;
+
+    /// `gate = silu(gate) * up`, elementwise; both f32 of one length.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn silu_mul(&mut self, gate: Span, up: Span) -> Result<(), DeviceError>;
+
+    /// `out[i] = x[rows[i]]`; `rows` u32 \[n], `out` f32 \[n, columns] gives the row length.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn gather_rows(&mut self, x: Span, rows: Span, out: Span) -> Result<(), DeviceError>;
+
+    /// Draws one token from each row of logits.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn sample(&mut self, operation: Sample) -> Result<(), DeviceError>;
+}
+
+/// What [`Backend::first_non_finite`] writes when all elements are finite.
+pub const NO_ELEMENT: u32 = u32::MAX;
+
+/// A region of one backend; ids of another backend are meaningless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegionId(pub usize);
+
+/// A range of bytes in a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The region it lies in.
+    pub region: RegionId,
+    /// Where it starts in the region, in bytes.
+    pub offset_bytes: usize,
+    /// Its length in bytes.
+    pub len_bytes: usize,
+}
+
+impl Span {
+    /// The first `words` four-byte elements.
+    ///
+    /// # Panics
+    /// The span is shorter.
+    #[must_use]
+    pub fn first_words(self, words: usize) -> Self {
+        self.words(0, words)
+    }
+
+    /// `count` four-byte elements from element `start` on.
+    ///
+    /// # Panics
+    /// The span ends before that.
+    #[must_use]
+    pub fn words(self, start: usize, count: usize) -> Self {
+        assert!(
+            (start + count) * WORD_BYTES <= self.len_bytes,
+            "a part lies inside its span"
+        );
+        Self {
+            region: self.region,
+            offset_bytes: self.offset_bytes + start * WORD_BYTES,
+            len_bytes: count * WORD_BYTES,
+        }
+    }
+}
+
+/// A row-major weight matrix; a vector is one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// Where its elements lie.
+    pub span: Span,
+    /// How its elements are stored.
+    pub dtype: Dtype,
+    /// The number of rows: outputs of a linear layer.
+    pub rows: usize,
+    /// The number of columns: inputs of a linear layer.
+    pub columns: usize,
+}
+
+/// The device-side description of a step's sequences; token `t` of a step is row `t` of every activation.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchView {
+    /// How many sequences take part.
+    pub sequences: usize,
+    /// u32 \[tokens]: each token's position in its sequence.
+    pub positions: Span,
+    /// u32 \[sequences + 1]: where each sequence's tokens start; the last entry is the number of tokens.
+    pub starts: Span,
+    /// u32 \[sequences, table_blocks]: the KV blocks of each sequence, in order; unused entries are ignored.
+    pub tables: Span,
+    /// The row length of `tables`.
+    pub table_blocks: usize,
+}
+
+/// How keys and values of a model lie in a KV block: f32 \[layers, 2, kv_heads, BLOCK_TOKENS, head_dim].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// The number of layers.
+    pub layers: usize,
+    /// The number of key and value heads.
+    pub kv_heads: usize,
+    /// The length of one head's vector.
+    pub head_dim: usize,
+}
+
+impl KvLayout {
+    /// The number of f32 elements of one block.
+    pub const fn block_elements(&self) -> usize {
+        self.layers * 2 * self.head_elements() * self.kv_heads
+    }
+
+    /// The number of f32 elements that one head's keys (or values) take in a block.
+    pub const fn head_elements(&self) -> usize {
+        BLOCK_TOKENS * self.head_dim
+    }
+
+    /// Where the keys of a head start within a block, in elements.
+    pub const fn key_start(&self, layer: usize, head: usize) -> usize {
+        (layer * 2 * self.kv_heads + head) * self.head_elements()
+    }
+
+    /// Where the values of a head start within a block, in elements.
+    pub const fn value_start(&self, layer: usize, head: usize) -> usize {
+        ((layer * 2 + 1) * self.kv_heads + head) * self.head_elements()
+    }
+}
+
+/// One layer's share of the KV blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct KvLayer {
+    /// All blocks; block `i` starts at `i` times the block's size.
+    pub blocks: Span,
+    /// What lies where in a block.
+    pub layout: KvLayout,
+    /// Which layer.
+    pub layer: usize,
+}
+
+/// Arguments of [`Backend::rms_norm`].
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm {
+    /// f32 \[n, columns]: the residual stream, updated in place when `add` is given.
+    pub x: Span,
+    /// f32 \[n, columns]: added to `x` first.
+    pub add: Option<Span>,
+    /// One row of `columns` scales.
+    pub weight: Matrix,
+    /// Added to the mean square.
+    pub epsilon: f32,
+    /// f32 \[n, columns]: receives `x / sqrt(mean(x^2) + epsilon) * weight`.
+    pub out: Span,
+}
+
+/// Arguments of [`Backend::qkv_prep`].
+#[derive(Clone, Copy, Debug)]
+pub struct QkvPrep {
+    /// f32 \[tokens, heads, head_dim]: rotated in place.
+    pub q: Span,
+    /// f32 \[tokens, kv_heads, head_dim]: rotated in place, then written to the KV blocks.
+    pub k: Span,
+    /// f32 \[tokens, kv_heads, head_dim]: written to the KV blocks.
+    pub v: Span,
+    /// f32 \[head_dim / 2]: element `i` of a head turns with element `i + head_dim / 2`.
+    pub inverse_frequencies: Span,
+    /// Which token belongs where.
+    pub batch: BatchView,
+    /// Where keys and values go.
+    pub kv: KvLayer,
+}
+
+/// Arguments of [`Backend::attention`].
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// f32 \[tokens, heads, head_dim].
+    pub q: Span,
+    /// f32 \[tokens, heads, head_dim]: receives the weighted values.
+    pub out: Span,
+    /// The number of query heads, a multiple of the KV heads.
+    pub heads: usize,
+    /// Which token sees what: position `p` of a sequence sees positions `0..=p` of its blocks.
+    pub batch: BatchView,
+    /// Where keys and values are.
+    pub kv: KvLayer,
+}
+
+/// Arguments of [`Backend::sample`].
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// f32 \[n, vocab_size].
+    pub logits: Span,
+    /// The row length of `logits`.
+    pub vocab_size: usize,
+    /// u32 \[n, PARAMETER_WORDS]: see [`crate::Sampling::to_words`].
+    pub parameters: Span,
+    /// u32 \[n, vocab_size]: undefined before and after.
+    pub scratch: Span,
+    /// u32 \[n]: receives token ids, [`crate::NO_TOKEN`] where a logit is not finite.
+    pub out: Span,
+}
+
+/// Why a device could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No address range of that length is to be had.
+    #[error("cannot reserve {len_bytes} bytes of addresses")]
+    Reserve {
+        /// The length asked for, in bytes.
+        len_bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A region is shorter than what should be mapped.
+    #[error("cannot map {pages} more pages: {mapped} of the region's {reserved} pages are mapped")]
+    RegionFull {
+        /// The pages asked for.
+        pages: usize,
+        /// The pages mapped before.
+        mapped: usize,
+        /// The length of the region in pages.
+        reserved: usize,
+    },
+    /// More pages should be unmapped than are mapped.
+    #[error("cannot unmap {pages} pages: only {mapped} are mapped")]
+    NotMapped {
+        /// The pages asked for.
+        pages: usize,
+        /// The pages mapped before.
+        mapped: usize,
+    },
+    /// The system did not take pages back.
+    #[error("cannot give {pages} pages back")]
+    Unmap {
+        /// The pages asked for.
+        pages: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The size of an f32 or u32 in bytes.
+pub(crate) const WORD_BYTES: usize = 4;

@@ -1,0 +1,214 @@
+//! The CPU as a device: operations run in the caller's thread, one after the other.
+//!
+//! Every sum is taken in a fixed order that depends on the vectors alone, never on what else is in the batch,
+//! so a token's logits are bit-identical alone, in any batch, whole or in chunks.
+
+mod attention;
+mod dot;
+mod elementwise;
+mod linear;
+mod memory;
+mod norm;
+mod qkv;
+mod sample;
+
+use half::{bf16, f16};
+
+use crate::Dtype;
+use crate::backend::{
+    Attention, Backend, DeviceError, Matrix, NO_ELEMENT, QkvPrep, RegionId, RmsNorm, Sample, Span, WORD_BYTES,
+};
+use memory::Memory;
+
+/// One model's place on the CPU.
+#[derive(Debug, Default)]
+pub struct CpuBackend {
+    memory: Memory,
+}
+
+impl CpuBackend {
+    /// A place without memory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn reserve(&mut self, len_bytes: usize) -> Result<RegionId, DeviceError> {
+        self.memory.reserve(len_bytes)
+    }
+
+    fn map_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError> {
+        self.memory.map_pages(region, pages)
+    }
+
+    fn unmap_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError> {
+        self.memory.unmap_pages(region, pages)
+    }
+
+    fn mapped_pages(&self, region: RegionId) -> usize {
+        self.memory.mapped_pages(region)
+    }
+
+    fn upload(&mut self, target: Span, bytes: &[u8]) -> Result<(), DeviceError> {
+        let ([], target) = self.memory.borrow([], target);
+        target.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn download(&mut self, source: Span, into: &mut [u8]) -> Result<(), DeviceError> {
+        into.copy_from_slice(self.memory.read(source));
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn copy(&mut self, source: Span, target: Span) -> Result<(), DeviceError> {
+        let ([source], target) = self.memory.borrow([source], target);
+        target.copy_from_slice(source);
+        Ok(())
+    }
+
+    fn first_non_finite(&mut self, weights: Matrix, out: Span) -> Result<(), DeviceError> {
+        let ([bytes], out) = self.memory.borrow([weights.span], out);
+        let found = match weights.dtype {
+            Dtype::F32 => cast::<f32>(bytes).iter().position(|value| !value.is_finite()),
+            Dtype::F16 => cast::<f16>(bytes).iter().position(|value| !value.is_finite()),
+            Dtype::Bf16 => cast::<bf16>(bytes).iter().position(|value| !value.is_finite()),
+        };
+        // An element beyond u32 is told as the last index that can be told.
+        let found = found.map_or(NO_ELEMENT, |index| u32::try_from(index).unwrap_or(NO_ELEMENT - 1));
+        cast_mut(out)[0] = found;
+        Ok(())
+    }
+
+    fn embed_gather(&mut self, table: Matrix, tokens: Span, out: Span) -> Result<(), DeviceError> {
+        let ([weights, tokens], out) = self.memory.borrow([table.span, tokens], out);
+        let (tokens, out) = (cast(tokens), cast_mut(out));
+        match table.dtype {
+            Dtype::F32 => elementwise::gather_widened::<f32>(cast(weights), tokens, out, table.columns),
+            Dtype::F16 => elementwise::gather_widened::<f16>(cast(weights), tokens, out, table.columns),
+            Dtype::Bf16 => elementwise::gather_widened::<bf16>(cast(weights), tokens, out, table.columns),
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, operation: RmsNorm) -> Result<(), DeviceError> {
+        if let Some(add) = operation.add {
+            let ([add], x) = self.memory.borrow([add], operation.x);
+            elementwise::add(cast_mut(x), cast(add));
+        }
+        let weight = operation.weight;
+        let ([weights, x], out) = self.memory.borrow([weight.span, operation.x], operation.out);
+        let (x, out) = (cast(x), cast_mut(out));
+        match weight.dtype {
+            Dtype::F32 => norm::rms_norm::<f32>(cast(weights), x, out, operation.epsilon),
+            Dtype::F16 => norm::rms_norm::<f16>(cast(weights), x, out, operation.epsilon),
+            Dtype::Bf16 => norm::rms_norm::<bf16>(cast(weights), x, out, operation.epsilon),
+        }
+        Ok(())
+    }
+
+    fn linear(&mut self, weights: Matrix, x: Span, out: Span) -> Result<(), DeviceError> {
+        let ([bytes, x], out) = self.memory.borrow([weights.span, x], out);
+        let (x, out) = (cast(x), cast_mut(out));
+        let shape = linear::Shape {
+            inputs: weights.columns,
+            outputs: weights.rows,
+        };
+        match weights.dtype {
+            Dtype::F32 => linear::linear::<f32>(cast(bytes), shape, x, out),
+            Dtype::F16 => linear::linear::<f16>(cast(bytes), shape, x, out),
+            Dtype::Bf16 => linear::linear::<bf16>(cast(bytes), shape, x, out),
+        }
+        Ok(())
+    }
+
+    fn qkv_prep(&mut self, operation: QkvPrep) -> Result<(), DeviceError> {
+        let QkvPrep {
+            q,
+            k,
+            v,
+            inverse_frequencies,
+            batch,
+            kv,
+        } = operation;
+        for rotated in [q, k] {
+            let ([frequencies, positions], rotated) = self
+                .memory
+                .borrow([inverse_frequencies, batch.positions], rotated);
+            qkv::rotate(cast_mut(rotated), cast(frequencies), cast(positions));
+        }
+        let reads = [k, v, batch.positions, batch.starts, batch.tables];
+        let ([k, v, positions, starts, tables], blocks) = self.memory.borrow(reads, kv.blocks);
+        let rows = qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch);
+        qkv::write_blocks(cast(k), cast(v), rows, cast_mut(blocks), &kv);
+        Ok(())
+    }
+
+    fn attention(&mut self, operation: Attention) -> Result<(), DeviceError> {
+        let Attention {
+            q,
+            out,
+            heads,
+            batch,
+            kv,
+        } = operation;
+        let reads = [q, kv.blocks, batch.positions, batch.starts, batch.tables];
+        let ([q, blocks, positions, starts, tables], out) = self.memory.borrow(reads, out);
+        let rows = qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch);
+        attention::attention(cast(q), heads, rows, cast(blocks), &kv, cast_mut(out));
+        Ok(())
+    }
+
+    fn silu_mul(&mut self, gate: Span, up: Span) -> Result<(), DeviceError> {
+        let ([up], gate) = self.memory.borrow([up], gate);
+        elementwise::silu_mul(cast_mut(gate), cast(up));
+        Ok(())
+    }
+
+    fn gather_rows(&mut self, x: Span, rows: Span, out: Span) -> Result<(), DeviceError> {
+        let columns = out.len_bytes / rows.len_bytes.max(1);
+        let ([x, rows], out) = self.memory.borrow([x, rows], out);
+        elementwise::gather_widened::<f32>(cast(x), cast(rows), cast_mut(out), columns);
+        Ok(())
+    }
+
+    fn sample(&mut self, operation: Sample) -> Result<(), DeviceError> {
+        let Sample {
+            logits,
+            vocab_size,
+            parameters,
+            scratch,
+            out,
+        } = operation;
+        for row in 0..out.len_bytes / WORD_BYTES {
+            let reads = [
+                logits.words(row * vocab_size, vocab_size),
+                parameters.words(row * crate::PARAMETER_WORDS, crate::PARAMETER_WORDS),
+            ];
+            let ([logits, parameters], candidates) = self.memory.borrow(reads, scratch.words(0, vocab_size));
+            let words = cast(parameters)
+                .first_chunk()
+                .expect("the span has this many words");
+            let token = sample::draw(
+                cast(logits),
+                &crate::Sampling::from_words(words),
+                cast_mut(candidates),
+            );
+            let ([], out) = self.memory.borrow([], out.words(row, 1));
+            cast_mut(out)[0] = token;
+        }
+        Ok(())
+    }
+}
+
+fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> &[T] {
+    bytemuck::cast_slice(bytes)
+}
+
+fn cast_mut<T: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [T] {
+    bytemuck::cast_slice_mut(bytes)
+}

@@ -1,0 +1,358 @@
+//! A model's folder: its files are mapped and checked, nothing is copied.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::llama::weights::{self, TensorsError};
+use crate::mapping::FileMapping;
+use crate::{ConfigError, Header, HeaderError, ModelConfig, TensorInfo};
+
+/// A model's files, checked: every tensor that the model needs is there, with a supported element type, the
+/// right shape, and bytes that lie inside its file.
+#[derive(Debug)]
+pub struct ModelFolder {
+    config: ModelConfig,
+    files: Vec<FileMapping>,
+    tensors: Vec<Placed>,
+    revision: u64,
+}
+
+/// One tensor of a folder.
+#[derive(Clone, Copy, Debug)]
+pub struct FolderTensor<'a> {
+    /// What it is.
+    pub info: &'a TensorInfo,
+    /// Its elements as stored: row-major, little-endian, not aligned.
+    pub bytes: &'a [u8],
+}
+
+#[derive(Debug)]
+struct Placed {
+    info: TensorInfo,
+    file: usize,
+    range: Range<usize>,
+}
+
+impl ModelFolder {
+    /// Opens a folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` and the
+    /// files it names; `generation_config.json` is optional. Other files are ignored.
+    ///
+    /// The files must not be written to or truncated while the value lives; replacing them by renaming is
+    /// fine.
+    ///
+    /// # Errors
+    /// The first fault found, with its file and tensor or field.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let config_path = folder.join("config.json");
+        let config_bytes = read(&config_path)?;
+        let generation_bytes = read_if_there(&folder.join("generation_config.json"))?;
+        let config =
+            ModelConfig::from_json(&config_bytes, generation_bytes.as_deref()).map_err(|source| {
+                ModelError::Config {
+                    path: config_path,
+                    source,
+                }
+            })?;
+        let shards = Shards::open(folder)?;
+        let mut revision = Revision::new();
+        revision.add(&config_bytes);
+        shards.files.iter().for_each(|shard| revision.add_shard(shard));
+        let tensors = shards.resolve(&config)?;
+        Ok(Self {
+            config,
+            files: shards.files.into_iter().map(|shard| shard.mapping).collect(),
+            tensors,
+            revision: revision.0,
+        })
+    }
+
+    /// The model's configuration.
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The tensors that the model needs, in load order: embeddings, layers ascending, norm, head.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = FolderTensor<'_>> {
+        self.tensors.iter().map(|tensor| FolderTensor {
+            info: &tensor.info,
+            bytes: &self.files[tensor.file].bytes()[tensor.range.clone()],
+        })
+    }
+
+    /// Their descriptions, in the same order.
+    pub fn tensor_infos(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
+        self.tensors.iter().map(|tensor| &tensor.info)
+    }
+
+    /// How many bytes the weights are.
+    pub fn weights_bytes(&self) -> usize {
+        self.tensors.iter().map(|tensor| tensor.range.len()).sum()
+    }
+
+    /// A cheap fingerprint of the configuration and the tensors' names, shapes, element types and places.
+    ///
+    /// It does not read the weights, so it tells a changed architecture from the same one, not changed weights.
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+struct Shards {
+    /// Where an error about the set as a whole points.
+    path: PathBuf,
+    files: Vec<Shard>,
+    /// The file of each tensor.
+    file_of: HashMap<String, usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    mapping: FileMapping,
+    header: Header,
+}
+
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Shards {
+    fn open(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("model.safetensors");
+        let index_path = folder.join("model.safetensors.index.json");
+        if path.exists() || !index_path.exists() {
+            let shard = Shard::open(path.clone())?;
+            let file_of = shard
+                .header
+                .tensors()
+                .keys()
+                .map(|name| (name.clone(), 0))
+                .collect();
+            return Ok(Self {
+                path,
+                files: vec![shard],
+                file_of,
+            });
+        }
+        Self::open_index(folder, index_path)
+    }
+
+    fn open_index(folder: &Path, path: PathBuf) -> Result<Self, ModelError> {
+        let index: RawIndex =
+            serde_json::from_slice(&read(&path)?).map_err(|source| ModelError::IndexJson {
+                path: path.clone(),
+                source,
+            })?;
+        let mut files: Vec<Shard> = Vec::new();
+        let mut file_indexes = HashMap::new();
+        let mut file_of = HashMap::new();
+        for (tensor, file) in index.weight_map {
+            let file_index = match file_indexes.get(&file) {
+                Some(file_index) => *file_index,
+                None => {
+                    if !is_plain_file_name(&file) {
+                        return Err(ModelError::IndexFileName {
+                            path,
+                            tensor,
+                            found: file,
+                        });
+                    }
+                    files.push(Shard::open(folder.join(&file))?);
+                    file_indexes.insert(file, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            let shard = &files[file_index];
+            if !shard.header.tensors().contains_key(&tensor) {
+                return Err(ModelError::NotInShard {
+                    path,
+                    tensor,
+                    shard: shard.path.clone(),
+                });
+            }
+            file_of.insert(tensor, file_index);
+        }
+        Ok(Self { path, files, file_of })
+    }
+
+    fn resolve(&self, config: &ModelConfig) -> Result<Vec<Placed>, ModelError> {
+        weights::required(config)
+            .into_iter()
+            .map(|weight| {
+                let Some(file) = self.file_of.get(&weight.name).copied() else {
+                    let source = TensorsError::Missing {
+                        tensor: weight.name,
+                        shape: weight.shape,
+                    };
+                    return Err(ModelError::Tensors {
+                        path: self.path.clone(),
+                        source,
+                    });
+                };
+                let shard = &self.files[file];
+                shard.resolve(weight, file).map_err(|source| ModelError::Tensors {
+                    path: shard.path.clone(),
+                    source,
+                })
+            })
+            .collect()
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self, ModelError> {
+        let mapped = File::open(&path).and_then(|file| FileMapping::new(&file));
+        let mapping = match mapped {
+            Ok(mapping) => mapping,
+            Err(source) => return Err(ModelError::Read { path, source }),
+        };
+        match Header::parse(mapping.bytes(), mapping.bytes().len()) {
+            Ok(header) => Ok(Self {
+                path,
+                mapping,
+                header,
+            }),
+            Err(source) => Err(ModelError::Header { path, source }),
+        }
+    }
+
+    fn resolve(&self, weight: weights::Required, file: usize) -> Result<Placed, TensorsError> {
+        let tensor = &self.header.tensors()[&weight.name];
+        let info = match tensor.info(&weight.name) {
+            Ok(info) => info,
+            Err(dtype) => {
+                return Err(TensorsError::Dtype {
+                    tensor: weight.name,
+                    found: dtype.to_owned(),
+                });
+            }
+        };
+        if info.shape != weight.shape {
+            return Err(TensorsError::Shape {
+                tensor: weight.name,
+                expected: weight.shape,
+                found: info.shape,
+            });
+        }
+        Ok(Placed {
+            info,
+            file,
+            range: tensor.file_range.clone(),
+        })
+    }
+}
+
+/// 64 bits of FNV-1a.
+struct Revision(u64);
+
+impl Revision {
+    const fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn add_shard(&mut self, shard: &Shard) {
+        let bytes = shard.mapping.bytes();
+        let header_end = Header::end(bytes, bytes.len()).expect("the header was parsed before");
+        self.add(&bytes[..header_end]);
+    }
+}
+
+fn is_plain_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let only = (components.next(), components.next());
+    matches!(only, (Some(Component::Normal(file)), None) if file == name) && !name.contains('\\')
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    fs::read(path).map_err(|source| ModelError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ModelError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Why a folder holds no model that the engine can run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file cannot be read.
+    #[error("{path}: cannot be read", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The configuration cannot be used.
+    #[error("{path}: configuration is not usable", path = .path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field and why.
+        source: ConfigError,
+    },
+    /// A file's header lies.
+    #[error("{path}: not a valid safetensors file", path = .path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: HeaderError,
+    },
+    /// The index is not the JSON it should be.
+    #[error("{path}: not an index of tensors in JSON", path = .path.display())]
+    IndexJson {
+        /// The index.
+        path: PathBuf,
+        /// Where it goes wrong.
+        source: serde_json::Error,
+    },
+    /// The index names something that is not a file of the folder.
+    #[error("{path}: tensor {tensor}: expected the name of a file in the folder, found {found:?}", path = .path.display())]
+    IndexFileName {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the index says.
+        found: String,
+    },
+    /// A tensor is not in the file that the index names.
+    #[error("{path}: tensor {tensor} is not in {shard}", path = .path.display(), shard = .shard.display())]
+    NotInShard {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The file that the index names.
+        shard: PathBuf,
+    },
+    /// The tensors are not those of the configured model.
+    #[error("{path}: not the tensors of the configured model", path = .path.display())]
+    Tensors {
+        /// The file, or the index if a tensor is in none.
+        path: PathBuf,
+        /// The tensor and why.
+        source: TensorsError,
+    },
+}

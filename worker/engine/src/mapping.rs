@@ -1,0 +1,97 @@
+//! Memory maps: files read in place, and address ranges that become memory where they are touched.
+//!
+//! The only unsafe code of the CPU side. Both types hand out plain slices under Rust's borrow rules.
+#![allow(
+    unsafe_code,
+    reason = "mapping a file and giving pages back cannot be expressed safely"
+)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use memmap2::{Mmap, MmapMut, MmapOptions, UncheckedAdvice};
+
+/// A whole file, mapped for reading.
+#[derive(Debug)]
+pub(crate) struct FileMapping {
+    map: Mmap,
+}
+
+impl FileMapping {
+    /// Maps a file that nobody writes to or truncates while the mapping lives.
+    pub(crate) fn new(file: &File) -> io::Result<Self> {
+        // SAFETY: `map` demands that the file is not changed while the mapping lives, because a change would
+        // show through a shared slice and a truncation would fault. A worker's model files are replaced by
+        // renaming a complete file over them and never written in place, which `ModelFolder::open` demands
+        // of every other caller in its documentation. No reference outlives `self.map`, which unmaps on drop.
+        let map = unsafe { Mmap::map(file) }?;
+        Ok(Self { map })
+    }
+
+    /// The file's bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// An address range whose pages become memory when they are first written.
+#[derive(Debug)]
+pub(crate) struct ReservedMapping {
+    map: MmapMut,
+}
+
+impl ReservedMapping {
+    /// Reserves addresses without taking memory or swap for them.
+    pub(crate) fn new(len_bytes: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(len_bytes).no_reserve_swap().map_anon()?;
+        Ok(Self { map })
+    }
+
+    /// The whole range; a page never written to reads as zeros.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// The whole range, for writing.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// Gives the memory behind a part of the range back to the system; the part reads as zeros afterwards.
+    pub(crate) fn release(&mut self, range: Range<usize>) -> io::Result<()> {
+        assert!(
+            range.start <= range.end && range.end <= self.map.len(),
+            "release lies inside the range"
+        );
+        if range.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: MADV_DONTNEED demands that nobody relies on the contents of the pages that it drops. The
+        // mapping is private and anonymous, so the pages read as zeros afterwards, which is a valid value of
+        // every `u8`. `&mut self` excludes any live slice into them, and the range was checked above.
+        unsafe {
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_memory_reads_as_zeros() {
+        let mut mapping = ReservedMapping::new(4 * crate::PAGE_BYTES).unwrap();
+        mapping.bytes_mut().fill(7);
+        mapping.release(crate::PAGE_BYTES..2 * crate::PAGE_BYTES).unwrap();
+        assert_eq!(mapping.bytes()[crate::PAGE_BYTES - 1], 7);
+        assert!(
+            mapping.bytes()[crate::PAGE_BYTES..2 * crate::PAGE_BYTES]
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+        assert_eq!(mapping.bytes()[2 * crate::PAGE_BYTES], 7);
+    }
+}
