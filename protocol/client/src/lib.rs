@@ -1,1 +1,24 @@
-//! The NATS side of the protocol: connection, journal, submitting a request and following its events.
+//! The NATS side of the protocol, shared by every process of Flotilla and by the command line.
+//!
+//! * [`Connection`]: connects with the configured credentials and refuses a server that would lose work.
+//! * [`Journal`]: appends that cannot interleave, and reads.
+//! * [`Events`]: follows one request's answer and repairs gaps from the journal.
+//! * [`Catalog`]: the models, in their KV bucket.
+//!
+//! What async-nats reports is mapped to typed errors here, with the subject, and nowhere else.
+
+mod answer;
+mod catalog;
+mod connection;
+mod events;
+mod journal;
+mod submit;
+mod version;
+
+pub use answer::{Answer, AnswerBuilder};
+pub use catalog::{Catalog, CatalogChange, CatalogError};
+pub use connection::{ConnectError, Connection};
+pub use events::{Delivered, Events, EventsError};
+pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};
+pub use submit::{NewRequest, SubmitError, new_request_id, submit};
+pub use version::{ServerVersion, VERSION_MIN};

@@ -1,0 +1,222 @@
+//! The catalog: one JSON document a model in the KV bucket `models`, written by compare-and-set.
+
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation};
+use flotilla_protocol::catalog::CatalogEntry;
+use flotilla_protocol::subject::{decode_token, encode_token};
+use flotilla_protocol::{Encoding, ModelName};
+use futures_util::{Stream, StreamExt};
+use thiserror::Error;
+use tracing::warn;
+
+use crate::connection::Connection;
+
+/// Why the catalog could not be read or written.
+#[derive(Debug, Error)]
+pub enum CatalogError {
+    /// The bucket does not exist.
+    #[error("the bucket {bucket} is missing; has a dispatcher been started in this namespace?")]
+    NoBucket {
+        /// Its name.
+        bucket: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::jetstream::context::KeyValueError,
+    },
+    /// The server could not be asked.
+    #[error("cannot {operation} model {model:?}")]
+    Store {
+        /// What was tried.
+        operation: &'static str,
+        /// On which model; `*` for all.
+        model: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// The model is there already.
+    #[error("model {model:?} is in the catalog already; remove it first")]
+    Exists {
+        /// The model.
+        model: ModelName,
+    },
+    /// The model is not there.
+    #[error("model {model:?} is not in the catalog")]
+    Unknown {
+        /// The model.
+        model: ModelName,
+    },
+    /// What is stored is not an entry.
+    #[error("what is stored for key {key:?} is not a catalog entry")]
+    NotAnEntry {
+        /// The key.
+        key: String,
+        /// Why not.
+        #[source]
+        source: flotilla_protocol::DecodeError,
+    },
+}
+
+/// A change of the catalog.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CatalogChange {
+    /// A model is there, newly or with other settings.
+    Put(Box<CatalogEntry>),
+    /// A model is gone.
+    Removed(ModelName),
+}
+
+/// The catalog. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    store: kv::Store,
+}
+
+impl Catalog {
+    /// Opens the bucket.
+    ///
+    /// # Errors
+    /// [`CatalogError::NoBucket`].
+    pub async fn open(connection: &Connection) -> Result<Self, CatalogError> {
+        let bucket = connection.subjects.bucket("models");
+        let store = connection.jetstream.get_key_value(&bucket).await;
+        Ok(Self {
+            store: store.map_err(|source| CatalogError::NoBucket { bucket, source })?,
+        })
+    }
+
+    /// One model, or `None`.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn entry(&self, model: &ModelName) -> Result<Option<CatalogEntry>, CatalogError> {
+        let key = encode_token(model.as_str());
+        let value = self
+            .store
+            .get(&key)
+            .await
+            .map_err(|error| failed("read", model.as_str(), error))?;
+        value.map(|value| decode(&key, &value)).transpose()
+    }
+
+    /// Every model, by name.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn list(&self) -> Result<Vec<CatalogEntry>, CatalogError> {
+        let mut keys = self
+            .store
+            .keys()
+            .await
+            .map_err(|error| failed("list", "*", error))?;
+        let mut entries = Vec::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| failed("list", "*", error))?;
+            if let Some(value) = self
+                .store
+                .get(&key)
+                .await
+                .map_err(|error| failed("read", &key, error))?
+            {
+                entries.push(decode(&key, &value)?);
+            }
+        }
+        entries.sort_by(|a: &CatalogEntry, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Adds a model that is not there.
+    ///
+    /// # Errors
+    /// [`CatalogError::Exists`] and others.
+    pub async fn add(&self, entry: &CatalogEntry) -> Result<(), CatalogError> {
+        let model = &entry.name;
+        let body = Encoding::Json
+            .encode(entry)
+            .map_err(|error| failed("add", model.as_str(), error))?;
+        match self.store.create(encode_token(model.as_str()), body).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
+                Err(CatalogError::Exists { model: model.clone() })
+            }
+            Err(error) => Err(failed("add", model.as_str(), error)),
+        }
+    }
+
+    /// Removes a model.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unknown`] and others.
+    pub async fn remove(&self, model: &ModelName) -> Result<(), CatalogError> {
+        if self.entry(model).await?.is_none() {
+            return Err(CatalogError::Unknown { model: model.clone() });
+        }
+        let key = encode_token(model.as_str());
+        self.store
+            .delete(key)
+            .await
+            .map_err(|error| failed("remove", model.as_str(), error))
+    }
+
+    /// Everything that is there, then every change. An entry that cannot be read is logged and skipped: one
+    /// broken entry must not take the fleet down. The stream ends only with the connection.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn changes(&self) -> Result<impl Stream<Item = CatalogChange> + Unpin + use<>, CatalogError> {
+        let watch = self
+            .store
+            .watch_with_history(">")
+            .await
+            .map_err(|error| failed("watch", "*", error))?;
+        Ok(watch
+            .filter_map(|entry| {
+                std::future::ready(match entry {
+                    Ok(entry) => change(&entry),
+                    Err(error) => {
+                        warn!(%error, "the catalog's watch faltered and goes on");
+                        None
+                    }
+                })
+            })
+            .boxed())
+    }
+}
+
+fn change(entry: &kv::Entry) -> Option<CatalogChange> {
+    let change = match entry.operation {
+        Operation::Put => decode(&entry.key, &entry.value).map(|entry| CatalogChange::Put(Box::new(entry))),
+        Operation::Delete | Operation::Purge => {
+            let name = decode_token(&entry.key)
+                .ok()
+                .and_then(|name| ModelName::new(name).ok());
+            return name.map(CatalogChange::Removed);
+        }
+    };
+    change
+        .inspect_err(|error| warn!(key = entry.key, error = %error, "a catalog entry cannot be read"))
+        .ok()
+}
+
+fn decode(key: &str, value: &[u8]) -> Result<CatalogEntry, CatalogError> {
+    Encoding::Json
+        .decode(value, ENTRY_BYTES_MAX)
+        .map_err(|source| CatalogError::NotAnEntry {
+            key: key.to_owned(),
+            source,
+        })
+}
+
+fn failed(
+    operation: &'static str,
+    model: &str,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> CatalogError {
+    CatalogError::Store {
+        operation,
+        model: model.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// Largest entry that is read, in bytes; ours have a few hundred.
+const ENTRY_BYTES_MAX: usize = 64 << 10;
