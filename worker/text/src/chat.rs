@@ -223,7 +223,7 @@ impl ChatTemplate {
             .special_tokens
             .iter()
             .map(|(&name, token)| (name, Value::from(token.as_str())));
-        tokens.chain(arguments).collect()
+        Value::from(tokens.chain(arguments).collect::<BTreeMap<_, _>>())
     }
 
     fn failure(&self, source: minijinja::Error) -> ChatError {

@@ -7,12 +7,12 @@ pub(crate) fn without_generation_tags(template: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         replaced.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        let Some(end) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
-        let inside = &tag[2..end];
+        let (tag, after) = tag.split_at(end + 4);
+        let inside = &tag[2..end + 2];
         match inside.trim_matches(['-', '+']).trim() {
             "generation" => replaced.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => replaced.push_str(&tag.replace("endgeneration", "endif")),
