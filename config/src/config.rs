@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,8 +39,9 @@ pub enum ConfigFile {
     Search,
 }
 
-/// What is laid over the defaults. The default of this type is nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What is laid over the defaults. The default of this type is nothing. `Debug` shows no value of a
+/// variable or override, because some are secrets.
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct LoadOptions {
     /// The file.
     pub file: ConfigFile,
@@ -58,6 +60,18 @@ impl LoadOptions {
             environment: env::vars_os().collect(),
             flags,
         }
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.environment.iter().map(|(name, _)| name);
+        let keys = self.flags.iter().map(|flag| flag.split('=').next());
+        f.debug_struct("LoadOptions")
+            .field("file", &self.file)
+            .field("environment", &names.collect::<Vec<_>>())
+            .field("flags", &keys.flatten().collect::<Vec<_>>())
+            .finish()
     }
 }
 
