@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use flotilla_text::{ChatError, ChatOptions, ChatTemplate, GenerationPrompt};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::fixtures;
@@ -223,5 +224,23 @@ fn hostile_templates_end_with_an_error() {
             matches!(outcome, Err(ChatError::Render { .. })),
             "{template}: {outcome:?}"
         );
+    }
+}
+
+proptest! {
+    #[test]
+    fn mutated_templates_never_panic(
+        source in prop::sample::select(vec![CHATML, LLAMA_3, QWEN, MISTRAL]),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..9, "[-+{}%#| a-z0-9'\\[\\]().*~]{0,4}"), 1..4),
+    ) {
+        let mut template = source.to_owned();
+        for (place, removed, inserted) in edits {
+            let start = place.index(template.len());
+            let end = (start + removed).min(template.len());
+            template.replace_range(start..end, &inserted);
+        }
+        let outcome = render(&template, &conversation(), Some(&weather_tool()));
+        let panicked = matches!(outcome, Err(ChatError::Panicked { .. }));
+        prop_assert!(!panicked, "{}", template);
     }
 }
