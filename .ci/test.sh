@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The whole test: format, lints, purity of the cores, doc tests, then every test of the workspace.
+# Sets up what the tests need. The test runner comes last, so that its summary closes the output.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. .ci/tools.sh
+
+NATS_SERVER=$(deploy/setup-nats-server.sh)
+FLOTILLA_TEST_PYTHON=$(deploy/python-env.sh nats-py==2.16.0)
+export NATS_SERVER FLOTILLA_TEST_PYTHON
+ensure_components
+choose_runner
+
+step() { printf '\n== %s\n' "$*"; "$@"; }
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets -- -D warnings
+step .ci/core-purity.sh
+# Integration tests start the program itself.
+step cargo build --workspace --bins
+step cargo test --workspace --doc --quiet
+step "${runner[@]}" --workspace

@@ -1,0 +1,26 @@
+# Sourced by the other scripts: makes the build tools available, installs those that can be.
+
+if ! command -v cargo >/dev/null && [ -f "$HOME/.cargo/env" ]; then
+    . "$HOME/.cargo/env"
+fi
+command -v cargo >/dev/null || { echo 'no cargo; install Rust from https://rustup.rs' >&2; exit 1; }
+
+# Formatter and linter are components of the toolchain, and minimal installations lack them.
+ensure_components() {
+    if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+        rustup component add rustfmt clippy
+    fi
+}
+
+# Sets `runner` to nextest, or to cargo's own where that cannot be had.
+choose_runner() {
+    runner=(cargo test --no-fail-fast)
+    if ! cargo nextest --version >/dev/null 2>&1; then
+        echo 'installing cargo-nextest' >&2
+        cargo install cargo-nextest --locked || echo 'cargo-nextest cannot be installed; using cargo test' >&2
+    fi
+    if cargo nextest --version >/dev/null 2>&1; then
+        runner=(cargo nextest run)
+        if [ -n "${CI:-}" ]; then runner+=(--profile ci); fi
+    fi
+}

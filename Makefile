@@ -1,0 +1,24 @@
+.PHONY: help demo test check bench build clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: ## a whole fleet on this machine, three questions, Ctrl-C to stop (DEMO_EXIT=1: stop at once)
+	@deploy/demo.sh
+
+test: ## everything: format, lints, unit and integration tests with a real nats-server
+	@.ci/test.sh
+
+check: ## the fast loop: format, lints, tests that need no other process
+	@.ci/check.sh
+
+bench: ## how many requests a second the dispatcher moves, against bare JetStream
+	@deploy/bench.sh dispatch
+
+build: ## the release binary
+	cargo build --release -p flotilla-cli
+
+clean: ## removes what was built, installed and written here
+	cargo clean
+	rm -rf .venv .venv.lock .flotilla
