@@ -1,1 +1,13 @@
 //! Integration tests: real processes around a real nats-server.
+
+mod answers;
+mod bad_input;
+mod bad_models;
+mod bad_starts;
+mod command_line;
+mod crashes;
+mod endings;
+mod foreign_client;
+mod journal;
+mod load;
+mod services;

@@ -1,1 +1,40 @@
-//! Harness for tests with a real nats-server and real processes.
+//! Harness: a private nats-server for each test, real processes of ours around it, and model folders.
+//!
+//! Everything that a test starts is killed and removed when its value is dropped. Tests wait for
+//! conditions with a deadline ([`eventually`]); none of them sleeps for a fixed time.
+
+mod fleet;
+mod models;
+mod process;
+mod server;
+
+pub use fleet::{Fleet, FleetBuilder, Question};
+pub use models::{ModelFolderBuilder, demo_models_dir};
+pub use process::{Process, Signal, flotilla_binary};
+pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary};
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// Time limit of a condition in tests: generous, since two cores run many tests at once.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks `probe` again and again until it gives a value.
+///
+/// # Panics
+/// When [`PATIENCE`] is over; the message names what was waited for.
+pub async fn eventually<T, F, Fut>(what: &str, mut probe: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Option<T>>,
+{
+    let start = Instant::now();
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        pause.tick().await;
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+    }
+}

@@ -1,0 +1,291 @@
+//! A whole fleet for one test: server, dispatchers and workers as real processes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use async_nats::Message;
+use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit};
+use flotilla_config::{Config, LoadOptions};
+use flotilla_protocol::admin::FleetStatus;
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::server::{NatsServer, ServerOptions};
+use crate::{demo_models_dir, eventually};
+
+/// What a test wants of its fleet.
+#[derive(Debug)]
+pub struct FleetBuilder {
+    server: ServerOptions,
+    dispatchers: usize,
+    workers: usize,
+    models_dir: PathBuf,
+    settings: Vec<String>,
+}
+
+/// A running fleet; everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The dispatchers, by number.
+    pub dispatchers: Vec<Process>,
+    /// The workers, by number; worker n is called `w<n>`.
+    pub workers: Vec<Process>,
+    /// A connection for the test's own requests.
+    pub connection: Connection,
+    /// The server.
+    pub server: NatsServer,
+    folder: TempDir,
+    models_dir: PathBuf,
+    settings: Vec<String>,
+}
+
+/// A request that a test asks.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Its id.
+    pub request: RequestId,
+    /// Class.
+    pub class: Class,
+    /// Model.
+    pub model: ModelName,
+    /// The body.
+    pub body: Value,
+}
+
+impl Question {
+    /// An interactive request for a model.
+    ///
+    /// # Panics
+    /// When the model's name is not one.
+    #[must_use]
+    pub fn new(model: &str, body: Value) -> Self {
+        let model = ModelName::new(model).expect("the test names a model");
+        Self {
+            request: new_request_id(),
+            class: Class::Interactive,
+            model,
+            body,
+        }
+    }
+
+    /// A completion of a prompt.
+    #[must_use]
+    pub fn prompt(model: &str, prompt: &str) -> Self {
+        Self::new(model, json!({"prompt": prompt}))
+    }
+}
+
+impl FleetBuilder {
+    /// The server's options.
+    #[must_use]
+    pub fn server(mut self, options: ServerOptions) -> Self {
+        self.server = options;
+        self
+    }
+
+    /// How many dispatchers.
+    #[must_use]
+    pub fn dispatchers(mut self, count: usize) -> Self {
+        self.dispatchers = count;
+        self
+    }
+
+    /// How many workers.
+    #[must_use]
+    pub fn workers(mut self, count: usize) -> Self {
+        self.workers = count;
+        self
+    }
+
+    /// The folder whose subfolders are the models; the demonstration models by default.
+    #[must_use]
+    pub fn models_dir(mut self, folder: &Path) -> Self {
+        self.models_dir = folder.to_owned();
+        self
+    }
+
+    /// A setting for every process, as `key=value`.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// Starts everything and waits until every worker has reported.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub async fn start(self) -> Result<Fleet> {
+        let server = NatsServer::start(&self.server)?;
+        let connection = connect(&server.url()).await?;
+        let mut fleet = Fleet {
+            dispatchers: Vec::new(),
+            workers: Vec::new(),
+            connection,
+            server,
+            folder: tempfile::tempdir()?,
+            models_dir: self.models_dir,
+            settings: self.settings,
+        };
+        for _ in 0..self.dispatchers {
+            fleet.add_dispatcher()?;
+        }
+        for _ in 0..self.workers {
+            fleet.add_worker()?;
+        }
+        fleet.wait_for_workers(self.workers).await;
+        Ok(fleet)
+    }
+}
+
+impl Fleet {
+    /// One dispatcher, one worker, the demonstration models.
+    #[must_use]
+    pub fn builder() -> FleetBuilder {
+        FleetBuilder {
+            server: ServerOptions::default(),
+            dispatchers: 1,
+            workers: 1,
+            models_dir: demo_models_dir(),
+            settings: Vec::new(),
+        }
+    }
+
+    /// The folder of logs and data.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Arguments that make a command of ours talk to this fleet.
+    #[must_use]
+    pub fn arguments(&self, command: &[&str]) -> Vec<String> {
+        let mut arguments: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
+        arguments.extend(["--nats".to_owned(), self.server.url()]);
+        arguments
+    }
+
+    /// Starts one more dispatcher.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn add_dispatcher(&mut self) -> Result<()> {
+        let name = format!("d{}", self.dispatchers.len());
+        let process = self.role("dispatcher", &name, &[format!("dispatcher.id={name}")])?;
+        self.dispatchers.push(process);
+        Ok(())
+    }
+
+    /// Starts one more worker.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn add_worker(&mut self) -> Result<()> {
+        let process = self.worker_process(self.workers.len())?;
+        self.workers.push(process);
+        Ok(())
+    }
+
+    /// Starts a worker again in the place of one that a test has ended.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_worker(&mut self, index: usize) -> Result<()> {
+        self.workers[index] = self.worker_process(index)?;
+        Ok(())
+    }
+
+    fn worker_process(&self, index: usize) -> Result<Process> {
+        let name = format!("w{index}");
+        let settings = [
+            format!("worker.id={name}"),
+            format!("worker.models_dir={}", self.models_dir.display()),
+            format!("worker.data_dir={}", self.folder.path().join(&name).display()),
+            "worker.cpu.memory_bytes=1GiB".to_owned(),
+        ];
+        self.role("worker", &name, &settings)
+    }
+
+    fn role(&self, role: &str, name: &str, settings: &[String]) -> Result<Process> {
+        let mut arguments = self.arguments(&[role]);
+        for setting in settings.iter().chain(&self.settings) {
+            arguments.extend(["--set".to_owned(), setting.clone()]);
+        }
+        Process::flotilla(name, self.folder.path(), &arguments)
+    }
+
+    /// Waits until the dispatcher knows exactly this many workers.
+    ///
+    /// # Panics
+    /// When that does not happen in time.
+    pub async fn wait_for_workers(&self, count: usize) {
+        eventually(&format!("{count} workers"), async || {
+            let status = self.status().await.ok()?;
+            (status.workers.len() == count).then_some(())
+        })
+        .await;
+    }
+
+    /// The dispatcher's view of the workers.
+    ///
+    /// # Errors
+    /// When no dispatcher leads.
+    pub async fn status(&self) -> Result<FleetStatus> {
+        let message = self.admin("workers", &json!({})).await?;
+        Ok(serde_json::from_slice(&message.payload)?)
+    }
+
+    /// Asks an endpoint for operators.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn admin(&self, verb: &str, body: &Value) -> Result<Message> {
+        let subject = self.connection.subjects.admin(verb);
+        self.connection
+            .client
+            .request(subject, body.to_string().into())
+            .await
+            .context("no leader answers")
+    }
+
+    /// Publishes a request; its events can be followed from then on.
+    ///
+    /// # Errors
+    /// When it is not stored.
+    pub async fn submit(&self, question: &Question) -> Result<Events> {
+        let events = Events::subscribe(&self.connection, question.request.clone()).await?;
+        let new = NewRequest {
+            request: question.request.clone(),
+            class: question.class,
+            model: question.model.clone(),
+            encoding: Encoding::Json,
+            body: question.body.to_string().into(),
+        };
+        submit(&self.connection, new).await?;
+        Ok(events)
+    }
+
+    /// Publishes a request and waits for the whole answer.
+    ///
+    /// # Errors
+    /// When it is not stored, or its events cannot be followed.
+    pub async fn ask(&self, question: &Question) -> Result<Answer> {
+        let mut events = self.submit(question).await?;
+        let answer = tokio::time::timeout(crate::PATIENCE * 2, Answer::collect(&mut events));
+        answer
+            .await
+            .with_context(|| format!("{} has no end", question.request))?
+            .map_err(Into::into)
+    }
+}
+
+async fn connect(url: &str) -> Result<Connection> {
+    let options = LoadOptions {
+        flags: vec![format!("nats.url={url}")],
+        ..LoadOptions::default()
+    };
+    let config = Config::load(&options)?;
+    Ok(Connection::open(&config.nats, "test").await?)
+}

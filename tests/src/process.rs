@@ -1,0 +1,175 @@
+//! A process of ours.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::server::EXIT_PATIENCE;
+
+/// The binary that was built beside this test.
+///
+/// # Panics
+/// When it was not built: `make test` does, and so does `cargo build --bins`.
+#[must_use]
+pub fn flotilla_binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let binary = test
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in target/<profile>/deps")
+        .join("flotilla");
+    assert!(
+        binary.exists(),
+        "{} is missing: run `cargo build -p flotilla-cli` first",
+        binary.display()
+    );
+    binary
+}
+
+/// A signal to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Asks to end.
+    Term,
+    /// What Ctrl-C sends.
+    Int,
+    /// Stops without ending.
+    Stop,
+    /// Goes on after `Stop`.
+    Continue,
+}
+
+impl Signal {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Term => "-TERM",
+            Self::Int => "-INT",
+            Self::Stop => "-STOP",
+            Self::Continue => "-CONT",
+        }
+    }
+}
+
+/// A child process whose output goes to a file; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `flotilla ARGUMENTS` with its output in `<folder>/<name>.log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn flotilla(name: &str, folder: &Path, arguments: &[String]) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log)?;
+        let child = Command::new(flotilla_binary())
+            .args(arguments)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start flotilla for {name}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+        })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Kills it without warning.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let status = Command::new("kill")
+            .arg(signal.flag())
+            .arg(self.id().to_string())
+            .status()?;
+        if !status.success() {
+            bail!("{} is gone", self.name);
+        }
+        Ok(())
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When it does not end in time; the error holds its output.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        let start = Instant::now();
+        let mut pause = tokio::time::interval(std::time::Duration::from_millis(20));
+        loop {
+            pause.tick().await;
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if start.elapsed() > EXIT_PATIENCE {
+                bail!("{} does not end:\n{}", self.name, self.log());
+            }
+        }
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Resident memory, in bytes.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .context("no VmRSS")?;
+        let kibibytes: u64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+        Ok(kibibytes * 1024)
+    }
+}
+
+impl Drop for Process {
+    #[expect(clippy::print_stderr, reason = "a failed test shows what its processes said")]
+    fn drop(&mut self) {
+        // One that has ended already is what we want.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("--- {} ---\n{}", self.name, self.log());
+        }
+    }
+}
