@@ -1,0 +1,166 @@
+//! The state machine: what comes in, what goes out, and where a request goes next.
+
+mod arrivals;
+mod attempts;
+mod cancel;
+mod endings;
+mod invariants;
+mod placement;
+mod progress;
+mod queries;
+mod workers;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use flotilla_protocol::{Moment, RequestId, WorkerId};
+
+use crate::action::Action;
+use crate::cancelled::Cancelled;
+use crate::exclusions::Exclusions;
+use crate::fleet::Fleet;
+use crate::input::StreamSequence;
+use crate::queue::Queue;
+use crate::request::{Held, Job};
+use crate::settings::Settings;
+use crate::stats::Stats;
+use crate::timers::{Timer, Timers};
+
+/// One leader's term.
+///
+/// Call a `handle_*` for whatever happens, then [`poll_action`](Self::poll_action) until `None`, then wait
+/// at most until [`poll_timeout`](Self::poll_timeout) for the next happening; when that moment comes, call
+/// [`handle_timeout`](Self::handle_timeout). Every `now` is of one monotonic clock. A term is never
+/// continued by another value: a new leader starts with [`Dispatcher::new`] and learns from redelivered
+/// messages, journals and reports.
+#[derive(Debug)]
+pub struct Dispatcher {
+    settings: Settings,
+    /// From here on a worker that has not reported is lost.
+    settles: Moment,
+    held: BTreeMap<RequestId, Held>,
+    sequences: BTreeMap<StreamSequence, RequestId>,
+    queue: Queue,
+    /// Requests in [`Held::Awaiting`] by the worker that they wait to hear of.
+    awaiting: BTreeMap<WorkerId, BTreeSet<RequestId>>,
+    fleet: Fleet,
+    exclusions: Exclusions,
+    cancelled: Cancelled,
+    timers: Timers,
+    actions: VecDeque<Action>,
+    /// Queued since the last [`Dispatcher::settle`], and still to be told their places.
+    newly_queued: Vec<RequestId>,
+    /// A newer leader exists.
+    deposed: bool,
+    stats: Stats,
+}
+
+impl Dispatcher {
+    /// Begins a term, with nothing known.
+    #[must_use]
+    pub fn new(now: Moment, settings: Settings) -> Self {
+        let settles = now + settings.worker_lost_after;
+        let mut timers = Timers::default();
+        timers.set(Timer::TermSettled, settles);
+        Self {
+            settings,
+            settles,
+            held: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            queue: Queue::default(),
+            awaiting: BTreeMap::new(),
+            fleet: Fleet::default(),
+            exclusions: Exclusions::default(),
+            cancelled: Cancelled::default(),
+            timers,
+            actions: VecDeque::new(),
+            newly_queued: Vec::new(),
+            deposed: false,
+            stats: Stats::default(),
+        }
+    }
+
+    /// The next thing to do; call until `None` after every `handle_*`.
+    #[must_use]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called, unless something else is handled before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        if self.deposed { None } else { self.timers.next() }
+    }
+
+    /// Does what is due at `now`; harmless when nothing is.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::TermSettled => self.lose_awaited_workers(now),
+                Timer::WorkerLost(worker) => self.lose_worker(now, &worker),
+                Timer::ExclusionEnds(model, worker) => {
+                    self.exclusions.remove(&model, &worker);
+                }
+                Timer::Deadline(request) => self.end_late(now, &request),
+                Timer::Progress => self.tell_positions(),
+            }
+        }
+        self.settle(now);
+    }
+
+    /// What every input ends with: free slots are used, newcomers hear of their places.
+    fn settle(&mut self, now: Moment) {
+        self.place(now);
+        self.tell_newcomers(now);
+    }
+
+    fn push(&mut self, action: Action) {
+        if !self.deposed {
+            self.actions.push_back(action);
+        }
+    }
+
+    /// Gives up: what was decided and not yet polled is the newer leader's to decide.
+    fn step_down(&mut self) {
+        if !self.deposed {
+            self.actions.clear();
+            self.actions.push_back(Action::StepDown);
+            self.deposed = true;
+        }
+    }
+
+    /// Takes a request out of where it stands. `None` when it is ending or not held.
+    fn take(&mut self, request: &RequestId) -> Option<Box<Job>> {
+        self.held.get(request)?.job()?;
+        match self.held.remove(request)? {
+            Held::Ending { .. } => None,
+            Held::Reading(job) => Some(job),
+            Held::Awaiting { job, worker, .. } => {
+                if let Some(requests) = self.awaiting.get_mut(&worker) {
+                    requests.remove(request);
+                    if requests.is_empty() {
+                        self.awaiting.remove(&worker);
+                    }
+                }
+                Some(job)
+            }
+            Held::Queued { job, .. } => {
+                self.queue.remove(job.rank, &job.model);
+                self.timers.clear(&Timer::Deadline(request.clone()));
+                Some(job)
+            }
+            Held::Assigned(run) => {
+                self.fleet.unbook(&run.worker, request);
+                Some(run.job)
+            }
+        }
+    }
+
+    /// Puts a request where it stands from now on.
+    ///
+    /// # Panics
+    /// When it stands somewhere already.
+    fn put(&mut self, request: RequestId, held: Held) {
+        let earlier = self.held.insert(request, held);
+        assert!(earlier.is_none(), "a request stands in one place");
+    }
+}

@@ -1,0 +1,126 @@
+//! What holds after every input.
+
+use std::collections::BTreeSet;
+
+use super::Dispatcher;
+use crate::request::Held;
+use crate::timers::Timer;
+
+impl Dispatcher {
+    /// Checks everything that must hold between inputs; O(everything), for tests and simulation.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub fn check_invariants(&self) {
+        self.queue.every_index_names_the_same_requests();
+        self.fleet.the_roomy_are_those_with_free_slots();
+        self.every_message_stands_for_a_held_request();
+        self.who_waits_is_in_the_queue_and_who_does_not_is_not();
+        self.who_is_assigned_is_booked_on_one_worker();
+        self.who_awaits_a_worker_is_found_by_it();
+        self.attempts_that_are_over_were_used();
+        self.only_the_waiting_have_a_deadline_timer();
+        self.no_request_waits_while_a_worker_could_take_it();
+    }
+
+    fn every_message_stands_for_a_held_request(&self) {
+        let mut sequence_count = 0;
+        for (request, held) in &self.held {
+            sequence_count += held.sequences().len();
+            assert!(!held.sequences().is_empty(), "{request} is held for no message");
+            for sequence in held.sequences() {
+                assert_eq!(self.sequences.get(sequence), Some(request));
+            }
+        }
+        assert_eq!(sequence_count, self.sequences.len());
+        assert!(sequence_count <= self.settings.held_max);
+    }
+
+    fn who_waits_is_in_the_queue_and_who_does_not_is_not(&self) {
+        let queued = self
+            .held
+            .iter()
+            .filter(|(_, held)| matches!(held, Held::Queued { .. }));
+        let queued: BTreeSet<_> = queued.map(|(request, _)| request).collect();
+        let waiting: BTreeSet<_> = self.queue.iter().map(|(_, request)| request).collect();
+        assert_eq!(queued, waiting);
+    }
+
+    fn who_is_assigned_is_booked_on_one_worker(&self) {
+        let mut booked = 0;
+        for (id, worker) in self.fleet.iter() {
+            booked += worker.assigned.len();
+            assert!(
+                worker.unseen.is_subset(&worker.assigned),
+                "{id} holds a slot for nobody"
+            );
+            for request in &worker.assigned {
+                let Some(Held::Assigned(run)) = self.held.get(request) else {
+                    panic!("{request} is booked on {id} and not assigned");
+                };
+                assert_eq!((&run.worker, run.incarnation), (id, worker.report.incarnation));
+                assert!(run.attempt > run.job.over && run.attempt <= run.job.used);
+            }
+        }
+        let assigned = self
+            .held
+            .values()
+            .filter(|held| matches!(held, Held::Assigned(_)));
+        assert_eq!(assigned.count(), booked);
+    }
+
+    fn who_awaits_a_worker_is_found_by_it(&self) {
+        let mut awaiting = 0;
+        for (request, held) in &self.held {
+            if let Held::Awaiting { worker, .. } = held {
+                awaiting += 1;
+                assert!(
+                    self.awaiting
+                        .get(worker)
+                        .is_some_and(|requests| requests.contains(request))
+                );
+                assert!(!self.fleet.contains(worker), "{worker} has reported");
+            }
+        }
+        assert_eq!(awaiting, self.awaiting.values().map(BTreeSet::len).sum::<usize>());
+    }
+
+    fn attempts_that_are_over_were_used(&self) {
+        for job in self.held.values().filter_map(Held::job) {
+            assert!(
+                job.over <= job.used,
+                "{} closed an attempt that it never had",
+                job.request
+            );
+        }
+    }
+
+    fn only_the_waiting_have_a_deadline_timer(&self) {
+        for (request, held) in &self.held {
+            let waits_with_deadline = matches!(held, Held::Queued { job, .. } if job.deadline.is_some());
+            assert_eq!(
+                self.timers.is_set(&Timer::Deadline(request.clone())),
+                waits_with_deadline
+            );
+        }
+    }
+
+    fn no_request_waits_while_a_worker_could_take_it(&self) {
+        if self.deposed {
+            return;
+        }
+        for (_, request) in self.queue.iter() {
+            let job = self
+                .held
+                .get(request)
+                .and_then(Held::job)
+                .expect("who waits is held");
+            let excluded = self.exclusions.of(&job.model);
+            let idle = self
+                .fleet
+                .roomy()
+                .find(|(id, _)| !excluded.is_some_and(|ids| ids.contains_key(*id)));
+            assert!(idle.is_none(), "{request} waits while {idle:?} has room");
+        }
+    }
+}

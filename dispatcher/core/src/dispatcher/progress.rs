@@ -1,0 +1,67 @@
+//! What waiting clients hear.
+
+use flotilla_protocol::event::{Phase, Progress};
+use flotilla_protocol::{Encoding, Moment, RequestId};
+
+use super::Dispatcher;
+use crate::action::Action;
+use crate::queue::POSITION_COUNT_MAX;
+use crate::request::Held;
+use crate::timers::Timer;
+
+impl Dispatcher {
+    /// Tells those who were queued by this input and still wait, and starts the clock for the rest.
+    pub(super) fn tell_newcomers(&mut self, now: Moment) {
+        for request in std::mem::take(&mut self.newly_queued) {
+            let Some(Held::Queued { job, .. }) = self.held.get(&request) else {
+                continue;
+            };
+            if let Some(position) = self.queue.position(job.rank) {
+                self.tell_position(&request, position);
+            }
+        }
+        if self.queue.is_empty() {
+            self.timers.clear(&Timer::Progress);
+        } else if !self.timers.is_set(&Timer::Progress) {
+            self.timers
+                .set(Timer::Progress, now + self.settings.progress_interval);
+        }
+    }
+
+    /// Tells those whose place has changed.
+    pub(super) fn tell_positions(&mut self) {
+        let first: Vec<RequestId> = self
+            .queue
+            .iter()
+            .take(POSITION_COUNT_MAX)
+            .map(|(_, request)| request.clone())
+            .collect();
+        for (position, request) in (0_u64..).zip(&first) {
+            self.tell_position(request, position);
+        }
+    }
+
+    fn tell_position(&mut self, request: &RequestId, position: u64) {
+        let Some(Held::Queued { job, told_position }) = self.held.get_mut(request) else {
+            return;
+        };
+        if *told_position != Some(position) {
+            *told_position = Some(position);
+            let encoding = job.encoding;
+            self.push(queued_at(request, encoding, position));
+        }
+    }
+}
+
+fn queued_at(request: &RequestId, encoding: Encoding, position: u64) -> Action {
+    Action::Progress {
+        request: request.clone(),
+        encoding,
+        progress: Progress {
+            phase: Phase::Queued,
+            position: Some(position),
+            fraction: None,
+            eta_ms: None,
+        },
+    }
+}

@@ -1,0 +1,91 @@
+//! What operators and metrics ask.
+
+use std::time::Duration;
+
+use flotilla_protocol::admin::{AssignedRequest, QueuedRequest};
+use flotilla_protocol::fleet::Report;
+use flotilla_protocol::{Epoch, Moment, RequestId};
+
+use super::Dispatcher;
+use crate::request::{Held, Job};
+use crate::stats::Stats;
+
+impl Dispatcher {
+    /// The term.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.settings.epoch
+    }
+
+    /// Requests that wait for a worker, most urgent first.
+    pub fn queued(&self, now: Moment) -> impl Iterator<Item = QueuedRequest> {
+        let jobs = self
+            .queue
+            .iter()
+            .filter_map(|(_, request)| self.held.get(request)?.job());
+        jobs.map(move |job| QueuedRequest {
+            request: job.request.clone(),
+            class: job.class,
+            model: job.model.clone(),
+            prompt_tokens: job.prompt_tokens,
+            age_ms: age_ms(job, now),
+            attempts: job.used.0,
+        })
+    }
+
+    /// How many requests wait for a worker.
+    #[must_use]
+    pub fn queued_count(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Requests on workers, by id.
+    pub fn assigned(&self, now: Moment) -> impl Iterator<Item = AssignedRequest> {
+        self.held.values().filter_map(move |held| match held {
+            Held::Assigned(run) => Some(AssignedRequest {
+                request: run.job.request.clone(),
+                class: run.job.class,
+                model: run.job.model.clone(),
+                worker: run.worker.clone(),
+                attempt: run.attempt,
+                age_ms: age_ms(&run.job, now),
+            }),
+            Held::Reading(_) | Held::Awaiting { .. } | Held::Queued { .. } | Held::Ending { .. } => None,
+        })
+    }
+
+    /// How many requests are on workers.
+    #[must_use]
+    pub fn assigned_count(&self) -> usize {
+        self.fleet.iter().map(|(_, worker)| worker.assigned.len()).sum()
+    }
+
+    /// The newest report of each live worker, with its age.
+    pub fn fleet(&self, now: Moment) -> impl Iterator<Item = (&Report, Duration)> {
+        self.fleet
+            .iter()
+            .map(move |(_, worker)| (&worker.report, now.since(worker.heard)))
+    }
+
+    /// Whether the dispatcher answers for a request.
+    #[must_use]
+    pub fn holds(&self, request: &RequestId) -> bool {
+        self.held.contains_key(request)
+    }
+
+    /// How many requests the dispatcher answers for, wherever they stand.
+    #[must_use]
+    pub fn held_count(&self) -> usize {
+        self.held.len()
+    }
+
+    /// What happened in this term.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+}
+
+fn age_ms(job: &Job, now: Moment) -> u64 {
+    u64::try_from(job.age(now).as_millis()).unwrap_or(u64::MAX)
+}

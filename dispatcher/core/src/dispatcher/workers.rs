@@ -1,0 +1,170 @@
+//! What reports and silence tell.
+
+use std::time::Duration;
+
+use flotilla_protocol::fleet::{ModelState, Report};
+use flotilla_protocol::{Moment, RequestId, WorkerId};
+
+use super::Dispatcher;
+use crate::fleet::{self, Novelty};
+use crate::request::{Held, StrikeReason};
+use crate::timers::Timer;
+
+/// A cancellation may be lost on its way: it is told again with a report that comes this much later.
+const CANCEL_REPEAT: Duration = Duration::from_secs(1);
+
+impl Dispatcher {
+    /// A worker's report came in.
+    pub fn handle_report(&mut self, now: Moment, report: Report) {
+        if report.epoch_seen > self.settings.epoch {
+            return self.step_down();
+        }
+        let novelty = self.fleet.novelty(&report);
+        match novelty {
+            Novelty::Stale => {
+                self.stats.reports_stale += 1;
+                return;
+            }
+            Novelty::NewWorker if self.fleet.len() >= self.settings.workers_max => {
+                self.stats.workers_turned_away += 1;
+                return;
+            }
+            Novelty::NewWorker | Novelty::Newer => {}
+            Novelty::NewIncarnation => {
+                self.stats.workers_restarted += 1;
+                self.end_exclusions(&report.worker);
+            }
+        }
+        let worker = report.worker.clone();
+        self.fleet.install(now, report);
+        self.timers.set(
+            Timer::WorkerLost(worker.clone()),
+            now + self.settings.worker_lost_after,
+        );
+        self.learn_models(now, &worker);
+        self.learn_runs(now, &worker);
+        self.adopt_listed(now, &worker);
+        self.release_awaiting(now, &worker);
+        self.settle(now);
+    }
+
+    /// A worker was silent for too long: what it ran goes elsewhere. Should it only have been cut off, a
+    /// request that still waits goes back to it with its next report.
+    pub(super) fn lose_worker(&mut self, now: Moment, worker: &WorkerId) {
+        let Some(lost) = self.fleet.worker(worker) else {
+            return;
+        };
+        let requests: Vec<RequestId> = lost.assigned.iter().cloned().collect();
+        self.stats.workers_lost += 1;
+        self.end_exclusions(worker);
+        for request in requests {
+            self.break_attempt(now, &request, StrikeReason::WorkerLost(worker.clone()));
+        }
+        self.fleet.remove(worker);
+        for model in self.exclusions.models() {
+            self.end_unloadable(now, &model);
+        }
+    }
+
+    fn end_exclusions(&mut self, worker: &WorkerId) {
+        for model in self.exclusions.models_of(worker) {
+            self.exclusions.remove(&model, worker);
+            self.timers.clear(&Timer::ExclusionEnds(model, worker.clone()));
+        }
+    }
+
+    fn learn_models(&mut self, now: Moment, worker: &WorkerId) {
+        let Some(known) = self.fleet.worker(worker) else {
+            return;
+        };
+        let mut failed = Vec::new();
+        for model in &known.report.models {
+            if let Some((reason, retry_in_ms)) = fleet::failure(model) {
+                failed.push((
+                    model.model.clone(),
+                    reason.to_owned(),
+                    Duration::from_millis(retry_in_ms),
+                ));
+            } else if model.state == ModelState::Ready && self.exclusions.remove(&model.model, worker) {
+                self.timers
+                    .clear(&Timer::ExclusionEnds(model.model.clone(), worker.clone()));
+            }
+        }
+        for (model, reason, retry_in) in failed {
+            self.exclude(now, &model, worker, reason, retry_in);
+        }
+    }
+
+    /// Compares what the worker lists with what it should run.
+    fn learn_runs(&mut self, now: Moment, worker: &WorkerId) {
+        let Some(known) = self.fleet.worker(worker) else {
+            return;
+        };
+        let (incarnation, seq) = (known.report.incarnation, known.report.seq);
+        let assigned = known.assigned.iter();
+        let assigned: Vec<_> = assigned
+            .map(|request| (request.clone(), known.lists(request)))
+            .collect();
+        for (request, listed) in assigned {
+            let Some(Held::Assigned(run)) = self.held.get_mut(&request) else {
+                continue;
+            };
+            let same_process = run.incarnation == incarnation;
+            if listed == Some(run.attempt) {
+                run.incarnation = incarnation;
+                run.known_at_seq = Some(
+                    run.known_at_seq
+                        .filter(|_| same_process)
+                        .map_or(seq, |at| at.max(seq)),
+                );
+                let told = run.cancel_told;
+                self.fleet.saw(worker, &request);
+                if told.is_some_and(|told| now.since(told) >= CANCEL_REPEAT) {
+                    self.tell_cancelled(now, &request);
+                }
+            } else if !same_process {
+                self.break_attempt(now, &request, StrikeReason::WorkerRestarted(worker.clone()));
+            } else if run.known_at_seq.is_some_and(|at| seq > at) {
+                self.read_lost_done(&request);
+            }
+        }
+    }
+
+    /// Takes over runs of requests that are held but on no worker: the answer to their assignment was
+    /// lost, or a former leader gave them away.
+    fn adopt_listed(&mut self, now: Moment, worker: &WorkerId) {
+        let Some(known) = self.fleet.worker(worker) else {
+            return;
+        };
+        let mut adopted = Vec::new();
+        for run in &known.report.running {
+            let newest = match self.held.get(&run.request) {
+                Some(Held::Queued { job, .. } | Held::Awaiting { job, .. }) => {
+                    run.attempt > job.over && run.attempt >= job.used
+                }
+                Some(Held::Reading(_) | Held::Assigned(_) | Held::Ending { .. }) | None => false,
+            };
+            if newest {
+                adopted.push((run.request.clone(), run.attempt));
+            }
+        }
+        for (request, attempt) in adopted {
+            if let Some(job) = self.take(&request) {
+                self.adopt(now, job, worker, attempt);
+            }
+        }
+    }
+
+    /// The worker has reported without listing these: their attempts are over.
+    fn release_awaiting(&mut self, now: Moment, worker: &WorkerId) {
+        for request in self.awaiting.remove(worker).unwrap_or_default() {
+            let Some(Held::Awaiting { attempt, .. }) = self.held.get(&request) else {
+                continue;
+            };
+            let attempt = *attempt;
+            if let Some(job) = self.take(&request) {
+                self.requeue_closed(now, job, attempt);
+            }
+        }
+    }
+}

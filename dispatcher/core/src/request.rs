@@ -1,0 +1,211 @@
+//! One request while the dispatcher answers for it.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::{Attempt, Class, Encoding, ModelName, Moment, RequestId, Strikes, WorkerId};
+
+use crate::input::{Arrival, StreamSequence};
+use crate::policy::{self, Rank};
+
+/// Longest reason of one strike, in characters.
+const REASON_CHARS_MAX: usize = 256;
+/// How many reasons of strikes are kept, the newest.
+const REASON_COUNT_MAX: usize = 8;
+
+/// Where a request stands; it stands in exactly one place.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// Its journal is being read.
+    Reading(Box<Job>),
+    /// Its journal names a worker that has not reported in this term.
+    Awaiting {
+        job: Box<Job>,
+        worker: WorkerId,
+        attempt: Attempt,
+    },
+    /// It waits for a worker.
+    Queued {
+        job: Box<Job>,
+        told_position: Option<u64>,
+    },
+    /// It is on a worker.
+    Assigned(Run),
+    /// Its terminal event is being written.
+    Ending { sequences: Vec<StreamSequence> },
+}
+
+/// A request on a worker.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) job: Box<Job>,
+    pub(crate) worker: WorkerId,
+    pub(crate) incarnation: u64,
+    pub(crate) attempt: Attempt,
+    /// A report with a larger `seq` that does not list the attempt tells that it ended; `None` while the
+    /// worker has neither answered nor listed it.
+    pub(crate) known_at_seq: Option<u64>,
+    /// When the worker was last told that the request is cancelled.
+    pub(crate) cancel_told: Option<Moment>,
+}
+
+/// What is known of a request until it ends.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: RequestId,
+    pub(crate) sequences: Vec<StreamSequence>,
+    pub(crate) class: Class,
+    pub(crate) model: ModelName,
+    pub(crate) encoding: Encoding,
+    pub(crate) body: Bytes,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) rank: Rank,
+    pub(crate) deadline: Option<Moment>,
+    arrived: Moment,
+    age_at_arrival: Duration,
+    /// The largest attempt that a worker or the journal may know.
+    pub(crate) used: Attempt,
+    /// The largest attempt that is known to run no more.
+    pub(crate) over: Attempt,
+    pub(crate) strikes: Strikes,
+    pub(crate) reasons: Vec<StrikeReason>,
+    pub(crate) verdict: Option<Verdict>,
+    /// The worker that it has just come back from.
+    pub(crate) avoid: Option<WorkerId>,
+}
+
+/// Why a request must end as soon as no worker runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Cancelled,
+    ModelRemoved,
+}
+
+/// Why a request got a strike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StrikeReason {
+    /// The worker fell silent.
+    WorkerLost(WorkerId),
+    /// The worker's process was replaced by another.
+    WorkerRestarted(WorkerId),
+    /// The engine panicked over it.
+    Panicked { worker: WorkerId, message: String },
+}
+
+impl Job {
+    pub(crate) fn new(now: Moment, arrival: Arrival) -> Self {
+        Self {
+            rank: policy::rank(arrival.class, now, arrival.age, arrival.sequence),
+            deadline: arrival.deadline_in.map(|left| now + left),
+            request: arrival.request,
+            sequences: vec![arrival.sequence],
+            class: arrival.class,
+            model: arrival.model,
+            encoding: arrival.encoding,
+            body: arrival.body,
+            prompt_tokens: arrival.prompt_tokens,
+            arrived: now,
+            age_at_arrival: arrival.age,
+            used: Attempt(0),
+            over: Attempt(0),
+            strikes: Strikes(0),
+            reasons: Vec::new(),
+            verdict: None,
+            avoid: None,
+        }
+    }
+
+    /// Time since the publish.
+    pub(crate) fn age(&self, now: Moment) -> Duration {
+        self.age_at_arrival + now.since(self.arrived)
+    }
+
+    /// Takes note that an attempt runs no more.
+    pub(crate) fn close(&mut self, attempt: Attempt) {
+        self.over = self.over.max(attempt);
+        self.used = self.used.max(attempt);
+    }
+
+    /// Adds a strike; of many reasons the newest are kept.
+    pub(crate) fn strike(&mut self, reason: StrikeReason) {
+        self.strikes = self.strikes.next();
+        if self.reasons.len() == REASON_COUNT_MAX {
+            self.reasons.remove(0);
+        }
+        self.reasons.push(reason);
+    }
+
+    /// Why it is poison, in words.
+    pub(crate) fn poison_reason(&self) -> String {
+        let mut text = format!("the request has {} strikes", self.strikes);
+        for (index, reason) in self.reasons.iter().enumerate() {
+            text.push_str(if index == 0 { ": " } else { "; " });
+            text.push_str(&reason.to_string());
+        }
+        let told = u32::try_from(self.reasons.len()).unwrap_or(u32::MAX);
+        if self.strikes.0 > told {
+            text.push_str(&format!("; and {} of earlier", self.strikes.0 - told));
+        }
+        text
+    }
+}
+
+impl Held {
+    pub(crate) fn sequences(&self) -> &[StreamSequence] {
+        match self {
+            Self::Ending { sequences } => sequences,
+            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => &job.sequences,
+            Self::Assigned(run) => &run.job.sequences,
+        }
+    }
+
+    pub(crate) fn sequences_mut(&mut self) -> &mut Vec<StreamSequence> {
+        match self {
+            Self::Ending { sequences } => sequences,
+            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => &mut job.sequences,
+            Self::Assigned(run) => &mut run.job.sequences,
+        }
+    }
+
+    /// The request, unless it is ending.
+    pub(crate) fn job(&self) -> Option<&Job> {
+        match self {
+            Self::Ending { .. } => None,
+            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => Some(job),
+            Self::Assigned(run) => Some(&run.job),
+        }
+    }
+
+    /// The request, unless it is ending.
+    pub(crate) fn job_mut(&mut self) -> Option<&mut Job> {
+        match self {
+            Self::Ending { .. } => None,
+            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => Some(job),
+            Self::Assigned(run) => Some(&mut run.job),
+        }
+    }
+}
+
+impl fmt::Display for StrikeReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WorkerLost(worker) => write!(f, "worker {worker} fell silent"),
+            Self::WorkerRestarted(worker) => write!(f, "worker {worker} died and started again"),
+            Self::Panicked { worker, message } => {
+                let message: String = message.chars().take(REASON_CHARS_MAX).collect();
+                write!(f, "worker {worker} panicked: {message}")
+            }
+        }
+    }
+}
+
+/// An error that concerns no single field.
+pub(crate) fn failure(code: ErrorCode, message: String) -> RequestError {
+    RequestError {
+        code,
+        message,
+        param: None,
+    }
+}
