@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 venv=$root/.venv
+export PIP_ROOT_USER_ACTION=ignore
 python=$venv/bin/python
 
 say() { printf 'python-env: %s\n' "$*" >&2; }
@@ -31,19 +32,16 @@ install() {
     fi
 }
 
+# Looks in ./.venv alone: what else this Python can import is not ours to rely on.
 has_all() {
-    "$python" - "$@" <<'PY'
-import sys
-from importlib.metadata import PackageNotFoundError, version
+    "$python" - "$venv" "$@" <<'PY'
+import glob, sys
+from importlib.metadata import distributions
 
-def present(pin):
-    name, _, wanted = pin.partition("==")
-    try:
-        return version(name) == wanted
-    except PackageNotFoundError:
-        return False
-
-sys.exit(0 if all(map(present, sys.argv[1:])) else 1)
+venv, *pins = sys.argv[1:]
+folders = [venv + "/site", *glob.glob(venv + "/lib/python*/site-packages")]
+present = {f"{found.metadata['Name']}=={found.version}" for found in distributions(path=folders)}
+sys.exit(0 if present.issuperset(pins) else 1)
 PY
 }
 

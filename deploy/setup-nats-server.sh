@@ -18,17 +18,17 @@ is_script() { [ "$(head -c 2 "$1" | tr -d '\0')" = '#!' ]; }
 binary_of() {
     local path
     path=$(readlink -f "$(command -v "$1")" 2>/dev/null) && [ -x "$path" ] || return 1
-    if is_script "$path"; then
-        path=$(pyenv which nats-server 2>/dev/null) && path=$(readlink -f "$path") || return 1
-        [ -x "$path" ] && ! is_script "$path" || return 1
-    fi
+    case $path in
+        */shims/*) path=$(pyenv which nats-server 2>/dev/null) && path=$(readlink -f "$path") || return 1 ;;
+    esac
+    [ -x "$path" ] && ! is_script "$path" || return 1
     printf '%s\n' "$path"
 }
 
 # Prints the binary and ends the script if it is new enough.
 take_if_fit() {
     local path version
-    path=$(binary_of "$1") || { say "$1 is no usable program"; return 0; }
+    path=$(binary_of "$1") || { say "$1 is not a program of its own (missing, or a script)"; return 0; }
     version=$("$path" --version 2>/dev/null | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1) || version=
     if [ -n "$version" ] && at_least_floor "$version"; then
         printf '%s\n' "$path"
