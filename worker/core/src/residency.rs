@@ -1,0 +1,579 @@
+//! Which models are in device memory: who is loaded, who may run, who has to leave.
+//!
+//! One machine for all models of a worker, and nothing in it waits. Requests that want a model attach to
+//! it; a load belongs to the model, not to the request that asked first, so a load that nobody waits for
+//! any more is finished and leaves the model idle. Only a ready model grants leases. A model that was told
+//! to leave grants none, whoever asks: they wait for its next load. A model with leases is never unloaded.
+//!
+//! ```text
+//! absent -> inspecting -> waiting for room -> loading -> ready -> (draining ->) unloading -> absent
+//!               any failure -> failed, until its back-off ends
+//! ```
+//!
+//! Reading files, moving weights and running requests is the caller's business.
+
+mod invariants;
+mod model;
+mod report;
+mod room;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use flotilla_protocol::request::KeepAlive;
+use flotilla_protocol::{ModelName, Moment, RequestId};
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::{DeviceIndex, Ledger, Reservation};
+use model::{Lease, Model, Ready, State, Stay};
+
+/// Shortest time until a failed load may be tried again; it doubles with each failure in a row.
+pub const RETRY_MIN: Duration = Duration::from_secs(1);
+/// Longest time until a failed load may be tried again.
+pub const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Limits of residency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResidencySettings {
+    /// Pages that each device may give out; its place in the list is its index.
+    pub device_pages: Vec<u64>,
+    /// Most models on one device at once; at least 1.
+    pub models_max: usize,
+    /// How long an idle model stays when no request says otherwise.
+    pub keep_alive: KeepAlive,
+}
+
+/// Pages that a model needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelNeeds {
+    /// For its weights.
+    pub weights_pages: u64,
+    /// For intermediate results.
+    pub workspace_pages: u64,
+    /// For keys and values, at least.
+    pub kv_pages_min: u64,
+    /// For keys and values, at best; models are evicted for the least only.
+    pub kv_pages_wanted: u64,
+}
+
+/// Pages that a model got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// For its weights.
+    pub weights_pages: u64,
+    /// For intermediate results.
+    pub workspace_pages: u64,
+    /// For keys and values.
+    pub kv_pages: u64,
+}
+
+/// Whether a model may be evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pin {
+    /// It stays until an order to unload: never a victim, and no keep-alive ends it.
+    Pinned,
+    /// It may.
+    Evictable,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Find out what a model needs; report by [`Residency::handle_inspected`].
+    Inspect {
+        /// The model.
+        model: ModelName,
+    },
+    /// Load a model into these pages; report by [`Residency::handle_loaded`].
+    Load {
+        /// The model.
+        model: ModelName,
+        /// The device.
+        device: DeviceIndex,
+        /// Its pages.
+        grant: Grant,
+    },
+    /// Give a model's memory back; report by [`Residency::handle_unloaded`].
+    Unload {
+        /// The model.
+        model: ModelName,
+        /// The device.
+        device: DeviceIndex,
+    },
+    /// The request may run; its end is reported by [`Residency::handle_released`].
+    LeaseGranted {
+        /// The request.
+        request: RequestId,
+        /// The model.
+        model: ModelName,
+    },
+    /// The request's model cannot be loaded; the request is detached.
+    ModelFailed {
+        /// The request.
+        request: RequestId,
+        /// Why.
+        reason: String,
+        /// Time until another try makes sense.
+        retry_in: Duration,
+    },
+}
+
+impl Action {
+    /// The request that it is for.
+    #[must_use]
+    pub fn request(&self) -> Option<&RequestId> {
+        match self {
+            Self::LeaseGranted { request, .. } | Self::ModelFailed { request, .. } => Some(request),
+            Self::Inspect { .. } | Self::Load { .. } | Self::Unload { .. } => None,
+        }
+    }
+}
+
+/// Why a model cannot be wanted now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unloadable {
+    /// Why.
+    pub reason: String,
+    /// Time until another try makes sense.
+    pub retry_in: Duration,
+}
+
+/// The models of one worker.
+#[derive(Debug)]
+pub struct Residency {
+    settings: ResidencySettings,
+    ledgers: Vec<Ledger>,
+    models: BTreeMap<ModelName, Model>,
+    /// The model that each attached request waits for or holds.
+    requests: BTreeMap<RequestId, ModelName>,
+    actions: VecDeque<Action>,
+    /// Counts uses and arrivals, for "least recently used" and "first come" without a clock's ties.
+    ticket: u64,
+    /// Counts what a report would show.
+    changes: u64,
+}
+
+impl Residency {
+    /// Opens the devices, empty.
+    ///
+    /// # Panics
+    /// When no model may be resident.
+    #[must_use]
+    pub fn new(settings: ResidencySettings) -> Self {
+        assert!(settings.models_max > 0, "a device holds at least one model");
+        let ledgers = (0_u32..).zip(&settings.device_pages);
+        Self {
+            ledgers: ledgers
+                .map(|(index, pages)| Ledger::new(DeviceIndex(index), *pages))
+                .collect(),
+            settings,
+            models: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            actions: VecDeque::new(),
+            ticket: 0,
+            changes: 0,
+        }
+    }
+
+    /// The next thing to do, if any.
+    #[must_use]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is due, if ever.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.models.values().filter_map(Model::timeout).min()
+    }
+
+    /// Counts everything that a report would show: a report is due when it has changed.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// A request wants to run on a model. It gets a lease, or learns that the model failed. A request that is
+    /// attached already stays as it is.
+    ///
+    /// `keep_alive` is the request's own or else the catalog's; `None` leaves it to the settings.
+    pub fn handle_wanted(
+        &mut self,
+        now: Moment,
+        request: &RequestId,
+        model: &ModelName,
+        keep_alive: Option<KeepAlive>,
+    ) {
+        if self.requests.contains_key(request) {
+            return;
+        }
+        if let Some(Unloadable { reason, retry_in }) = self.unloadable(now, model) {
+            let request = request.clone();
+            self.actions.push_back(Action::ModelFailed {
+                request,
+                reason,
+                retry_in,
+            });
+            return;
+        }
+        self.requests.insert(request.clone(), model.clone());
+        let lease = Lease {
+            request: request.clone(),
+            keep_alive: keep_alive.unwrap_or(self.settings.keep_alive),
+        };
+        self.model_mut(model).waiters.push_back(lease);
+        self.advance(now, model);
+        self.settle(now);
+    }
+
+    /// Somebody ordered a model to be resident, without a request. An order tries again at once what failed.
+    pub fn handle_load_order(&mut self, now: Moment, model: &ModelName, keep_alive: Option<KeepAlive>) {
+        let keep_alive = keep_alive.unwrap_or(self.settings.keep_alive);
+        let ticket = self.next_ticket();
+        let entry = self.model_mut(model);
+        match &mut entry.state {
+            State::Ready(ready) => {
+                ready.used = ticket;
+                ready.stay_for(keep_alive);
+                ready.rest_if_idle(now, entry.pin);
+            }
+            State::Failed { .. } => {
+                entry.state = State::Absent;
+                entry.order = Some(keep_alive);
+            }
+            State::Absent
+            | State::Inspecting
+            | State::WaitingForRoom { .. }
+            | State::Loading { .. }
+            | State::Draining(_)
+            | State::Unloading { .. } => entry.order = Some(keep_alive),
+        }
+        self.advance(now, model);
+        self.settle(now);
+    }
+
+    /// Somebody ordered a model out, pinned or not. It leaves when its leases end and grants no more before;
+    /// a load under way is finished first. Requests that wait keep waiting for its next load.
+    pub fn handle_unload_order(&mut self, now: Moment, model: &ModelName) {
+        let Some(entry) = self.models.get_mut(model) else {
+            return;
+        };
+        entry.order = None;
+        match &mut entry.state {
+            State::Ready(_) => self.evict(model),
+            State::Loading { stay, .. } => *stay = Stay::LeaveWhenLoaded,
+            State::Absent
+            | State::Inspecting
+            | State::WaitingForRoom { .. }
+            | State::Draining(_)
+            | State::Unloading { .. }
+            | State::Failed { .. } => {}
+        }
+        self.advance(now, model);
+        self.settle(now);
+    }
+
+    /// The catalog says whether a model may be evicted.
+    pub fn handle_pin(&mut self, now: Moment, model: &ModelName, pin: Pin) {
+        let entry = self.model_mut(model);
+        entry.pin = pin;
+        if let State::Ready(ready) = &mut entry.state {
+            ready.rest_if_idle(now, pin);
+        }
+        self.changes += 1;
+        self.forget_if_blank(model);
+        self.settle(now);
+    }
+
+    /// A request no longer wants its model. One that waits is detached; one that holds a lease gives it back,
+    /// so nothing of it may run on the model any more.
+    pub fn handle_abandoned(&mut self, now: Moment, request: &RequestId) {
+        self.detach(now, request);
+    }
+
+    /// A request's lease ends: nothing of it runs on the model any more.
+    pub fn handle_released(&mut self, now: Moment, request: &RequestId) {
+        self.detach(now, request);
+    }
+
+    /// What a model needs is known, or why it cannot be.
+    ///
+    /// # Panics
+    /// When nobody asked.
+    pub fn handle_inspected(&mut self, now: Moment, model: &ModelName, needs: Result<ModelNeeds, String>) {
+        let ticket = self.next_ticket();
+        let entry = self.model_mut(model);
+        assert!(
+            matches!(entry.state, State::Inspecting),
+            "{model} was asked about"
+        );
+        match needs {
+            Ok(needs) => {
+                entry.weights_pages = needs.weights_pages;
+                entry.state = State::WaitingForRoom { needs, ticket };
+            }
+            Err(reason) => self.fail(now, model, reason),
+        }
+        self.advance(now, model);
+        self.settle(now);
+    }
+
+    /// A load ended, after this much time.
+    ///
+    /// # Panics
+    /// When none was under way.
+    pub fn handle_loaded(
+        &mut self,
+        now: Moment,
+        model: &ModelName,
+        result: Result<(), String>,
+        load_time: Duration,
+    ) {
+        let ticket = self.next_ticket();
+        let default = self.settings.keep_alive;
+        let entry = self.model_mut(model);
+        let state = std::mem::replace(&mut entry.state, State::Absent);
+        let State::Loading {
+            device,
+            reservations,
+            stay,
+        } = state
+        else {
+            panic!("a load of {model} is under way: {state:?}");
+        };
+        match result {
+            Ok(()) => {
+                entry.failures = 0;
+                entry.load_time = Some(load_time);
+                let is_awaited = !entry.waiters.is_empty();
+                let unasked = if is_awaited { KeepAlive::Ms(0) } else { default };
+                let keep_alive = entry.order.take().unwrap_or(unasked);
+                let mut ready = Ready::new(device, reservations, ticket, keep_alive);
+                if !is_awaited {
+                    ready.rest_if_idle(now, entry.pin);
+                }
+                entry.state = State::Ready(ready);
+                self.grant(model);
+                if stay == Stay::LeaveWhenLoaded {
+                    self.evict(model);
+                }
+            }
+            Err(reason) => {
+                self.release(device, reservations);
+                self.fail(now, model, reason);
+            }
+        }
+        self.advance(now, model);
+        self.settle(now);
+    }
+
+    /// A model's memory is given back.
+    ///
+    /// # Panics
+    /// When it was not on its way out.
+    pub fn handle_unloaded(&mut self, now: Moment, model: &ModelName) {
+        let entry = self.model_mut(model);
+        let state = std::mem::replace(&mut entry.state, State::Absent);
+        let State::Unloading { device, reservations } = state else {
+            panic!("{model} is being unloaded: {state:?}");
+        };
+        self.release(device, reservations);
+        self.advance(now, model);
+        self.settle(now);
+    }
+
+    /// Time has passed: idle models leave, failed ones may be tried again.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        let due = |model: &Model| model.timeout().is_some_and(|at| at <= now);
+        let due: Vec<_> = self.models.iter().filter(|(_, model)| due(model)).collect();
+        let due: Vec<_> = due.into_iter().map(|(name, _)| name.clone()).collect();
+        for name in due {
+            let entry = self.model_mut(&name);
+            match &entry.state {
+                State::Ready(_) => self.evict(&name),
+                State::Failed { .. } => entry.state = State::Absent,
+                State::Absent
+                | State::Inspecting
+                | State::WaitingForRoom { .. }
+                | State::Loading { .. }
+                | State::Draining(_)
+                | State::Unloading { .. } => {}
+            }
+            self.advance(now, &name);
+        }
+        self.settle(now);
+    }
+
+    /// Why a model cannot be wanted now, if it cannot: its last load failed and its back-off runs.
+    #[must_use]
+    pub fn unloadable(&self, now: Moment, model: &ModelName) -> Option<Unloadable> {
+        match &self.models.get(model)?.state {
+            State::Failed { reason, retry_at } if *retry_at > now => Some(Unloadable {
+                reason: reason.clone(),
+                retry_in: retry_at.since(now),
+            }),
+            State::Absent
+            | State::Inspecting
+            | State::WaitingForRoom { .. }
+            | State::Loading { .. }
+            | State::Ready(_)
+            | State::Draining(_)
+            | State::Unloading { .. }
+            | State::Failed { .. } => None,
+        }
+    }
+
+    /// The requests that wait for a model or hold one.
+    pub fn requests(&self) -> impl Iterator<Item = &RequestId> {
+        self.requests.keys()
+    }
+
+    /// Whether no model is resident, on its way or wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let gone = |model: &Model| matches!(model.state, State::Absent | State::Failed { .. });
+        self.models.values().all(gone)
+    }
+
+    /// Takes the steps of a model that depend on nothing but itself.
+    fn advance(&mut self, now: Moment, model: &ModelName) {
+        self.changes += 1;
+        let entry = self.model_mut(model);
+        let is_wanted = entry.is_wanted();
+        match &mut entry.state {
+            State::Absent if is_wanted => {
+                entry.state = State::Inspecting;
+                let model = model.clone();
+                self.actions.push_back(Action::Inspect { model });
+            }
+            State::Failed { retry_at, .. } if is_wanted && *retry_at <= now => {
+                entry.state = State::Absent;
+                self.advance(now, model);
+            }
+            State::WaitingForRoom { .. } if !is_wanted => entry.state = State::Absent,
+            State::Ready(ready) if ready.is_expired(now) && entry.waiters.is_empty() => self.evict(model),
+            State::Ready(_) => self.grant(model),
+            State::Draining(ready) if ready.leases.is_empty() => self.evict(model),
+            State::Absent
+            | State::Inspecting
+            | State::WaitingForRoom { .. }
+            | State::Loading { .. }
+            | State::Draining(_)
+            | State::Unloading { .. }
+            | State::Failed { .. } => {}
+        }
+        self.forget_if_blank(model);
+    }
+
+    /// Gives a ready model to everyone who waits for it.
+    fn grant(&mut self, model: &ModelName) {
+        let ticket = self.next_ticket();
+        let entry = self.models.get_mut(model).expect("a ready model is known");
+        let State::Ready(ready) = &mut entry.state else {
+            panic!("only a ready model grants leases: {:?}", entry.state);
+        };
+        for lease in entry.waiters.drain(..) {
+            ready.used = ticket;
+            let request = lease.request.clone();
+            let model = model.clone();
+            ready.lease(lease);
+            self.actions.push_back(Action::LeaseGranted { request, model });
+        }
+    }
+
+    /// Makes a ready or draining model leave: at once when it is idle, else when its leases end.
+    fn evict(&mut self, model: &ModelName) {
+        self.changes += 1;
+        let entry = self.models.get_mut(model).expect("a resident model is known");
+        let state = std::mem::replace(&mut entry.state, State::Absent);
+        let (State::Ready(ready) | State::Draining(ready)) = state else {
+            panic!("only a resident model can leave: {state:?}");
+        };
+        if !ready.leases.is_empty() {
+            entry.state = State::Draining(ready);
+            return;
+        }
+        let (device, model) = (ready.device, model.clone());
+        entry.state = State::Unloading {
+            device,
+            reservations: ready.reservations,
+        };
+        self.actions.push_back(Action::Unload { model, device });
+    }
+
+    /// A model could not be inspected, fitted or loaded: everyone who waits learns it.
+    fn fail(&mut self, now: Moment, model: &ModelName, reason: String) {
+        self.changes += 1;
+        let entry = self.models.get_mut(model).expect("a model that fails is known");
+        entry.order = None;
+        let retry_in = entry.back_off();
+        for lease in entry.waiters.drain(..) {
+            self.requests.remove(&lease.request);
+            self.actions.push_back(Action::ModelFailed {
+                request: lease.request,
+                reason: reason.clone(),
+                retry_in,
+            });
+        }
+        entry.state = State::Failed {
+            reason,
+            retry_at: now + retry_in,
+        };
+    }
+
+    fn detach(&mut self, now: Moment, request: &RequestId) {
+        self.actions.retain(|action| action.request() != Some(request));
+        let Some(model) = self.requests.remove(request) else {
+            return;
+        };
+        let ticket = self.next_ticket();
+        let entry = self.model_mut(&model);
+        entry.waiters.retain(|lease| lease.request != *request);
+        let pin = entry.pin;
+        match &mut entry.state {
+            State::Ready(ready) | State::Draining(ready) => {
+                if ready.leases.remove(request) {
+                    ready.used = ticket;
+                    ready.rest_if_idle(now, pin);
+                }
+            }
+            State::Absent
+            | State::Inspecting
+            | State::WaitingForRoom { .. }
+            | State::Loading { .. }
+            | State::Unloading { .. }
+            | State::Failed { .. } => {}
+        }
+        self.advance(now, &model);
+        self.settle(now);
+    }
+
+    fn release(&mut self, device: DeviceIndex, reservations: Vec<Reservation>) {
+        let ledger = self.ledger_mut(device);
+        reservations
+            .into_iter()
+            .for_each(|reservation| ledger.release(reservation));
+    }
+
+    fn ledger_mut(&mut self, device: DeviceIndex) -> &mut Ledger {
+        let found = self.ledgers.iter_mut().find(|ledger| ledger.device() == device);
+        found.expect("models are only placed on devices that there are")
+    }
+
+    fn model_mut(&mut self, model: &ModelName) -> &mut Model {
+        self.models.entry(model.clone()).or_default()
+    }
+
+    fn next_ticket(&mut self) -> u64 {
+        self.ticket += 1;
+        self.ticket
+    }
+
+    /// Drops what says nothing, so that names that came once do not stay for ever.
+    fn forget_if_blank(&mut self, model: &ModelName) {
+        if self.models.get(model).is_some_and(Model::is_blank) {
+            self.models.remove(model);
+        }
+    }
+}
