@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
@@ -37,22 +38,10 @@ impl Layers {
 
     /// Lays the text of a TOML file over what is there.
     pub(crate) fn add_file(&mut self, path: PathBuf, text: &str) -> Result<(), Fault> {
-        let document = match ImDocument::parse(text) {
-            Ok(document) => document,
-            Err(error) => {
-                let line = line_of(text, error.span().map_or(0, |span| span.start));
-                let message = one_line(error.message());
-                return Err(Fault::Syntax { path, line, message });
-            }
-        };
-        let dict = match Toml::from_str::<Dict>(text) {
-            Ok(dict) => dict,
-            Err(error) => {
-                let line = line_of(text, error.span().map_or(0, |span| span.start));
-                let message = one_line(error.message());
-                return Err(Fault::Syntax { path, line, message });
-            }
-        };
+        let document = ImDocument::parse(text)
+            .map_err(|error| syntax_fault(&path, text, error.span(), error.message()))?;
+        let dict = Toml::from_str::<Dict>(text)
+            .map_err(|error| syntax_fault(&path, text, error.span(), error.message()))?;
         self.lines = BTreeMap::new();
         note_lines(document.as_table(), text, "", &mut self.lines);
         self.cover(Metadata::from(FILE, path.as_path()), dict);
@@ -209,12 +198,17 @@ fn note_lines(table: &dyn TableLike, text: &str, prefix: &str, lines: &mut BTree
     }
 }
 
+/// What a TOML parser found at a range of bytes, on one line. Parsers quote keys, never values.
+fn syntax_fault(path: &Path, text: &str, at: Option<Range<usize>>, message: &str) -> Fault {
+    Fault::Syntax {
+        path: path.to_owned(),
+        line: line_of(text, at.map_or(0, |range| range.start)),
+        message: message.trim().replace('\n', "; "),
+    }
+}
+
 /// The line of a byte offset, from 1.
 fn line_of(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().iter().take(offset);
     before.filter(|byte| **byte == b'\n').count() + 1
-}
-
-fn one_line(message: &str) -> String {
-    message.trim().replace('\n', "; ")
 }

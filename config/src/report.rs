@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::Source;
 use crate::layer::Layers;
-use crate::rule::Visibility;
+use crate::rule::{Visibility, whole_of};
 use crate::schema::KnownKey;
 
 /// Every known key with its value and where that came from, in the order of the sections.
@@ -111,15 +111,13 @@ fn write_value(value: &Value, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if let Some(truth) = value.to_bool() {
         return write!(f, "{truth}");
     }
-    match value
-        .to_i128()
-        .or_else(|| value.to_u128().and_then(|n| i128::try_from(n).ok()))
-    {
+    let number = value.to_num();
+    match number.and_then(whole_of) {
         Some(whole) => write!(f, "{whole}"),
         None => write!(
             f,
             "{}",
-            value.to_num().and_then(|n| n.to_f64()).unwrap_or(f64::NAN)
+            number.and_then(|number| number.to_f64()).unwrap_or(f64::NAN)
         ),
     }
 }

@@ -239,6 +239,7 @@ impl<T: TryFrom<i128> + PartialOrd + Display> Rule for Whole<T> {
 
 impl<T: TryFrom<i128> + PartialOrd + Display> Whole<T> {
     fn bounded(&self, found: i128) -> Result<T, Problem> {
+        // A number that the type cannot hold is out of range like any other.
         T::try_from(found)
             .ok()
             .filter(|number| *number >= self.min && *number <= self.max)
@@ -385,12 +386,14 @@ fn whole(value: &Value) -> Result<i128, Problem> {
     number.ok_or_else(|| wrong_kind("a whole number", value))
 }
 
-fn whole_of(number: Num) -> Option<i128> {
+/// The whole number that this is; `None` for a fraction, and for what only a `u128` holds.
+pub(crate) fn whole_of(number: Num) -> Option<i128> {
     number
         .to_i128()
         .or_else(|| number.to_u128().and_then(|n| i128::try_from(n).ok()))
 }
 
+/// A whole number as a fraction, `None` where it is far beyond any.
 fn small_whole(number: Num) -> Option<f64> {
     let whole = i32::try_from(whole_of(number)?).ok()?;
     Some(f64::from(whole))
@@ -405,7 +408,7 @@ fn bytes(value: &Value) -> Result<i128, Problem> {
     found.ok_or_else(|| wrong_kind(expected, value))
 }
 
-/// Reads `512`, `512KiB`, `4 GiB`; `1.5TiB` is refused, because sizes are whole.
+/// The number of bytes in words, `None` where it is not one or too large. Reads `512`, `512KiB`, `4 GiB`; `1.5TiB` is refused, because sizes are whole.
 fn bytes_of(text: &str) -> Option<i128> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -372,6 +372,9 @@ fn faults_do_not_repeat_secrets() {
         let told = format!("{errors} {errors:?}");
         assert!(!told.contains("open-sesame"), "{told}");
     }
+    let unquoted = FileFixture::new("[nats]\npassword = open-sesame\n");
+    let errors = Config::load(&unquoted.options()).unwrap_err();
+    assert!(!errors.to_string().contains("sesame"), "{errors}");
     let file = FileFixture::new("[nats]\ntoken = 5318008\npassword = [\"5318008\"]\n");
     let errors = Config::load(&file.options()).unwrap_err();
     assert!(!errors.to_string().contains("5318008"), "{errors}");
