@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 
 use crate::{Dtype, TensorInfo};
 
@@ -182,7 +182,8 @@ impl<'de> Visitor<'de> for RawHeaderVisitor {
         let mut tensors = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                // Of no use here, but text by the format.
+                map.next_value::<BTreeMap<String, String>>()?;
                 continue;
             }
             let tensor = map.next_value::<RawTensor>()?;

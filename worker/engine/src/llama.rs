@@ -129,18 +129,17 @@ impl<B: Backend> LlamaModel<B> {
     /// Reads what the last step drew.
     pub(crate) fn drawn(&mut self, draws: &[bool]) -> Result<StepOutput, DeviceError> {
         let rows = draws.iter().filter(|draws| **draws).count();
-        self.staging.clear();
-        self.staging.resize(rows, NO_TOKEN);
+        let mut tokens = vec![NO_TOKEN; rows];
         let source = self.span(self.plan.workspace().drawn).first_words(rows);
         self.backend
-            .download(source, bytemuck::cast_slice_mut(&mut self.staging))?;
-        let mut tokens = self.staging.iter();
+            .download(source, bytemuck::cast_slice_mut(&mut tokens))?;
+        let mut tokens = tokens.into_iter();
         let sequences = draws
             .iter()
             .map(|draws| match draws.then(|| tokens.next()).flatten() {
                 None => SequenceOutput::Read,
-                Some(&NO_TOKEN) => SequenceOutput::NonFiniteLogits,
-                Some(token) => SequenceOutput::Token(*token),
+                Some(NO_TOKEN) => SequenceOutput::NonFiniteLogits,
+                Some(token) => SequenceOutput::Token(token),
             })
             .collect();
         Ok(StepOutput { sequences })

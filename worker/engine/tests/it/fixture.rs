@@ -1,0 +1,124 @@
+//! Loads models and runs sequences on them, as a worker would.
+
+use std::path::{Path, PathBuf};
+
+use flotilla_worker_engine::{
+    BLOCK_TOKENS, CpuBackend, LlamaModel, MemoryPlan, ModelFolder, ModelLoader, Sampling, SequenceOutput,
+    SequenceStep, Step, StepLimits,
+};
+
+pub const GOLDEN: [&str; 5] = [
+    "gqa-f32",
+    "mha-bf16-tied",
+    "gqa-f16",
+    "wide-heads-bf16",
+    "sharded-bf16",
+];
+
+pub const LIMITS: StepLimits = StepLimits {
+    batch_tokens_max: 192,
+    sequences_max: 8,
+};
+
+pub const KV_BLOCKS: usize = 64;
+
+pub fn golden_folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+pub fn demo_folder(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../cli/demo-models")).join(name)
+}
+
+/// A loader whose tensors are not there yet.
+pub fn loader(folder: &ModelFolder) -> ModelLoader<CpuBackend> {
+    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), LIMITS).unwrap();
+    ModelLoader::new(CpuBackend::new(), plan, KV_BLOCKS).unwrap()
+}
+
+/// A model with all its tensors and [`KV_BLOCKS`] blocks.
+pub fn load(path: &Path) -> LlamaModel<CpuBackend> {
+    let folder = ModelFolder::open(path).unwrap();
+    let mut loader = loader(&folder);
+    for tensor in folder.tensors() {
+        loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
+    }
+    let mut model = loader.finish().unwrap();
+    model.set_kv_blocks(KV_BLOCKS).unwrap();
+    model
+}
+
+/// A sequence that grows, with KV blocks of its own.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// Prompt and what was drawn.
+    pub tokens: Vec<u32>,
+    /// How many of them have been read.
+    pub read: usize,
+    pub block_table: Vec<u32>,
+}
+
+impl Sequence {
+    /// A sequence on the given KV blocks, each used up to the table's end.
+    pub fn new(tokens: &[u32], blocks: impl IntoIterator<Item = u32>) -> Self {
+        Self {
+            tokens: tokens.to_vec(),
+            read: 0,
+            block_table: blocks.into_iter().collect(),
+        }
+    }
+
+    /// The next `count` tokens as a part of a step.
+    pub fn part(&self, count: usize, sample: Option<Sampling>) -> SequenceStep<'_> {
+        SequenceStep {
+            tokens: &self.tokens[self.read..self.read + count],
+            position: self.read,
+            block_table: &self.block_table,
+            sample,
+        }
+    }
+}
+
+/// Enough blocks for a context of 128 tokens, starting at the `index`-th such set.
+pub fn blocks_of(index: u32) -> impl Iterator<Item = u32> {
+    let count = u32::try_from(128 / BLOCK_TOKENS).unwrap();
+    index * count..(index + 1) * count
+}
+
+/// Reads tokens `read..read + count` alone and gives the logits after the last of them.
+pub fn read_chunk(model: &mut LlamaModel<CpuBackend>, sequence: &mut Sequence, count: usize) -> Vec<f32> {
+    let part = [sequence.part(count, Some(Sampling::GREEDY))];
+    let pending = model.submit(&Step { sequences: &part }).unwrap();
+    let (_, mut logits) = pending.wait_with_logits().unwrap();
+    sequence.read += count;
+    logits.pop().unwrap()
+}
+
+/// Reads what is unread, then draws tokens alone, one a step.
+pub fn generate(
+    model: &mut LlamaModel<CpuBackend>,
+    sequence: &mut Sequence,
+    count: usize,
+    sampling: Sampling,
+) -> Vec<u32> {
+    let prompt_len = sequence.tokens.len();
+    for _ in 0..count {
+        let unread = sequence.tokens.len() - sequence.read;
+        let position = sequence.tokens.len() as u64;
+        let part = [sequence.part(unread, Some(Sampling { position, ..sampling }))];
+        let output = model.submit(&Step { sequences: &part }).unwrap().wait().unwrap();
+        let SequenceOutput::Token(token) = output.sequences[0] else {
+            panic!("a token was asked for: {output:?}")
+        };
+        sequence.read += unread;
+        sequence.tokens.push(token);
+    }
+    sequence.tokens[prompt_len..].to_vec()
+}
+
+/// The bits of a vector, so that equality means identity.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}

@@ -1,0 +1,180 @@
+//! Weights that arrive in pieces, and weights that never do.
+
+use flotilla_worker_engine::{
+    CpuBackend, LoadError, ModelFolder, ModelLoader, Sampling, SequenceOutput, Step,
+};
+use proptest::prelude::*;
+
+use crate::fixture::{GOLDEN, KV_BLOCKS, Sequence, bits, blocks_of, golden_folder, load, loader, read_chunk};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn pieces_of_any_size_in_any_order_make_the_same_model(
+        name in 0..GOLDEN.len(),
+        piece_bytes in 1usize..5000,
+        order in any::<u64>(),
+    ) {
+        let path = golden_folder(GOLDEN[name]);
+        let folder = ModelFolder::open(&path).unwrap();
+        let mut loader = loader(&folder);
+        let mut pieces = Vec::new();
+        for tensor in folder.tensors() {
+            let starts = (0..tensor.bytes.len()).step_by(piece_bytes);
+            pieces.extend(starts.map(|start| (tensor, start)));
+        }
+        // A multiplicative hash of the index is a shuffle that the seed fixes.
+        pieces.sort_by_key(|(tensor, start)| {
+            (tensor.bytes.as_ptr() as u64 + *start as u64).wrapping_mul(order | 1)
+        });
+        for (tensor, start) in pieces {
+            let end = tensor.bytes.len().min(start + piece_bytes);
+            loader.place(&tensor.info.name, start, &tensor.bytes[start..end]).unwrap();
+        }
+        let mut model = loader.finish().unwrap();
+        model.set_kv_blocks(KV_BLOCKS).unwrap();
+        let tokens: Vec<u32> = (3..30).collect();
+        let logits = read_chunk(&mut model, &mut Sequence::new(&tokens, blocks_of(0)), 27);
+        let expected = read_chunk(&mut load(&path), &mut Sequence::new(&tokens, blocks_of(0)), 27);
+        prop_assert_eq!(bits(&logits), bits(&expected));
+    }
+}
+
+#[test]
+fn missing_and_incomplete_tensors_are_listed_in_load_order() {
+    let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
+    let mut loader = loader(&folder);
+    for tensor in folder.tensors() {
+        match tensor.info.name.as_str() {
+            "model.norm.weight" => {}
+            "model.layers.1.mlp.up_proj.weight" => {
+                loader.place(&tensor.info.name, 4, &tensor.bytes[4..]).unwrap();
+            }
+            name => loader.place(name, 0, tensor.bytes).unwrap(),
+        }
+    }
+    let LoadError::Missing { tensors } = loader.finish().map(|_| ()).unwrap_err() else {
+        panic!("tensors are missing")
+    };
+    assert_eq!(
+        tensors,
+        ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+    );
+}
+
+#[test]
+fn pieces_outside_their_tensor_are_refused() {
+    let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
+    let mut loader = loader(&folder);
+    let refused = loader.place("model.norm.weight", 157, &[0; 4]).unwrap_err();
+    assert!(matches!(
+        refused,
+        LoadError::PieceOutOfBounds {
+            offset_bytes: 157,
+            piece_bytes: 4,
+            tensor_bytes: 160,
+            ..
+        }
+    ));
+    assert!(matches!(
+        loader.place("model.norm.weight", usize::MAX, &[0; 4]),
+        Err(LoadError::PieceOutOfBounds { .. })
+    ));
+    assert!(matches!(
+        loader.place("lm_head.bias", 0, &[]),
+        Err(LoadError::UnknownTensor { .. })
+    ));
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let cases: [(&str, &[u8]); 5] = [
+        ("gqa-f32", &f32::NAN.to_le_bytes()),
+        ("gqa-f32", &f32::NEG_INFINITY.to_le_bytes()),
+        ("gqa-f16", &0x7c00u16.to_le_bytes()),
+        ("mha-bf16-tied", &0x7f80u16.to_le_bytes()),
+        ("mha-bf16-tied", &0xffc1u16.to_le_bytes()),
+    ];
+    for (name, bad) in cases {
+        let folder = ModelFolder::open(&golden_folder(name)).unwrap();
+        let mut loader = loader(&folder);
+        for tensor in folder.tensors() {
+            loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
+        }
+        loader
+            .place("model.layers.1.mlp.down_proj.weight", 7 * bad.len(), bad)
+            .unwrap();
+        let LoadError::NotFinite { tensor, element } = loader.finish().map(|_| ()).unwrap_err() else {
+            panic!("{name} has a weight that is not finite")
+        };
+        assert_eq!(
+            (tensor.as_str(), element),
+            ("model.layers.1.mlp.down_proj.weight", 7),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn more_blocks_than_addresses_are_refused() {
+    let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
+    let plan = loader(&folder).plan().clone();
+    let backend = CpuBackend::new();
+    let refused = ModelLoader::new(backend, plan, usize::MAX / 3);
+    assert!(matches!(refused, Err(LoadError::TooManyBlocks { .. })));
+}
+
+/// The outputs of two sequences that end in different tokens, of a model whose logit 0 is the largest f32 times
+/// element `column` of the last hidden state; together, then each alone.
+fn outputs_of_overflowing_head(folder: &ModelFolder, column: usize) -> [Vec<SequenceOutput>; 2] {
+    let mut loader = loader(folder);
+    for tensor in folder.tensors() {
+        loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
+    }
+    let mut row = [0f32; 40];
+    row[column] = f32::MAX;
+    loader
+        .place("lm_head.weight", 0, &row.map(f32::to_le_bytes).concat())
+        .unwrap();
+    let mut model = loader.finish().unwrap();
+    model.set_kv_blocks(KV_BLOCKS).unwrap();
+    let sequences = [
+        Sequence::new(&[3, 50], blocks_of(0)),
+        Sequence::new(&[3, 49], blocks_of(1)),
+    ];
+    let parts = sequences
+        .each_ref()
+        .map(|sequence| sequence.part(2, Some(Sampling::GREEDY)));
+    let mut run = |parts| {
+        model
+            .submit(&Step { sequences: parts })
+            .unwrap()
+            .wait()
+            .unwrap()
+            .sequences
+    };
+    let together = run(&parts);
+    let alone = parts.chunks(1).flat_map(run).collect();
+    [together, alone]
+}
+
+/// Finite weights may still give infinite logits.
+#[test]
+fn logits_that_are_not_finite_give_no_token_to_that_sequence_alone() {
+    let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
+    let mut only_one_overflows = 0;
+    for column in 0..40 {
+        let [together, alone] = outputs_of_overflowing_head(&folder, column);
+        assert_eq!(together, alone);
+        let overflows = together
+            .iter()
+            .filter(|output| **output == SequenceOutput::NonFiniteLogits)
+            .count();
+        only_one_overflows += usize::from(overflows == 1);
+    }
+    assert!(
+        only_one_overflows > 5,
+        "{only_one_overflows} columns tell the sequences apart"
+    );
+}

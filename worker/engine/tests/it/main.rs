@@ -1,0 +1,15 @@
+//! The engine against reference models, against itself in other batches, and against files that lie.
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests only; clippy sees this in test functions, not in what they call"
+)]
+
+mod bad_folders;
+mod batches;
+mod demo_models;
+mod fixture;
+mod headers;
+mod loading;
+mod reference;
+mod sampling;
+mod steps;
