@@ -173,22 +173,12 @@ async fn message_without_an_id_becomes_a_dead_letter_and_is_gone_from_the_queue(
 
 #[tokio::test]
 async fn full_queue_is_a_busy_signal_and_recovers() -> Result<()> {
-    let fleet = Fleet::builder()
-        .workers(0)
+    let mut fleet = Fleet::builder()
         .set("nats.requests_max_messages=3")
         .start()
         .await?;
     // Without a worker nothing leaves the queue, however eager the dispatcher is.
-    eventually("the request stream", async || {
-        fleet
-            .connection
-            .jetstream
-            .get_stream("FLOTILLA_REQUESTS")
-            .await
-            .ok()
-            .map(drop)
-    })
-    .await;
+    fleet.workers[0].kill()?;
     let mut waiting = Vec::new();
     for _ in 0..3 {
         waiting.push(fleet.submit(&Question::prompt("adder", "1+1=")).await?);
@@ -201,8 +191,7 @@ async fn full_queue_is_a_busy_signal_and_recovers() -> Result<()> {
         matches!(error.downcast_ref::<SubmitError>(), Some(SubmitError::Busy)),
         "{error:#}"
     );
-    let mut fleet = fleet;
-    fleet.add_worker()?;
+    fleet.restart_worker(0)?;
     for mut events in waiting {
         Answer::collect(&mut events).await?;
     }

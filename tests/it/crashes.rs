@@ -1,0 +1,305 @@
+//! Processes die while requests run: nothing is lost, nothing is doubled, the stream goes on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use flotilla_client::{Answer, AnswerBuilder, Journal};
+use flotilla_protocol::Attempt;
+use flotilla_protocol::event::{ErrorCode, Event, EventKind};
+use flotilla_tests::{Fleet, ModelFolderBuilder, Question, eventually};
+use serde_json::json;
+use tempfile::TempDir;
+
+const ANSWER_TOKENS: u32 = 96;
+
+/// A model slow enough that a kill hits it in the middle of an answer.
+fn slow_models() -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    ModelFolderBuilder::default().write(&folder.path().join("slow"))?;
+    Ok(folder)
+}
+
+/// A seeded question whose answer runs to its limit.
+fn question(seed: u32) -> Question {
+    let prompt = format!("w5 w9 w{} w33", 100 + seed);
+    let body = json!({"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 1.0, "seed": seed});
+    Question::new("slow", body)
+}
+
+/// The worker whose report lists a request.
+async fn worker_of(fleet: &Fleet, question: &Question) -> usize {
+    eventually("the request to run", async || {
+        let workers = fleet.status().await.ok()?.workers;
+        let runs = workers
+            .iter()
+            .find(|w| w.report.running.iter().any(|r| r.request == question.request))?;
+        runs.report.worker.as_str().strip_prefix('w')?.parse().ok()
+    })
+    .await
+}
+
+/// What the journal must be at the end, whatever died: every token once, one terminal event, at the end.
+async fn assert_journal_is_whole(fleet: &Fleet, question: &Question, answer: &Answer) -> Result<()> {
+    let entries = Journal::new(&fleet.connection).read(&question.request, 0).await?;
+    let mut stored = Vec::new();
+    for entry in &entries {
+        if let Event::Tokens(tokens) = &entry.event {
+            assert_eq!(tokens.offset as usize, stored.len());
+            stored.extend_from_slice(&tokens.token_ids);
+        }
+    }
+    assert_eq!(stored, answer.token_ids, "what was streamed is what is stored");
+    let terminal = entries
+        .iter()
+        .filter(|entry| entry.event.kind().is_terminal())
+        .count();
+    assert_eq!(terminal, 1);
+    assert!(
+        entries
+            .last()
+            .is_some_and(|entry| entry.event.kind().is_terminal())
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_workers_answer_goes_on_elsewhere_token_for_token() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        .workers(2)
+        .set("dispatcher.worker_lost_after_ms=1500")
+        .set("worker.report_interval_ms=300")
+        .start()
+        .await?;
+    for (round, kill_at) in [1_usize, 5, 24, 60].into_iter().enumerate() {
+        let question = question(u32::try_from(round)?);
+        let unbroken = fleet
+            .ask(&Question {
+                request: flotilla_client::new_request_id(),
+                ..question.clone()
+            })
+            .await?;
+        let mut events = fleet.submit(&question).await?;
+        let worker = worker_of(&fleet, &question).await;
+        let mut builder = AnswerBuilder::default();
+        let mut seen = 0;
+        let mut killed = false;
+        let answer = loop {
+            let delivered = events
+                .next()
+                .await?
+                .context("the stream ended without an answer")?;
+            if let Event::Tokens(tokens) = &delivered.event {
+                seen += tokens.token_ids.len();
+            }
+            if !killed && seen >= kill_at {
+                fleet.workers[worker].kill()?;
+                killed = true;
+            }
+            if let Some(answer) = builder.push(delivered) {
+                break answer;
+            }
+        };
+        assert!(seen < usize::try_from(ANSWER_TOKENS)? || killed);
+        assert_eq!(
+            answer.token_ids, unbroken.token_ids,
+            "killed after {kill_at} tokens"
+        );
+        assert_eq!(answer.text, unbroken.text);
+        assert_journal_is_whole(&fleet, &question, &answer).await?;
+        assert_eq!(
+            answer.attempts,
+            Attempt(2),
+            "the kill came in the middle of the answer"
+        );
+        fleet.restart_worker(worker)?;
+        fleet.wait_for_workers(2).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_requests_under_random_kills_end_exactly_once() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        .workers(2)
+        .set("dispatcher.worker_lost_after_ms=1500")
+        .set("worker.report_interval_ms=300")
+        // Kills at random hit some requests often; this test is about loss and doubling, not about poison.
+        .set("dispatcher.strikes_max=50")
+        .start()
+        .await?;
+    let mut pending = Vec::new();
+    for seed in 0..200 {
+        let body = json!({"prompt": format!("w7 w{}", 20 + seed), "max_tokens": 24, "temperature": 1.0, "seed": seed});
+        let question = Question::new("slow", body);
+        let mut events = fleet.submit(&question).await?;
+        pending.push((
+            question,
+            tokio::spawn(async move { Answer::collect(&mut events).await }),
+        ));
+    }
+    let seed = std::process::id();
+    println!("kills are drawn with seed {seed}");
+    let mut random = u64::from(seed);
+    for _ in 0..5 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let worker = usize::try_from(random >> 63)?;
+        // Waits until the victim is at work, so that every kill interrupts something.
+        let busy = eventually("work, or its end", async || {
+            if pending.iter().all(|(_, task)| task.is_finished()) {
+                return Some(false);
+            }
+            let workers = fleet.status().await.ok()?.workers;
+            let victim = workers
+                .into_iter()
+                .find(|w| w.report.worker.as_str() == format!("w{worker}"))?;
+            victim
+                .report
+                .running
+                .iter()
+                .any(|r| r.output_tokens > 0)
+                .then_some(true)
+        })
+        .await;
+        if !busy {
+            break;
+        }
+        fleet.workers[worker].kill()?;
+        fleet.restart_worker(worker)?;
+    }
+    for (question, task) in pending {
+        let answer = tokio::time::timeout(Duration::from_secs(200), task)
+            .await
+            .with_context(|| format!("{} has no end", question.request))???;
+        assert!(answer.end.is_ok(), "{:?}", answer.end);
+        assert_journal_is_whole(&fleet, &question, &answer).await?;
+    }
+    let requests = fleet.connection.jetstream.get_stream("FLOTILLA_REQUESTS").await?;
+    eventually("every request to be acked", async || {
+        (requests.get_info().await.ok()?.state.messages == 0).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn request_whose_workers_die_three_times_is_a_dead_letter() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        .set("dispatcher.worker_lost_after_ms=1500")
+        .set("worker.report_interval_ms=300")
+        .start()
+        .await?;
+    let body = json!({"prompt": "w5 w9", "max_tokens": 900, "temperature": 1.0, "seed": 3});
+    let question = Question::new("slow", body);
+    let mut events = fleet.submit(&question).await?;
+    for attempt in 1..=3 {
+        loop {
+            let delivered = events.next().await?.context("the stream goes on")?;
+            if delivered.event.kind() == EventKind::Tokens && delivered.attempt == Attempt(attempt) {
+                break;
+            }
+        }
+        fleet.workers[0].kill()?;
+        fleet.restart_worker(0)?;
+    }
+    let error = loop {
+        let delivered = events.next().await?.context("the stream goes on")?;
+        if let Event::Failed(failed) = delivered.event {
+            break failed.error;
+        }
+    };
+    assert_eq!(error.code, ErrorCode::Poisoned, "{error}");
+    let dead = fleet.connection.jetstream.get_stream("FLOTILLA_DEAD").await?;
+    let letter = dead
+        .get_last_raw_message_by_subject("flotilla.dead.interactive.slow")
+        .await?;
+    assert_eq!(
+        letter
+            .headers
+            .get("Flotilla-Dead-Request")
+            .context("the id")?
+            .as_str(),
+        question.request.as_str()
+    );
+    assert_eq!(
+        letter.payload,
+        question.body.to_string().into_bytes(),
+        "the original can be replayed"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_leads_when_the_leader_is_killed_and_running_work_does_not_notice() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        .dispatchers(2)
+        .start()
+        .await?;
+    let first = question(1);
+    let unbroken = fleet
+        .ask(&Question {
+            request: flotilla_client::new_request_id(),
+            ..first.clone()
+        })
+        .await?;
+    let mut events = fleet.submit(&first).await?;
+    worker_of(&fleet, &first).await;
+    let leader = leader(&fleet).await;
+    fleet.dispatchers[leader].kill()?;
+    let answer = Answer::collect(&mut events).await?;
+    assert_eq!(answer.token_ids, unbroken.token_ids);
+    assert_eq!(
+        answer.attempts,
+        Attempt(1),
+        "running work goes on under the new leader"
+    );
+    let second = fleet.ask(&question(2)).await?;
+    assert!(second.end.is_ok(), "the standby serves new requests");
+    let requests = fleet.connection.jetstream.get_stream("FLOTILLA_REQUESTS").await?;
+    eventually("both requests to be acked", async || {
+        (requests.get_info().await.ok()?.state.messages == 0).then_some(())
+    })
+    .await;
+    assert_journal_is_whole(&fleet, &first, &answer).await
+}
+
+async fn leader(fleet: &Fleet) -> usize {
+    let message = eventually("a leader", async || fleet.admin("queue", &json!({})).await.ok()).await;
+    let status: serde_json::Value =
+        serde_json::from_slice(&message.payload).expect("the queue's status is JSON");
+    let name = status["dispatcher"].as_str().expect("it names its dispatcher");
+    name.trim_start_matches('d')
+        .parse()
+        .expect("the harness numbers dispatchers")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_is_killed_and_comes_back_loses_no_request() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder().models_dir(models.path()).start().await?;
+    let mut pending = Vec::new();
+    for seed in 0..8 {
+        let question = question(seed);
+        let mut events = fleet.submit(&question).await?;
+        pending.push((
+            question,
+            tokio::spawn(async move { Answer::collect(&mut events).await }),
+        ));
+    }
+    worker_of(&fleet, &pending[0].0).await;
+    fleet.server.kill()?;
+    fleet.server.restart()?;
+    for (question, task) in pending {
+        let answer = tokio::time::timeout(Duration::from_secs(120), task).await???;
+        assert!(answer.end.is_ok(), "{:?}", answer.end);
+        assert_journal_is_whole(&fleet, &question, &answer).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! Requests that end otherwise: cancelled, too late, handed over by a worker that drains.
+
+use anyhow::{Context, Result};
+use flotilla_client::Answer;
+use flotilla_protocol::Attempt;
+use flotilla_protocol::event::{ErrorCode, Event, FinishReason};
+use flotilla_tests::{Fleet, ModelFolderBuilder, Question, Signal, eventually};
+use serde_json::json;
+use tempfile::TempDir;
+
+fn slow_models() -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    ModelFolderBuilder::default().write(&folder.path().join("slow"))?;
+    Ok(folder)
+}
+
+fn long_question(tokens: u32) -> Question {
+    Question::new(
+        "slow",
+        json!({"prompt": "w5 w9", "max_tokens": tokens, "temperature": 1.0, "seed": 3}),
+    )
+}
+
+#[tokio::test]
+async fn cancelled_request_ends_where_it_is_and_frees_its_slot() -> Result<()> {
+    let models = slow_models()?;
+    let fleet = Fleet::builder()
+        .models_dir(models.path())
+        .set("worker.slots=1")
+        .start()
+        .await?;
+    let (running, queued) = (long_question(900), long_question(900));
+    let mut running_events = fleet.submit(&running).await?;
+    let mut queued_events = fleet.submit(&queued).await?;
+    while !matches!(
+        running_events.next().await?.context("tokens come")?.event,
+        Event::Tokens(_)
+    ) {}
+
+    let reply = fleet.admin("cancel", &json!({"request": queued.request})).await?;
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&reply.payload)?,
+        json!("ended")
+    );
+    let answer = Answer::collect(&mut queued_events).await?;
+    assert_eq!(
+        answer.end.expect("cancelled is no failure").finish_reason,
+        FinishReason::Cancelled
+    );
+    assert!(answer.token_ids.is_empty());
+
+    let body = json!({"request": running.request}).to_string();
+    let packed = flotilla_protocol::codec::encode_internal(&flotilla_protocol::assignment::Cancel {
+        request: running.request.clone(),
+    })?;
+    assert_ne!(body.as_bytes(), &packed[..]);
+    fleet
+        .connection
+        .client
+        .publish(fleet.connection.subjects.cancel(), body.into())
+        .await?;
+    let end = loop {
+        if let Event::Finished(finished) = running_events.next().await?.context("it ends")?.event {
+            break finished;
+        }
+    };
+    assert_eq!(end.finish_reason, FinishReason::Cancelled);
+    assert!(end.usage.completion_tokens > 0 && end.usage.completion_tokens < 900);
+    eventually("a free slot", async || {
+        (fleet.status().await.ok()?.workers.pop()?.report.free_slots == 1).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn request_past_its_deadline_fails_wherever_it_is() -> Result<()> {
+    let models = slow_models()?;
+    let fleet = Fleet::builder()
+        .models_dir(models.path())
+        .set("worker.slots=1")
+        .start()
+        .await?;
+    let with_deadline = |ms: u64| {
+        let body =
+            json!({"prompt": "w5", "max_tokens": 900, "temperature": 1.0, "seed": 3, "deadline_ms": ms});
+        Question::new("slow", body)
+    };
+    let mut running = fleet.submit(&with_deadline(1500)).await?;
+    let mut queued = fleet.submit(&with_deadline(700)).await?;
+    for events in [&mut queued, &mut running] {
+        let error = Answer::collect(events).await?.end.expect_err("too late");
+        assert_eq!(error.code, ErrorCode::DeadlineExceeded, "{error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn drained_worker_hands_its_work_over_and_exits_cleanly() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        .workers(2)
+        .set("worker.drain_timeout_s=0")
+        .start()
+        .await?;
+    let question = long_question(200);
+    let unbroken = fleet
+        .ask(&Question {
+            request: flotilla_client::new_request_id(),
+            ..question.clone()
+        })
+        .await?;
+    let mut events = fleet.submit(&question).await?;
+    let worker: usize = eventually("the request to run", async || {
+        let workers = fleet.status().await.ok()?.workers;
+        let runs = workers.iter().find(|w| {
+            w.report
+                .running
+                .iter()
+                .any(|r| r.request == question.request && r.output_tokens > 0)
+        })?;
+        runs.report.worker.as_str().strip_prefix('w')?.parse().ok()
+    })
+    .await;
+    fleet.workers[worker].signal(Signal::Term)?;
+    assert!(
+        fleet.workers[worker].wait().await?.success(),
+        "{}",
+        fleet.workers[worker].log()
+    );
+    let answer = Answer::collect(&mut events).await?;
+    assert_eq!(answer.token_ids, unbroken.token_ids);
+    assert_eq!(answer.attempts, Attempt(2));
+    fleet.wait_for_workers(1).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn draining_worker_with_time_finishes_what_it_runs() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder().models_dir(models.path()).start().await?;
+    let question = long_question(60);
+    let mut events = fleet.submit(&question).await?;
+    while !matches!(
+        events.next().await?.context("tokens come")?.event,
+        Event::Tokens(_)
+    ) {}
+    fleet.workers[0].signal(Signal::Term)?;
+    assert!(
+        fleet.workers[0].wait().await?.success(),
+        "{}",
+        fleet.workers[0].log()
+    );
+    let last = loop {
+        let delivered = events.next().await?.context("it ends")?;
+        if delivered.event.kind().is_terminal() {
+            break delivered;
+        }
+    };
+    assert_eq!(last.attempt, Attempt(1), "the first attempt finished it");
+    Ok(())
+}
