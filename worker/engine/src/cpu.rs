@@ -74,9 +74,9 @@ impl Backend for CpuBackend {
     fn first_non_finite(&mut self, weights: Matrix, out: Span) -> Result<(), DeviceError> {
         let ([bytes], out) = self.memory.borrow([weights.span], out);
         let found = match weights.dtype {
-            Dtype::F32 => cast::<f32>(bytes).iter().position(|value| !value.is_finite()),
-            Dtype::F16 => cast::<f16>(bytes).iter().position(|value| !value.is_finite()),
-            Dtype::Bf16 => cast::<bf16>(bytes).iter().position(|value| !value.is_finite()),
+            Dtype::F32 => elementwise::first_non_finite::<f32>(cast(bytes)),
+            Dtype::F16 => elementwise::first_non_finite::<f16>(cast(bytes)),
+            Dtype::Bf16 => elementwise::first_non_finite::<bf16>(cast(bytes)),
         };
         // An element beyond u32 is told as the last index that can be told.
         let found = found.map_or(NO_ELEMENT, |index| u32::try_from(index).unwrap_or(NO_ELEMENT - 1));

@@ -21,8 +21,8 @@ mod step;
 mod tensor;
 
 pub use backend::{
-    Attention, Backend, BatchView, DeviceError, KvLayer, KvLayout, Matrix, QkvPrep, RegionId, RmsNorm,
-    Sample, Span,
+    Attention, Backend, BatchView, DeviceError, KvLayer, KvLayout, Matrix, NO_ELEMENT, QkvPrep, RegionId,
+    RmsNorm, Sample, Span,
 };
 pub use config::{ConfigError, ModelConfig, SamplingDefaults};
 pub use cpu::CpuBackend;

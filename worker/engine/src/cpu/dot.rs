@@ -11,12 +11,17 @@ pub(super) const LANES: usize = 16;
 /// An element type that weights are stored in.
 pub(super) trait Weight: bytemuck::Pod {
     fn widen(self) -> f32;
+    fn is_finite(self) -> bool;
     fn widen_lanes(chunk: &[Self; LANES]) -> [f32; LANES];
 }
 
 impl Weight for f32 {
     fn widen(self) -> f32 {
         self
+    }
+
+    fn is_finite(self) -> bool {
+        Self::is_finite(self)
     }
 
     fn widen_lanes(chunk: &[Self; LANES]) -> [f32; LANES] {
@@ -29,6 +34,10 @@ impl Weight for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
+    fn is_finite(self) -> bool {
+        Self::is_finite(self)
+    }
+
     fn widen_lanes(chunk: &[Self; LANES]) -> [f32; LANES] {
         chunk.map(Self::widen)
     }
@@ -37,6 +46,10 @@ impl Weight for bf16 {
 impl Weight for f16 {
     fn widen(self) -> f32 {
         self.to_f32()
+    }
+
+    fn is_finite(self) -> bool {
+        Self::is_finite(self)
     }
 
     fn widen_lanes(chunk: &[Self; LANES]) -> [f32; LANES] {

@@ -28,3 +28,33 @@ pub(super) fn gather_widened<W: Weight>(table: &[W], rows: &[u32], out: &mut [f3
         }
     }
 }
+
+/// The index of the first element that is NaN or infinite.
+pub(super) fn first_non_finite<W: Weight>(elements: &[W]) -> Option<usize> {
+    let is_bad = |element: &W| !element.is_finite();
+    // Looks at whole chunks, which vectorises, before it looks for the one.
+    let suspect = |chunk: &[W]| chunk.iter().fold(false, |any, element| any | is_bad(element));
+    let chunk = elements.chunks(CHUNK).position(suspect)?;
+    elements[chunk * CHUNK..]
+        .iter()
+        .position(is_bad)
+        .map(|index| chunk * CHUNK + index)
+}
+
+const CHUNK: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bad_element_is_found_wherever_it_is() {
+        for index in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 3] {
+            let mut elements = vec![1f32; 2 * CHUNK + 4];
+            assert_eq!(first_non_finite(&elements), None);
+            elements[index] = f32::NAN;
+            elements[2 * CHUNK + 3] = f32::INFINITY;
+            assert_eq!(first_non_finite(&elements), Some(index));
+        }
+    }
+}

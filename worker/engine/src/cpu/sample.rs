@@ -98,3 +98,109 @@ fn nucleus(weighing: &Weighing<'_>, sorted: &[u32], top_p: f32) -> usize {
     });
     (below.count() + 1).min(sorted.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WARM: Sampling = Sampling {
+        temperature: 1.0,
+        top_k: None,
+        top_p: 1.0,
+        seed: 5,
+        position: 0,
+    };
+
+    fn drawn(logits: &[f32], sampling: Sampling) -> Vec<u32> {
+        let mut scratch = vec![u32::MAX; logits.len()];
+        let mut tokens: Vec<u32> = (0..200)
+            .map(|position| draw(logits, &Sampling { position, ..sampling }, &mut scratch))
+            .collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_ids() {
+        let logits = [0.0, 2.0, 2.0, -0.0, 2.0, 1.0];
+        assert_eq!(drawn(&logits, Sampling::GREEDY), [1]);
+        assert_eq!(
+            drawn(
+                &logits,
+                Sampling {
+                    top_k: Some(1),
+                    ..WARM
+                }
+            ),
+            [1]
+        );
+        assert_eq!(
+            drawn(
+                &logits,
+                Sampling {
+                    top_k: Some(2),
+                    ..WARM
+                }
+            ),
+            [1, 2]
+        );
+        assert_eq!(drawn(&logits, Sampling { top_p: 0.5, ..WARM }), [1, 2]);
+        assert_eq!(
+            drawn(
+                &[-0.0, 0.0, 0.0],
+                Sampling {
+                    top_k: Some(2),
+                    ..WARM
+                }
+            ),
+            [0, 1]
+        );
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_give_no_token() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for sampling in [Sampling::GREEDY, WARM] {
+                assert_eq!(drawn(&[1.0, bad, 3.0], sampling), [NO_TOKEN]);
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_logits_and_temperatures_still_give_a_token() {
+        let extreme = [f32::MAX, f32::MIN, 0.0];
+        assert_eq!(drawn(&extreme, WARM), [0]);
+        assert_eq!(
+            drawn(
+                &extreme,
+                Sampling {
+                    temperature: 1e-45,
+                    ..WARM
+                }
+            ),
+            [0]
+        );
+        assert_eq!(
+            drawn(
+                &[1.0],
+                Sampling {
+                    top_k: Some(9),
+                    top_p: 0.1,
+                    ..WARM
+                }
+            ),
+            [0]
+        );
+        assert_eq!(
+            drawn(
+                &[1.0, 2.0, 3.0],
+                Sampling {
+                    temperature: f32::MAX,
+                    ..WARM
+                }
+            ),
+            [0, 1, 2]
+        );
+    }
+}

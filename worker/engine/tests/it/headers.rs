@@ -4,6 +4,8 @@ use flotilla_worker_engine::{Dtype, Header, HeaderError, ModelConfig};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
+type IsExpected = fn(&HeaderError) -> bool;
+
 /// A file of a header and as much data.
 fn file(json: &str, data_len: usize) -> Vec<u8> {
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
@@ -47,7 +49,7 @@ fn every_way_to_lie_has_its_error() {
     let one = |dtype: &str, shape: &str, offsets: &str| {
         format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
     };
-    let cases: [(String, usize, fn(&HeaderError) -> bool); 11] = [
+    let cases: [(String, usize, IsExpected); 11] = [
         (
             TWO.into(),
             31,
