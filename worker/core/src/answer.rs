@@ -309,16 +309,17 @@ impl Answer {
         }
     }
 
-    /// Tokens that are not known to be stored; the sequence is paused while they are too many.
+    /// Tokens that are still to be stored; the sequence is paused while they are too many.
     #[must_use]
     pub fn backlog_tokens(&self) -> usize {
-        let under_way = match &self.stage {
+        let pending = self.pending.token_ids.len();
+        match &self.stage {
             Stage::Ready(event) | Stage::Appending(event) | Stage::Unknown(event) | Stage::Reading(event) => {
-                token_count(event)
+                token_count(event) + pending
             }
-            Stage::Idle | Stage::Ending(_) | Stage::Ended => 0,
-        };
-        under_way + self.pending.token_ids.len()
+            Stage::Idle => pending,
+            Stage::Ending(_) | Stage::Ended => 0,
+        }
     }
 
     /// Tokens that are stored, those of earlier attempts included.

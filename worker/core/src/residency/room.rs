@@ -30,16 +30,32 @@ struct Site<'a> {
     at_most: Room,
 }
 
-/// What to do for one model that waits. The variants stand in the order of preference.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What to do for one model that waits.
+#[derive(Debug)]
 enum Placement {
+    /// There is room.
     Load,
-    /// Nobody has to be told to leave, or nobody whose leaving would suffice.
-    Wait,
+    /// Those that were told to leave make room.
+    Coming,
+    /// These have to leave.
     Evict {
         busy_count: usize,
         victims: Vec<ModelName>,
     },
+    /// Too much is on its way in to make room now.
+    Blocked,
+}
+
+impl Placement {
+    /// Smaller is better: what is soonest and disturbs the fewest.
+    fn rank(&self) -> (u8, usize, usize) {
+        match self {
+            Self::Load => (0, 0, 0),
+            Self::Coming => (1, 0, 0),
+            Self::Evict { busy_count, victims } => (2, *busy_count, victims.len()),
+            Self::Blocked => (3, 0, 0),
+        }
+    }
 }
 
 impl ModelNeeds {
@@ -60,15 +76,16 @@ impl Residency {
                 self.fail(now, &model, reason);
                 continue;
             };
-            if let Placement::Evict { victims, .. } = &placement {
-                victims.iter().for_each(|victim| self.evict(victim));
+            match placement {
+                Placement::Load => {
+                    self.load(&model, site, needs, claims[site]);
+                    continue;
+                }
+                Placement::Evict { victims, .. } => victims.iter().for_each(|victim| self.evict(victim)),
+                Placement::Coming | Placement::Blocked => {}
             }
-            if placement == Placement::Load {
-                self.load(&model, site, needs, claims[site]);
-            } else {
-                claims[site].pages = claims[site].pages.saturating_add(needs.pages_min());
-                claims[site].places += 1;
-            }
+            claims[site].pages = claims[site].pages.saturating_add(needs.pages_min());
+            claims[site].places += 1;
         }
     }
 
@@ -99,7 +116,7 @@ impl Residency {
             sites.filter(|(_, site)| needs.pages_min() <= site.at_most.pages && site.at_most.places > 0);
         let placed =
             possible.map(|(index, site)| (index, self.placement(model, &site, needs, claims[index])));
-        placed.min_by(|(a, one), (b, other)| one.cmp(other).then(a.cmp(b)))
+        placed.min_by(|(a, one), (b, other)| (one.rank(), a).cmp(&(other.rank(), b)))
     }
 
     fn placement(&self, model: &ModelName, site: &Site<'_>, needs: &ModelNeeds, claim: Room) -> Placement {
@@ -113,15 +130,22 @@ impl Residency {
         };
         if missing == Room::default() {
             let is_free = needs.pages_min() <= site.free.pages && site.free.places > 0;
-            return if is_free { Placement::Load } else { Placement::Wait };
+            return if is_free {
+                Placement::Load
+            } else {
+                Placement::Coming
+            };
         }
         let victims = self.victims(model, site.ledger.device(), missing);
+        if victims.is_empty() {
+            return Placement::Blocked;
+        }
         let busy = victims
             .iter()
             .filter(|victim| self.models[*victim].lease_count() > 0);
-        match busy.count() {
-            0 if victims.is_empty() => Placement::Wait,
-            busy_count => Placement::Evict { busy_count, victims },
+        Placement::Evict {
+            busy_count: busy.count(),
+            victims,
         }
     }
 
