@@ -99,16 +99,17 @@ struct RawConfig {
     #[serde(default)]
     tie_word_embeddings: bool,
     quantization_config: Option<Value>,
-    #[serde(alias = "torch_dtype")]
     dtype: Option<String>,
+    torch_dtype: Option<String>,
     bos_token_id: Option<u64>,
     eos_token_id: Option<TokenIds>,
 }
 
 #[derive(Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    #[serde(rename = "type")]
+    older_rope_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
 }
@@ -147,7 +148,7 @@ impl RawConfig {
         if let Some(quantization) = &self.quantization_config {
             return unsupported("quantization_config", "none", quantization.to_string());
         }
-        match self.dtype.as_deref() {
+        match self.dtype.as_deref().or(self.torch_dtype.as_deref()) {
             None | Some("float32" | "float16" | "bfloat16") => Ok(()),
             Some(other) => unsupported("dtype", "float32, float16 or bfloat16", other.to_owned()),
         }
@@ -208,7 +209,11 @@ impl RawConfig {
             ("rope_scaling", &self.rope_scaling),
         ] {
             let Some(rope) = rope else { continue };
-            let kind = rope.rope_type.as_deref().unwrap_or("default");
+            let kind = rope
+                .rope_type
+                .as_deref()
+                .or(rope.older_rope_type.as_deref())
+                .unwrap_or("default");
             if kind != "default" {
                 return unsupported(field, "rope_type default", format!("rope_type {kind}"));
             }

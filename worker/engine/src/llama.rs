@@ -371,7 +371,7 @@ impl<B: Backend> LlamaModel<B> {
 
     fn kv_span(&self) -> Span {
         let len_bytes = self.kv_blocks * self.plan.kv_block_bytes();
-        debug_assert!(
+        assert!(
             len_bytes <= self.backend.mapped_pages(self.kv) * PAGE_BYTES,
             "blocks have memory"
         );

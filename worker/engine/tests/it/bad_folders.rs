@@ -463,6 +463,20 @@ fn older_spellings_are_understood() {
     assert_eq!(opened.config(), newer.config());
 }
 
+/// Files that carry both spellings, as some converters write them.
+#[test]
+fn both_spellings_at_once_are_understood() {
+    let folder = copy("wide-heads-bf16");
+    edit_json(&folder.path().join("config.json"), |config| {
+        config["torch_dtype"] = json!("bfloat16");
+        config["rope_theta"] = json!(500_000.0);
+        config["rope_scaling"] = json!({"type": "default", "rope_type": "default"});
+    });
+    let opened = ModelFolder::open(folder.path()).unwrap();
+    let newer = ModelFolder::open(&golden_folder("wide-heads-bf16")).unwrap();
+    assert_eq!(opened.config(), newer.config());
+}
+
 #[test]
 fn messages_name_file_tensor_expected_and_found() {
     let folder = copy("gqa-f32");

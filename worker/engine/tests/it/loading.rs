@@ -178,3 +178,15 @@ fn logits_that_are_not_finite_give_no_token_to_that_sequence_alone() {
         "{only_one_overflows} columns tell the sequences apart"
     );
 }
+
+#[test]
+fn models_can_move_to_the_thread_of_their_device() {
+    let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
+    let model = load(&golden_folder("gqa-f32"));
+    let names = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| folder.tensor_infos().len());
+        let owner = scope.spawn(move || model.plan().tensors().len());
+        (reader.join().unwrap(), owner.join().unwrap())
+    });
+    assert_eq!(names.0, names.1);
+}
