@@ -1,4 +1,5 @@
 //! Attempts that race over one journal, over a network that loses, delays and refuses.
+#![expect(clippy::unwrap_used, reason = "a test stops where it is wrong")]
 
 use flotilla_protocol::event::{Event, FinishReason, Finished, Timings, Usage};
 use flotilla_protocol::{Attempt, ModelName, RequestId, Strikes, WorkerId};

@@ -1,4 +1,5 @@
 //! The ledger's account is right after any history.
+#![expect(clippy::unwrap_used, reason = "a test stops where it is wrong")]
 
 use flotilla_protocol::ModelName;
 use flotilla_worker_core::ledger::{DeviceIndex, Ledger, LedgerError, Purpose, Reservation};
