@@ -130,6 +130,12 @@ enum TokenIds {
     Many(Vec<u64>),
 }
 
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
 impl RawConfig {
     fn check_family(&self) -> Result<(), ConfigError> {
         match (self.architectures.as_deref(), self.model_type.as_deref()) {
@@ -157,25 +163,11 @@ impl RawConfig {
     fn into_config(self, generation: RawGeneration) -> Result<ModelConfig, ConfigError> {
         let vocab_size = size("vocab_size", self.vocab_size, VOCAB_SIZE_MAX)?;
         let hidden = size("hidden_size", self.hidden_size, WIDTH_MAX)?;
-        let heads = size("num_attention_heads", self.num_attention_heads, HEADS_MAX)?;
-        let kv_heads = match self.num_key_value_heads {
-            None => heads,
-            found => size("num_key_value_heads", found, HEADS_MAX)?,
-        };
-        divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
-        let head_dim = match self.head_dim {
-            None => {
-                divides("hidden_size", hidden, "num_attention_heads", heads)?;
-                hidden / heads
-            }
-            found => size("head_dim", found, WIDTH_MAX)?,
-        };
-        divides("head_dim", head_dim, "the two halves that rotate", 2)?;
-        in_range(
-            "num_attention_heads * head_dim",
-            (heads * head_dim) as u64,
-            WIDTH_MAX,
-        )?;
+        let Heads {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.heads(hidden)?;
         let eos = generation.eos_token_id.as_ref().or(self.eos_token_id.as_ref());
         let bos = generation.bos_token_id.or(self.bos_token_id);
         Ok(ModelConfig {
@@ -199,6 +191,33 @@ impl RawConfig {
                 .transpose()?,
             eos_token_ids: eos_token_ids(eos, vocab_size)?,
             sampling_defaults: generation.sampling_defaults()?,
+        })
+    }
+
+    fn heads(&self, hidden: usize) -> Result<Heads, ConfigError> {
+        let heads = size("num_attention_heads", self.num_attention_heads, HEADS_MAX)?;
+        let kv_heads = match self.num_key_value_heads {
+            None => heads,
+            found => size("num_key_value_heads", found, HEADS_MAX)?,
+        };
+        divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
+        let head_dim = match self.head_dim {
+            None => {
+                divides("hidden_size", hidden, "num_attention_heads", heads)?;
+                hidden / heads
+            }
+            found => size("head_dim", found, WIDTH_MAX)?,
+        };
+        divides("head_dim", head_dim, "the two halves that rotate", 2)?;
+        in_range(
+            "num_attention_heads * head_dim",
+            (heads * head_dim) as u64,
+            WIDTH_MAX,
+        )?;
+        Ok(Heads {
+            heads,
+            kv_heads,
+            head_dim,
         })
     }
 

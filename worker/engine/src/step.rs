@@ -136,25 +136,28 @@ impl SequenceStep<'_> {
                 vocab_size,
             });
         }
-        let blocks = end.div_ceil(BLOCK_TOKENS);
-        let Some(table) = self.block_table.get(..blocks) else {
-            let found = self.block_table.len();
-            return Err(StepError::TableTooShort {
-                sequence,
-                found,
-                needed: blocks,
-            });
-        };
-        if let Some(block) = table.iter().find(|block| **block as usize >= kv_blocks) {
-            return Err(StepError::BlockOutOfRange {
-                sequence,
-                block: *block,
-                kv_blocks,
-            });
-        }
+        self.check_table(sequence, end.div_ceil(BLOCK_TOKENS), kv_blocks)?;
         match self.sample {
             Some(sampling) if !sampling.is_valid() => Err(StepError::InvalidSampling { sequence, sampling }),
             _ => Ok(()),
+        }
+    }
+
+    fn check_table(&self, sequence: usize, needed: usize, kv_blocks: usize) -> Result<(), StepError> {
+        let Some(table) = self.block_table.get(..needed) else {
+            return Err(StepError::TableTooShort {
+                sequence,
+                found: self.block_table.len(),
+                needed,
+            });
+        };
+        match table.iter().find(|block| **block as usize >= kv_blocks) {
+            Some(block) => Err(StepError::BlockOutOfRange {
+                sequence,
+                block: *block,
+                kv_blocks,
+            }),
+            None => Ok(()),
         }
     }
 }
