@@ -1,0 +1,586 @@
+//! Everything around the dispatcher, small enough to be obviously right: stream, journals, workers, and a
+//! network that delays, reorders and loses.
+
+pub mod journal;
+pub mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_dispatcher_core::{
+    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, Settings, Stats,
+    StreamSequence,
+};
+use flotilla_protocol::assignment::{AssignReply, Assignment, Done};
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::fleet::Report;
+use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
+
+use journal::{Entry, Journal};
+use worker::{Work, Worker};
+
+/// One thing that happens; a `usize` picks among what there is.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Publish {
+        model: u8,
+        class: Class,
+        deadline_ms: Option<u64>,
+        valid: bool,
+    },
+    PublishAgain(usize),
+    Deliver(usize),
+    Drop(usize),
+    Wait {
+        ms: u64,
+    },
+    Report(usize),
+    Work(usize, usize, Work),
+    Die(usize),
+    Start(usize),
+    Drain(usize),
+    Cancel(usize),
+    GiveUpAssign(usize),
+    Redeliver(usize),
+    NewLeader,
+    RemoveModel,
+}
+
+#[derive(Debug)]
+struct Message {
+    request: RequestId,
+    class: Class,
+    model: u8,
+    published_ms: u64,
+    deadline_ms: Option<u64>,
+    valid: bool,
+    deliveries: u32,
+    acked: bool,
+}
+
+/// What is under way.
+#[derive(Debug)]
+enum Packet {
+    Message(StreamSequence),
+    Report(Report),
+    Done(Done),
+    Assign {
+        term: u64,
+        worker: usize,
+        assignment: Assignment,
+    },
+    Reply {
+        term: u64,
+        worker: WorkerId,
+        request: RequestId,
+        attempt: Attempt,
+        reply: AssignReply,
+    },
+    Cancel {
+        worker: usize,
+        request: RequestId,
+    },
+    Read {
+        term: u64,
+        request: RequestId,
+    },
+    Journal {
+        term: u64,
+        request: RequestId,
+        state: JournalState,
+    },
+    End {
+        term: u64,
+        request: RequestId,
+    },
+    Ended {
+        term: u64,
+        request: RequestId,
+    },
+    Ack(Vec<StreamSequence>),
+}
+
+pub struct World {
+    now_ms: u64,
+    term: u64,
+    term_began_ms: u64,
+    pub dispatcher: Dispatcher,
+    stream: BTreeMap<StreamSequence, Message>,
+    pub journals: BTreeMap<RequestId, Journal>,
+    pub workers: Vec<Worker>,
+    network: Vec<Packet>,
+    /// Assignments whose outcome the shell owes to the dispatcher; a request that was published again after
+    /// its end may be here twice.
+    outstanding: Vec<(WorkerId, RequestId, Attempt)>,
+    removed_models: BTreeSet<u8>,
+    dead: BTreeSet<RequestId>,
+    past: Vec<Stats>,
+}
+
+impl World {
+    pub fn new(slots: &[u32]) -> Self {
+        Self {
+            now_ms: 0,
+            term: 1,
+            term_began_ms: 0,
+            dispatcher: Dispatcher::new(Moment::default(), settings(1)),
+            stream: BTreeMap::new(),
+            journals: BTreeMap::new(),
+            workers: slots
+                .iter()
+                .enumerate()
+                .map(|(index, slots)| Worker::new(index, *slots))
+                .collect(),
+            network: Vec::new(),
+            outstanding: Vec::new(),
+            removed_models: BTreeSet::new(),
+            dead: BTreeSet::new(),
+            past: Vec::new(),
+        }
+    }
+
+    /// Stats of every term.
+    pub fn stats(&self) -> Vec<Stats> {
+        self.past
+            .iter()
+            .copied()
+            .chain([self.dispatcher.stats()])
+            .collect()
+    }
+
+    pub fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Publish {
+                model,
+                class,
+                deadline_ms,
+                valid,
+            } => self.publish(model, class, deadline_ms, valid),
+            Step::PublishAgain(pick) => self.publish_again(pick),
+            Step::Deliver(pick) => {
+                if let Some(index) = index_of(pick, self.network.len()) {
+                    let packet = self.network.remove(index);
+                    self.deliver(packet);
+                }
+            }
+            Step::Drop(pick) => self.lose(pick),
+            Step::Wait { ms } => self.wait(ms),
+            Step::Report(pick) => self.report(pick % self.workers.len()),
+            Step::Work(worker, pick, work) => self.work(worker % self.workers.len(), pick, work),
+            Step::Die(pick) => self.picked(pick).die(),
+            Step::Start(pick) => self.start(pick % self.workers.len()),
+            Step::Drain(pick) => self.picked(pick).draining = true,
+            Step::Cancel(pick) => self.cancel(pick),
+            Step::GiveUpAssign(pick) => self.give_up_assign(pick),
+            Step::Redeliver(pick) => self.redeliver(pick),
+            Step::NewLeader => self.new_leader(),
+            Step::RemoveModel => self.remove_model(),
+        }
+        self.run_actions();
+    }
+
+    /// Faults stop: what is under way arrives, workers are up and finish what they run. Panics unless
+    /// every request comes to its one end.
+    pub fn end_well(&mut self) {
+        for index in 0..self.workers.len() {
+            self.workers[index].draining = false;
+            self.start(index);
+        }
+        for _ in 0..400 {
+            for index in 0..self.workers.len() {
+                for (pick, _) in self.workers[index].requests().into_iter().enumerate() {
+                    self.work(index, pick, Work::Finish);
+                }
+                self.report(index);
+            }
+            self.deliver_everything();
+            while !self.outstanding.is_empty() {
+                self.give_up_assign(0);
+                self.run_actions();
+                self.deliver_everything();
+            }
+            for sequence in self.unacked() {
+                self.network.push(Packet::Message(sequence));
+            }
+            self.deliver_everything();
+            if self.unacked().is_empty() && self.network.is_empty() {
+                break;
+            }
+            self.wait(250);
+            self.run_actions();
+        }
+        self.assert_promise();
+    }
+
+    pub fn assert_promise(&self) {
+        for message in self.stream.values() {
+            let journal = self.journals.get(&message.request);
+            assert!(
+                message.acked,
+                "{} was never acknowledged: {journal:?}\n{:?}",
+                message.request, self.dispatcher
+            );
+            assert_eq!(
+                journal.map(Journal::terminal_count),
+                Some(1),
+                "{}",
+                message.request
+            );
+        }
+        for journal in self.journals.values() {
+            journal.assert_attempts_do_not_interleave();
+        }
+        assert_eq!(self.dispatcher.held_count(), 0, "{:?}", self.dispatcher);
+        assert_eq!(
+            self.dispatcher.assigned_count() + self.dispatcher.queued_count(),
+            0
+        );
+    }
+
+    fn unacked(&self) -> Vec<StreamSequence> {
+        let unacked = self.stream.iter().filter(|(_, message)| !message.acked);
+        unacked.map(|(sequence, _)| *sequence).collect()
+    }
+
+    fn deliver_everything(&mut self) {
+        while !self.network.is_empty() {
+            let packet = self.network.remove(0);
+            self.deliver(packet);
+            self.run_actions();
+        }
+    }
+
+    fn picked(&mut self, pick: usize) -> &mut Worker {
+        let index = pick % self.workers.len();
+        &mut self.workers[index]
+    }
+
+    fn now(&self) -> Moment {
+        Moment::after_origin(Duration::from_millis(self.now_ms))
+    }
+
+    fn publish(&mut self, model: u8, class: Class, deadline_ms: Option<u64>, valid: bool) {
+        let request = RequestId::from_random(u128::try_from(self.stream.len()).unwrap());
+        self.store(Message {
+            request,
+            class,
+            model,
+            published_ms: self.now_ms,
+            deadline_ms,
+            valid,
+            deliveries: 0,
+            acked: false,
+        });
+    }
+
+    /// The same request under another sequence, as a client does whose publish was not answered in time.
+    fn publish_again(&mut self, pick: usize) {
+        let Some(index) = index_of(pick, self.stream.len()) else {
+            return;
+        };
+        let message = self.stream.values().nth(index).unwrap();
+        self.store(Message {
+            request: message.request.clone(),
+            published_ms: self.now_ms,
+            deliveries: 0,
+            acked: false,
+            ..*message
+        });
+    }
+
+    fn store(&mut self, message: Message) {
+        let sequence = StreamSequence(u64::try_from(self.stream.len()).unwrap() + 1);
+        self.stream.insert(sequence, message);
+        self.network.push(Packet::Message(sequence));
+    }
+
+    fn lose(&mut self, pick: usize) {
+        let Some(index) = index_of(pick, self.network.len()) else {
+            return;
+        };
+        // The shell tries journal and terminal events again for ever, and the stream delivers again.
+        match self.network[index] {
+            Packet::Report(_)
+            | Packet::Done(_)
+            | Packet::Assign { .. }
+            | Packet::Reply { .. }
+            | Packet::Cancel { .. }
+            | Packet::Ack(_)
+            | Packet::Message(_) => drop(self.network.remove(index)),
+            Packet::Read { .. } | Packet::Journal { .. } | Packet::End { .. } | Packet::Ended { .. } => {}
+        }
+    }
+
+    fn wait(&mut self, ms: u64) {
+        let until = Moment::after_origin(Duration::from_millis(self.now_ms + ms));
+        while let Some(at) = self.dispatcher.poll_timeout().filter(|at| *at <= until) {
+            let at = at.max(self.now());
+            self.dispatcher.handle_timeout(at);
+            self.dispatcher.check_invariants();
+            assert!(
+                self.dispatcher.poll_timeout().is_none_or(|next| next > at),
+                "a timer fires for ever"
+            );
+        }
+        self.now_ms += ms;
+    }
+
+    fn report(&mut self, index: usize) {
+        if self.workers[index].alive {
+            let report = self.workers[index].report();
+            self.network.push(Packet::Report(report));
+        }
+    }
+
+    fn work(&mut self, index: usize, pick: usize, work: Work) {
+        let requests = self.workers[index].requests();
+        let Some(pick) = index_of(pick, requests.len()) else {
+            return;
+        };
+        let journal = self.journals.entry(requests[pick].clone()).or_default();
+        if let Some(done) = self.workers[index].work(&requests[pick], journal, work) {
+            self.network.push(Packet::Done(done));
+        }
+    }
+
+    fn start(&mut self, index: usize) {
+        if !self.workers[index].alive {
+            self.workers[index].start();
+        }
+    }
+
+    fn cancel(&mut self, pick: usize) {
+        let Some(index) = index_of(pick, self.stream.len()) else {
+            return;
+        };
+        let request = self.stream.values().nth(index).unwrap().request.clone();
+        let now = self.now();
+        self.dispatcher.handle_cancel(now, &request);
+    }
+
+    fn give_up_assign(&mut self, pick: usize) {
+        let Some(index) = index_of(pick, self.outstanding.len()) else {
+            return;
+        };
+        let (worker, request, attempt) = self.outstanding[index].clone();
+        self.outcome(&worker, &request, attempt, AssignOutcome::NoAnswer);
+    }
+
+    fn redeliver(&mut self, pick: usize) {
+        let unacked = self.unacked();
+        if let Some(index) = index_of(pick, unacked.len()) {
+            self.network.push(Packet::Message(unacked[index]));
+        }
+    }
+
+    /// The leader dies, whatever it has sent is still under way, and its successor knows nothing.
+    fn new_leader(&mut self) {
+        self.past.push(self.dispatcher.stats());
+        self.term += 1;
+        self.term_began_ms = self.now_ms;
+        self.outstanding.clear();
+        self.dispatcher = Dispatcher::new(self.now(), settings(self.term));
+        for sequence in self.unacked() {
+            self.network.push(Packet::Message(sequence));
+        }
+    }
+
+    fn remove_model(&mut self) {
+        self.removed_models.insert(2);
+        let now = self.now();
+        self.dispatcher.handle_model_removed(now, &model(2));
+    }
+
+    fn deliver(&mut self, packet: Packet) {
+        let now = self.now();
+        match packet {
+            Packet::Message(sequence) => self.deliver_message(sequence),
+            Packet::Report(report) => self.dispatcher.handle_report(now, report),
+            Packet::Done(done) => self.dispatcher.handle_done(now, done),
+            Packet::Assign {
+                term,
+                worker,
+                assignment,
+            } => self.deliver_assign(term, worker, &assignment),
+            Packet::Reply {
+                term,
+                worker,
+                request,
+                attempt,
+                reply,
+            } if term == self.term => {
+                self.outcome(&worker, &request, attempt, AssignOutcome::Replied(reply));
+            }
+            Packet::Cancel { worker, request } => self.workers[worker].cancel(&request),
+            Packet::Read { term, request } => {
+                let state = self.journals.entry(request.clone()).or_default().state();
+                self.network.push(Packet::Journal { term, request, state });
+            }
+            Packet::Journal { term, request, state } if term == self.term => {
+                self.dispatcher.handle_journal(now, &request, state);
+            }
+            Packet::End { term, request } => {
+                let journal = self.journals.entry(request.clone()).or_default();
+                if !journal.is_terminal() {
+                    assert!(journal.append(journal.last(), Entry::Terminal));
+                }
+                self.network.push(Packet::Ended { term, request });
+            }
+            Packet::Ended { term, request } if term == self.term => {
+                self.dispatcher.handle_ended(now, &request)
+            }
+            Packet::Ack(sequences) => {
+                for sequence in sequences {
+                    self.stream.get_mut(&sequence).unwrap().acked = true;
+                }
+            }
+            // Addressed to a leader that is gone.
+            Packet::Reply { .. } | Packet::Journal { .. } | Packet::Ended { .. } => {}
+        }
+    }
+
+    fn deliver_message(&mut self, sequence: StreamSequence) {
+        let now = self.now();
+        let message = self.stream.get_mut(&sequence).unwrap();
+        if message.acked {
+            return;
+        }
+        message.deliveries += 1;
+        let fresh =
+            message.deliveries == 1 && message.published_ms >= self.term_began_ms && self.term_is_first();
+        let message = &self.stream[&sequence];
+        let age_ms = self.now_ms - message.published_ms;
+        let admission = if message.valid && !self.removed_models.contains(&message.model) {
+            let arrival = Arrival {
+                sequence,
+                request: message.request.clone(),
+                class: message.class,
+                model: model(message.model),
+                encoding: Encoding::Json,
+                body: Bytes::from_static(b"{}"),
+                prompt_tokens: 1,
+                age: Duration::from_millis(age_ms),
+                deadline_in: message
+                    .deadline_ms
+                    .map(|ms| Duration::from_millis(ms.saturating_sub(age_ms))),
+                origin: if fresh { Origin::Fresh } else { Origin::MaybeSeen },
+            };
+            self.dispatcher.handle_arrival(now, arrival)
+        } else {
+            let error = RequestError {
+                code: ErrorCode::InvalidRequest,
+                message: "max_token is not a field".into(),
+                param: Some("max_token".into()),
+            };
+            self.dispatcher
+                .handle_rejected(sequence, &message.request, Encoding::Json, error)
+        };
+        if admission == Admission::Held {
+            assert!(self.dispatcher.holds(&self.stream[&sequence].request));
+        }
+    }
+
+    /// A message published at the very millisecond of a change of leader counts as older than the term.
+    fn term_is_first(&self) -> bool {
+        self.term == 1 || self.now_ms > self.term_began_ms
+    }
+
+    fn deliver_assign(&mut self, term: u64, index: usize, assignment: &Assignment) {
+        let worker = &mut self.workers[index];
+        if !worker.alive {
+            return;
+        }
+        let reply = worker.assign(assignment);
+        self.network.push(Packet::Reply {
+            term,
+            worker: worker.id.clone(),
+            request: assignment.request.clone(),
+            attempt: assignment.attempt,
+            reply,
+        });
+    }
+
+    fn outcome(&mut self, worker: &WorkerId, request: &RequestId, attempt: Attempt, outcome: AssignOutcome) {
+        if self
+            .outstanding
+            .remove(&(worker.clone(), request.clone(), attempt))
+        {
+            let now = self.now();
+            self.dispatcher
+                .handle_assign_reply(now, worker, request, attempt, outcome);
+        }
+    }
+
+    fn run_actions(&mut self) {
+        self.dispatcher.check_invariants();
+        while let Some(action) = self.dispatcher.poll_action() {
+            let term = self.term;
+            match action {
+                Action::Assign { worker, assignment } => {
+                    assert_eq!(assignment.epoch, Epoch(term));
+                    let key = (worker.clone(), assignment.request.clone(), assignment.attempt);
+                    assert!(
+                        self.outstanding.insert(key),
+                        "the same attempt went to the same worker twice"
+                    );
+                    let worker = self.index_of_worker(&worker);
+                    self.network.push(Packet::Assign {
+                        term,
+                        worker,
+                        assignment,
+                    });
+                }
+                Action::ReadJournal { request } => self.network.push(Packet::Read { term, request }),
+                Action::End { request, .. } => self.network.push(Packet::End { term, request }),
+                Action::DeadLetter {
+                    request, sequences, ..
+                } => {
+                    assert!(!sequences.is_empty());
+                    self.dead.insert(request);
+                }
+                Action::Ack { request, sequences } => self.ack(&request, sequences),
+                Action::CancelOnWorker { worker, request } => {
+                    let worker = self.index_of_worker(&worker);
+                    self.network.push(Packet::Cancel { worker, request });
+                }
+                Action::Progress { progress, .. } => assert!(progress.position.is_some()),
+                Action::StepDown => panic!("no newer leader exists"),
+            }
+        }
+    }
+
+    fn ack(&mut self, request: &RequestId, sequences: Vec<StreamSequence>) {
+        assert!(
+            self.journals.get(request).is_some_and(Journal::is_terminal),
+            "{request} is not terminal"
+        );
+        for sequence in &sequences {
+            assert_eq!(self.stream[sequence].request, *request);
+        }
+        self.network.push(Packet::Ack(sequences));
+    }
+
+    fn index_of_worker(&self, id: &WorkerId) -> usize {
+        self.workers.iter().position(|worker| worker.id == *id).unwrap()
+    }
+}
+
+fn settings(term: u64) -> Settings {
+    Settings {
+        epoch: Epoch(term),
+        worker_lost_after: Duration::from_secs(4),
+        strikes_max: Strikes(3),
+        held_max: 64,
+        workers_max: 16,
+        progress_interval: Duration::from_secs(1),
+    }
+}
+
+fn model(index: u8) -> ModelName {
+    ModelName::new(format!("model-{index}")).unwrap()
+}
+
+fn index_of(pick: usize, count: usize) -> Option<usize> {
+    pick.checked_rem(count)
+}
