@@ -332,7 +332,6 @@ impl Residency {
         load_time: Duration,
     ) {
         let ticket = self.next_ticket();
-        let default = self.settings.keep_alive;
         let entry = self.model_mut(model);
         let state = std::mem::replace(&mut entry.state, State::Absent);
         let State::Loading {
@@ -347,18 +346,8 @@ impl Residency {
             Ok(()) => {
                 entry.failures = 0;
                 entry.load_time = Some(load_time);
-                let is_awaited = !entry.waiters.is_empty();
-                let unasked = if is_awaited { KeepAlive::Ms(0) } else { default };
-                let keep_alive = entry.order.take().unwrap_or(unasked);
-                let mut ready = Ready::new(device, reservations, ticket, keep_alive);
-                if !is_awaited {
-                    ready.rest_if_idle(now, entry.pin);
-                }
-                entry.state = State::Ready(ready);
-                self.grant(model);
-                if stay == Stay::LeaveWhenLoaded {
-                    self.evict(model);
-                }
+                let ready = Ready::new(device, reservations, ticket, KeepAlive::Ms(0));
+                self.open(now, model, ready, stay);
             }
             Err(reason) => {
                 self.release(device, reservations);

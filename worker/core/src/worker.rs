@@ -38,6 +38,11 @@ pub struct DeskSettings {
 pub enum Action {
     /// Something about a model.
     Residency(residency::Action),
+    /// The request's deadline has passed: stop it and end its answer with `deadline_exceeded`.
+    Expired {
+        /// The request.
+        request: RequestId,
+    },
     /// The drain's time is over: stop this request and give it back, its journal open.
     HandBack {
         /// The request.
@@ -45,7 +50,20 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The request that it stops.
+    fn stops(&self) -> Option<&RequestId> {
+        match self {
+            Self::Expired { request } | Self::HandBack { request } => Some(request),
+            Self::Residency(_) => None,
+        }
+    }
+}
+
 /// Everything that a worker decides about requests as a whole.
+///
+/// A request that is told to stop is held until [`Desk::handle_ended`]. The first stop counts for the caller:
+/// a later one finds the request ending already.
 #[derive(Debug)]
 pub struct Desk {
     settings: DeskSettings,
@@ -53,7 +71,8 @@ pub struct Desk {
     epoch_seen: Epoch,
     intake: Intake,
     runs: BTreeMap<RequestId, Run>,
-    hand_backs: VecDeque<RequestId>,
+    /// Requests that are to be told to stop, and how.
+    stops: VecDeque<Action>,
     reporting: Reporting,
 }
 
@@ -78,6 +97,8 @@ struct Run {
     output_tokens: u32,
     /// Last report before it was taken.
     report_seq: u64,
+    /// When it is to be stopped; none once that was told.
+    deadline: Option<Moment>,
 }
 
 /// What was reported last, to know when the next report is due.
@@ -100,7 +121,7 @@ impl Desk {
             epoch_seen: Epoch::default(),
             intake: Intake::Open,
             runs: BTreeMap::new(),
-            hand_backs: VecDeque::new(),
+            stops: VecDeque::new(),
             reporting: Reporting::default(),
         }
     }
@@ -120,11 +141,8 @@ impl Desk {
     /// The next thing to do, if any.
     #[must_use]
     pub fn poll_action(&mut self) -> Option<Action> {
-        let hand_back = self
-            .hand_backs
-            .pop_front()
-            .map(|request| Action::HandBack { request });
-        hand_back.or_else(|| self.residency.poll_action().map(Action::Residency))
+        let stop = self.stops.pop_front();
+        stop.or_else(|| self.residency.poll_action().map(Action::Residency))
     }
 
     /// When [`Self::handle_timeout`] or a report is due.
@@ -134,7 +152,13 @@ impl Desk {
             Intake::Draining { until } => Some(until),
             Intake::Open | Intake::Closed => None,
         };
-        let due = [Some(self.report_due_at()), self.residency.poll_timeout(), drain];
+        let deadline = self.runs.values().filter_map(|run| run.deadline).min();
+        let due = [
+            Some(self.report_due_at()),
+            self.residency.poll_timeout(),
+            drain,
+            deadline,
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -156,11 +180,8 @@ impl Desk {
             self.epoch_seen = assignment.epoch;
             self.reporting.changes += 1;
         }
-        if let Some(run) = self
-            .runs
-            .get(&assignment.request)
-            .filter(|run| run.attempt == assignment.attempt)
-        {
+        let held = self.runs.get(&assignment.request);
+        if let Some(run) = held.filter(|run| run.attempt == assignment.attempt) {
             let report_seq = run.report_seq;
             return AssignReply::Accepted { report_seq };
         }
@@ -174,6 +195,9 @@ impl Desk {
             prompt_tokens: 0,
             output_tokens: 0,
             report_seq,
+            deadline: assignment
+                .deadline_in_ms
+                .map(|ms| now + Duration::from_millis(ms)),
         };
         self.runs.insert(assignment.request.clone(), run);
         self.reporting.changes += 1;
@@ -200,7 +224,7 @@ impl Desk {
         if self.runs.remove(request).is_some() {
             self.reporting.changes += 1;
         }
-        self.hand_backs.retain(|waiting| waiting != request);
+        self.stops.retain(|stop| stop.stops() != Some(request));
         self.residency.handle_abandoned(now, request);
     }
 
@@ -220,9 +244,17 @@ impl Desk {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Moment) {
+        for (request, run) in &mut self.runs {
+            if run.deadline.take_if(|deadline| *deadline <= now).is_some() {
+                let request = request.clone();
+                self.stops.push_back(Action::Expired { request });
+            }
+        }
         if matches!(self.intake, Intake::Draining { until } if until <= now) {
             self.intake = Intake::Closed;
-            self.hand_backs.extend(self.runs.keys().cloned());
+            let requests = self.runs.keys().cloned();
+            self.stops
+                .extend(requests.map(|request| Action::HandBack { request }));
         }
         self.residency.handle_timeout(now);
     }

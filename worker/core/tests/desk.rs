@@ -190,6 +190,26 @@ fn a_draining_worker_takes_nothing_and_hands_back_what_is_left_at_the_deadline()
 }
 
 #[test]
+fn a_request_is_told_once_that_its_deadline_passed() {
+    let mut desk = desk();
+    let timed = Assignment {
+        deadline_in_ms: Some(500),
+        ..assignment(1, 1, 5)
+    };
+    desk.handle_assignment(at(100), &timed, None);
+    while desk.poll_action().is_some() {}
+    desk.report(at(590));
+    assert_eq!(desk.poll_timeout(), Some(at(600)));
+    desk.handle_timeout(at(599));
+    assert_eq!(desk.poll_action(), None);
+    desk.handle_timeout(at(600));
+    desk.handle_timeout(at(601));
+    assert_eq!(desk.poll_action(), Some(Action::Expired { request: request(1) }));
+    assert_eq!(desk.poll_action(), None);
+    assert_eq!(desk.free_slots(), SLOTS - 1, "it is held until it ended");
+}
+
+#[test]
 fn changes_travel_together_and_silence_is_broken_every_interval() {
     let mut desk = desk();
     assert!(desk.is_report_due(at(0)), "the first report is due at once");
@@ -321,6 +341,7 @@ fn run_models(desk: &mut Desk, now: Moment) {
             Action::Residency(
                 residency::Action::LeaseGranted { .. } | residency::Action::ModelFailed { .. },
             )
+            | Action::Expired { .. }
             | Action::HandBack { .. } => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use flotilla_protocol::{ModelName, Moment, RequestId};
 
-use super::model::{Model, State};
+use super::model::{Model, Ready, State, Stay};
 use super::{Action, Residency};
 use crate::ledger::{DeviceIndex, Ledger, Reservation};
 
@@ -35,6 +35,25 @@ impl Residency {
             | State::Failed { .. } => {}
         }
         self.forget_if_blank(model);
+    }
+
+    /// Opens a model that was just loaded to those who wait for it. When nobody does any more, it is idle.
+    pub(super) fn open(&mut self, now: Moment, model: &ModelName, mut ready: Ready, stay: Stay) {
+        let default = self.settings.keep_alive;
+        let entry = self.model_mut(model);
+        match (entry.order.take(), entry.waiters.is_empty()) {
+            (Some(keep_alive), _) => ready.stay_for(keep_alive),
+            (None, true) => ready.stay_for(default),
+            (None, false) => {}
+        }
+        if entry.waiters.is_empty() {
+            ready.rest_if_idle(now, entry.pin);
+        }
+        entry.state = State::Ready(ready);
+        self.grant(model);
+        if stay == Stay::LeaveWhenLoaded {
+            self.evict(model);
+        }
     }
 
     /// Gives a ready model to everyone who waits for it.
