@@ -1,0 +1,149 @@
+//! The command line: flags and subcommands.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::commands::{bench, cancel, child, config, journal, models, role, run, up};
+
+/// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla", version, propagate_version = true, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 NATS not reachable, \
+    4 refused (busy, invalid request), 130 interrupted.";
+
+/// Flags of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Global {
+    /// Configuration file [default: ./flotilla.toml, else /etc/flotilla/flotilla.toml, if there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Overrides one setting; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Address of the NATS server (= --set nats.url=URL)
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) nats: Option<String>,
+    /// Namespace of the fleet (= --set nats.namespace=NAME)
+    #[arg(long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Prints JSON instead of tables
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Logs more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// All overrides, as `key=value`, the strongest last.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        let mut settings = self.set.clone();
+        settings.extend(self.nats.iter().map(|url| format!("nats.url={url}")));
+        settings.extend(self.namespace.iter().map(|name| format!("nats.namespace={name}")));
+        settings
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Starts a whole fleet on this machine: nats-server, dispatcher, workers and three demo models
+    Up(up::UpArguments),
+    /// Runs one dispatcher
+    Dispatcher(role::RoleArguments),
+    /// Runs one worker
+    Worker(role::RoleArguments),
+    /// Generates, and prints the answer as it comes
+    Run(Box<run::RunArguments>),
+    /// Lists workers, their devices and the models on them
+    Ps,
+    /// The catalog, and which of its models are loaded
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
+    /// Lists the requests that wait and run
+    Queue,
+    /// Ends a request
+    Cancel(cancel::CancelArguments),
+    /// Prints every stored event of a request
+    Journal(journal::JournalArguments),
+    /// The configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Checks server, streams, fleet and machine, and says what to mend
+    Doctor,
+    /// Measures
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Becomes another program that ends when its parent does
+    #[command(hide = true)]
+    Child(child::ChildArguments),
+}
+
+impl Command {
+    /// Whether this is a process that runs on, and not a command that prints a result.
+    pub(crate) fn is_role(&self) -> bool {
+        matches!(self, Self::Dispatcher(_) | Self::Worker(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Arguments {
+        Arguments::try_parse_from(line.split(' ')).unwrap()
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn shortcuts_become_settings_and_the_last_override_is_strongest() {
+        let arguments = parse(
+            "flotilla worker --set worker.slots=1 --nats nats://x:1 --set worker.slots=2 --namespace b",
+        );
+        assert_eq!(
+            arguments.global.settings(),
+            [
+                "worker.slots=1",
+                "worker.slots=2",
+                "nats.url=nats://x:1",
+                "nats.namespace=b"
+            ]
+        );
+    }
+
+    #[test]
+    fn flags_of_every_command_may_stand_before_and_after_it() {
+        assert!(parse("flotilla --json ps").global.json);
+        assert!(parse("flotilla ps --json").global.json);
+        assert_eq!(parse("flotilla -v models list -v").global.verbose, 1);
+    }
+
+    #[test]
+    fn a_prompt_may_begin_with_a_dash_after_the_model() {
+        let Command::Run(run) = parse("flotilla run adder -").command else {
+            panic!("not run")
+        };
+        assert_eq!(run.prompt.as_deref(), Some("-"));
+    }
+
+    #[test]
+    fn an_unknown_flag_is_refused() {
+        assert!(Arguments::try_parse_from(["flotilla", "ps", "--jsno"]).is_err());
+    }
+}

@@ -1,0 +1,58 @@
+//! The commands, one file each.
+
+pub(crate) mod bench;
+pub(crate) mod cancel;
+pub(crate) mod child;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod journal;
+pub(crate) mod models;
+pub(crate) mod ps;
+pub(crate) mod queue;
+pub(crate) mod role;
+pub(crate) mod run;
+pub(crate) mod up;
+
+use thiserror::Error;
+
+use crate::arguments::Command;
+use crate::context::Context;
+use crate::exit::Exit;
+
+/// Arguments that clap cannot refuse by itself.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub(crate) struct UsageError {
+    message: String,
+}
+
+impl UsageError {
+    /// What is wrong and what to do.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+        }
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What the command could not do; [`Exit::of`] has its code.
+pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Up(arguments) => up::run(context, arguments).await,
+        Command::Dispatcher(arguments) => role::dispatcher(context, &arguments).await,
+        Command::Worker(arguments) => role::worker(context, &arguments).await,
+        Command::Run(arguments) => run::run(context, *arguments).await,
+        Command::Ps => ps::run(context).await,
+        Command::Models(command) => models::run(context, command).await,
+        Command::Queue => queue::run(context).await,
+        Command::Cancel(arguments) => cancel::run(context, &arguments).await,
+        Command::Journal(arguments) => journal::run(context, &arguments).await,
+        Command::Config(command) => config::run(context, &command),
+        Command::Doctor => doctor::run(context).await,
+        Command::Bench(command) => bench::run(context, command).await,
+        Command::Child(arguments) => child::run(&arguments),
+    }
+}

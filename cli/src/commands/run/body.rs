@@ -1,0 +1,145 @@
+//! The body of a request, from flags.
+
+use clap::Args;
+use flotilla_protocol::request::ChatMessage;
+use serde::Serialize;
+
+/// What to run.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Input {
+    /// A completion.
+    Prompt(String),
+    /// A conversation.
+    #[serde(rename = "messages")]
+    Chat(Vec<ChatMessage>),
+}
+
+/// Fields of the body that have a flag. The dispatcher checks the values, so that its errors and limits are
+/// the only ones.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub(super) struct BodyOptions {
+    /// Most tokens of the answer
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_tokens: Option<u32>,
+    /// How freely tokens are drawn, 0 to 2; 0 always takes the likeliest
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f32>,
+    /// Draws only among the likeliest tokens that together have this probability
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f32>,
+    /// Draws only among this many tokens
+    #[arg(long, allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_k: Option<i64>,
+    /// Same seed, same answer
+    #[arg(long, allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<i64>,
+    /// Text that ends the answer; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stop: Vec<String>,
+    /// The request is worthless after this many milliseconds
+    #[arg(long, value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_ms: Option<u64>,
+    /// How long the model stays loaded afterwards: "10m", "0", "-1" for until evicted
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "keep_alive")]
+    keep_alive: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    #[serde(flatten)]
+    input: Input,
+    #[serde(flatten)]
+    options: &'a BodyOptions,
+}
+
+impl BodyOptions {
+    /// The body as JSON.
+    pub(super) fn body(&self, input: Input) -> Vec<u8> {
+        let body = Body { input, options: self };
+        serde_json::to_vec(&body).expect("a body has text keys only")
+    }
+}
+
+/// A plain number is seconds, which travel as a number; the rest is a text such as `10m`.
+fn keep_alive<S: serde::Serializer>(value: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value.as_deref().map(|text| (text, text.parse::<i64>())) {
+        Some((_, Ok(seconds))) => serializer.serialize_i64(seconds),
+        Some((text, Err(_))) => serializer.serialize_str(text),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::request::InferenceRequest;
+    use flotilla_protocol::{Encoding, ModelName};
+
+    use super::*;
+
+    fn decode(body: &[u8]) -> InferenceRequest {
+        let model = ModelName::new("adder").unwrap();
+        InferenceRequest::decode(&model, Encoding::Json, body, 10_000).unwrap()
+    }
+
+    #[test]
+    fn every_flag_reaches_the_field_of_its_name() {
+        let options = BodyOptions {
+            max_tokens: Some(7),
+            temperature: Some(0.5),
+            top_p: Some(0.25),
+            top_k: Some(3),
+            seed: Some(-2),
+            stop: vec!["a".into(), "b".into()],
+            deadline_ms: Some(900),
+            keep_alive: Some("10m".into()),
+        };
+        let request = decode(&options.body(Input::Prompt("1+1=".into())));
+        assert_eq!(
+            request.input,
+            flotilla_protocol::request::Input::Prompt("1+1=".into())
+        );
+        assert_eq!(request.max_tokens, Some(7));
+        assert_eq!(request.sampling.temperature, Some(0.5));
+        assert_eq!(request.sampling.top_p, Some(0.25));
+        assert_eq!(request.sampling.top_k, Some(3));
+        assert_eq!(request.sampling.seed, Some((-2_i64).cast_unsigned()));
+        assert_eq!(request.stop, ["a", "b"]);
+        assert_eq!(request.deadline_ms, Some(900));
+        let ten_minutes = flotilla_protocol::request::KeepAlive::Ms(600_000);
+        assert_eq!(request.keep_alive, Some(ten_minutes));
+    }
+
+    #[test]
+    fn a_keep_alive_below_zero_means_until_evicted() {
+        let options = BodyOptions {
+            keep_alive: Some("-1".into()),
+            ..BodyOptions::default()
+        };
+        let request = decode(&options.body(Input::Prompt("x".into())));
+        let forever = flotilla_protocol::request::KeepAlive::UntilEvicted;
+        assert_eq!(request.keep_alive, Some(forever));
+    }
+
+    #[test]
+    fn a_conversation_travels_as_messages() {
+        let turn = ChatMessage {
+            role: "user".into(),
+            content: "hi".into(),
+            name: None,
+        };
+        let body = BodyOptions::default().body(Input::Chat(vec![turn.clone()]));
+        assert_eq!(
+            decode(&body).input,
+            flotilla_protocol::request::Input::Chat(vec![turn])
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! One request from its publish to its end, told on the terminal.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use flotilla_client::{
+    Answer, AnswerBuilder, Connection, Delivered, Events, NewRequest, new_request_id, submit,
+};
+use flotilla_protocol::assignment::Cancel;
+use flotilla_protocol::codec::encode_internal;
+use flotilla_protocol::event::{Event, Progress};
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId, headers};
+use tokio::time::timeout;
+
+use crate::output::{self, Format, StatusLine};
+use crate::stop::Signals;
+use crate::table::span_ms;
+
+/// A request whose events are followed.
+pub(super) struct Asked<'a> {
+    /// Its id.
+    pub(super) request: RequestId,
+    connection: &'a Connection,
+    events: Events,
+}
+
+/// How following a request ended.
+pub(super) enum Ended {
+    /// With its terminal event.
+    Answered(Answer),
+    /// By Ctrl-C; the request is cancelled.
+    Interrupted,
+}
+
+impl<'a> Asked<'a> {
+    /// Subscribes to the events of a new request and publishes it.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub(super) async fn submit(
+        connection: &'a Connection,
+        model: ModelName,
+        class: Class,
+        body: &[u8],
+    ) -> anyhow::Result<Self> {
+        let request = new_request_id();
+        let events = Events::subscribe(connection, request.clone()).await?;
+        let new = NewRequest {
+            request: request.clone(),
+            class,
+            model,
+            encoding: Encoding::Json,
+            body: bytes::Bytes::copy_from_slice(body),
+        };
+        submit(connection, new).await?;
+        Ok(Self {
+            request,
+            connection,
+            events,
+        })
+    }
+
+    /// Prints the text as it comes, unless the whole answer is printed as JSON later.
+    ///
+    /// # Errors
+    /// When the events cannot be followed to their end.
+    pub(super) async fn follow(mut self, format: Format, signals: &mut Signals) -> anyhow::Result<Ended> {
+        let mut builder = AnswerBuilder::default();
+        let mut screen = Screen::new(format);
+        loop {
+            let delivered = tokio::select! {
+                delivered = self.events.next() => delivered?,
+                () = signals.next() => {
+                    screen.end()?;
+                    self.cancel().await?;
+                    return Ok(Ended::Interrupted);
+                }
+            };
+            let delivered = delivered.expect("the builder ends with the last event");
+            screen.show(&delivered)?;
+            if let Some(answer) = builder.push(delivered) {
+                screen.end()?;
+                return Ok(Ended::Answered(answer));
+            }
+        }
+    }
+
+    async fn cancel(&self) -> anyhow::Result<()> {
+        let body = encode_internal(&Cancel {
+            request: self.request.clone(),
+        })?;
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(headers::CONTENT_TYPE, Encoding::MessagePack.content_type());
+        let client = &self.connection.client;
+        client
+            .publish_with_headers(self.connection.subjects.cancel(), headers, body)
+            .await
+            .context("cannot cancel the request")?;
+        timeout(FLUSH_MAX, client.flush())
+            .await
+            .context("the server did not take the cancellation in time")??;
+        Ok(())
+    }
+}
+
+/// What a person sees of a request.
+struct Screen {
+    format: Format,
+    status: StatusLine,
+    has_text: bool,
+}
+
+impl Screen {
+    fn new(format: Format) -> Self {
+        Self {
+            format,
+            status: StatusLine::new(),
+            has_text: false,
+        }
+    }
+
+    fn show(&mut self, delivered: &Delivered) -> anyhow::Result<()> {
+        match &delivered.event {
+            Event::Progress(progress) if !self.has_text => self.status.show(&sentence(progress)),
+            Event::Progress(_) | Event::Accepted(_) => {}
+            Event::Tokens(tokens) => {
+                self.status.clear();
+                if self.format == Format::Text && !tokens.text.is_empty() {
+                    self.has_text = true;
+                    output::text(&tokens.text)?;
+                }
+            }
+            Event::Finished(_) => {
+                // An answer without a token is an empty line, too.
+                self.has_text |= self.format == Format::Text;
+            }
+            Event::Failed(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Leaves the cursor at the start of a line.
+    fn end(&mut self) -> anyhow::Result<()> {
+        self.status.clear();
+        match std::mem::take(&mut self.has_text) {
+            true => output::text("\n"),
+            false => Ok(()),
+        }
+    }
+}
+
+fn sentence(progress: &Progress) -> String {
+    let mut sentence = progress.phase.to_string();
+    if let Some(position) = progress.position {
+        sentence.push_str(&format!(", {position} before this one"));
+    }
+    if let Some(fraction) = progress.fraction {
+        sentence.push_str(&format!(" {:.0} %", fraction * 100.0));
+    }
+    if let Some(eta_ms) = progress.eta_ms {
+        sentence.push_str(&format!(", about {} to the first token", span_ms(eta_ms)));
+    }
+    sentence
+}
+
+/// How long the cancellation may take to leave this machine.
+const FLUSH_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::event::Phase;
+
+    use super::*;
+
+    #[test]
+    fn progress_is_told_in_one_sentence() {
+        let progress = Progress {
+            phase: Phase::Queued,
+            position: Some(3),
+            fraction: None,
+            eta_ms: Some(1_500),
+        };
+        assert_eq!(
+            sentence(&progress),
+            "queued, 3 before this one, about 1.5 s to the first token"
+        );
+        let progress = Progress {
+            phase: Phase::Fetching,
+            position: None,
+            fraction: Some(0.434),
+            eta_ms: None,
+        };
+        assert_eq!(sentence(&progress), "fetching 43 %");
+    }
+}
