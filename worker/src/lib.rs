@@ -1,1 +1,32 @@
 //! The worker's shell: NATS, engine threads, model folders.
+//!
+//! [`run`] is a worker's life. One task, the owner, feeds the decisions of
+//! [`flotilla_worker_core`] with what happens and carries out what they say; each attempt at a request is a
+//! task of its own; each device has one OS thread that runs its models. [`describe`] opens a model folder
+//! and says what the catalog should know of it.
+
+mod attempt;
+mod engine;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod identity;
+mod jobs;
+mod memory;
+mod model;
+mod outbox;
+mod owner;
+mod prompt;
+mod registration;
+mod run;
+mod scan;
+mod start;
+mod stop;
+mod watch;
+
+pub use engine::EngineEnded;
+pub use error::WorkerError;
+pub use memory::MemoryError;
+pub use model::{OpenError, describe};
+pub use run::run;
+pub use stop::Stop;

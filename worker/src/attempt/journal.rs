@@ -1,0 +1,223 @@
+//! The journal's bytes: appends and reads with a limit on time, and a growing pause after those that failed.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use flotilla_client::{AppendError, Entry, Journal, NewEntry, ReadError};
+use flotilla_protocol::assignment::{Assignment, AttemptEnd};
+use flotilla_protocol::event::Event;
+use flotilla_protocol::{Attempt, Encoding, RequestId, Strikes, WorkerId};
+use flotilla_worker_core::answer::{Answer, Append, BeginError, JournalError, JournalView, Record};
+use thiserror::Error;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::AttemptContext;
+use crate::error::chain;
+
+/// An append or a read under way.
+pub(super) type Io = Pin<Box<dyn Future<Output = Result<Settled, JournalFault>> + Send>>;
+
+/// What became of an append or a read.
+#[derive(Debug)]
+pub(super) enum Settled {
+    /// The append is stored, as this sequence.
+    Stored(u64),
+    /// Another entry is in its place: somebody else's, or its own from before.
+    Conflict,
+    /// Nobody knows, or the server refused; it has to be looked up.
+    NotStored,
+    /// The journal was read.
+    Read(Vec<Entry>),
+    /// It was not.
+    NotRead,
+}
+
+/// Why a journal cannot be continued, now or later.
+#[derive(Debug, Error)]
+pub(super) enum JournalFault {
+    /// An event of ours has no encoding.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// What is stored is not an event of ours.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What is stored is not an answer that our writers make.
+    #[error(transparent)]
+    Content(#[from] JournalError),
+}
+
+/// One attempt's way to its journal.
+#[derive(Debug)]
+pub(super) struct JournalHand {
+    hand: Hand,
+    /// Waited before the next try; zero after a success.
+    pause: Duration,
+}
+
+/// What an append needs, owned.
+#[derive(Debug, Clone)]
+struct Hand {
+    journal: Journal,
+    request: RequestId,
+    attempt: Attempt,
+    worker: WorkerId,
+    strikes: Strikes,
+    encoding: Encoding,
+    timeout: Duration,
+}
+
+impl JournalHand {
+    pub(super) fn new(assignment: &Assignment, context: &AttemptContext) -> Self {
+        Self {
+            hand: Hand {
+                journal: context.journal.clone(),
+                request: assignment.request.clone(),
+                attempt: assignment.attempt,
+                worker: context.worker.clone(),
+                strikes: assignment.strikes,
+                encoding: assignment.encoding,
+                // The client has a limit of its own, which does not count a send queue that is full.
+                timeout: context.connection.request_timeout * 2,
+            },
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// The journal as it is. A first attempt takes it for empty: if it is not, its first append is refused.
+    /// Tries until it is read; cancelling loses nothing.
+    ///
+    /// # Errors
+    /// [`JournalFault`] when it cannot be continued.
+    pub(super) async fn view(&mut self) -> Result<JournalView, JournalFault> {
+        if self.hand.attempt <= FIRST_ATTEMPT {
+            return Ok(JournalView::default());
+        }
+        loop {
+            sleep(self.pause).await;
+            if let Settled::Read(entries) = self.hand.read(0).await? {
+                self.pause = Duration::ZERO;
+                return Ok(JournalView::from_records(entries.into_iter().map(record))?);
+            }
+            self.slow_down();
+        }
+    }
+
+    /// Begins an append.
+    pub(super) fn append(&self, append: Append) -> Io {
+        let (hand, pause) = (self.hand.clone(), self.pause);
+        Box::pin(async move {
+            sleep(pause).await;
+            hand.append(append.expected_last_sequence, &append.event).await
+        })
+    }
+
+    /// Begins a read of everything after a sequence.
+    pub(super) fn read(&self, after_sequence: u64) -> Io {
+        let (hand, pause) = (self.hand.clone(), self.pause);
+        Box::pin(async move {
+            sleep(pause).await;
+            hand.read(after_sequence).await
+        })
+    }
+
+    /// Tells the answer what became of its append or read.
+    pub(super) fn settle(&mut self, answer: &mut Answer, settled: Settled) {
+        match settled {
+            Settled::Stored(sequence) => {
+                self.pause = Duration::ZERO;
+                answer.handle_appended(sequence);
+            }
+            Settled::Conflict => answer.handle_append_unknown(),
+            Settled::NotStored => {
+                self.slow_down();
+                answer.handle_append_unknown();
+            }
+            Settled::Read(entries) => answer.handle_journal(entries.into_iter().map(record)),
+            Settled::NotRead => {
+                self.slow_down();
+                answer.handle_journal_unread();
+            }
+        }
+    }
+
+    fn slow_down(&mut self) {
+        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+    }
+}
+
+impl Hand {
+    async fn append(&self, expected_last_sequence: u64, event: &Event) -> Result<Settled, JournalFault> {
+        let entry = NewEntry {
+            request: &self.request,
+            expected_last_sequence,
+            attempt: self.attempt,
+            worker: Some(&self.worker),
+            strikes: self.strikes,
+            encoding: self.encoding,
+            event,
+        };
+        let (request_id, attempt) = (&self.request, self.attempt.0);
+        match timeout(self.timeout, self.journal.append(entry)).await {
+            Ok(Ok(sequence)) => Ok(Settled::Stored(sequence)),
+            Ok(Err(error @ AppendError::Conflict { .. })) => {
+                debug!(%request_id, attempt, %error, "an append met another entry; reading the journal");
+                Ok(Settled::Conflict)
+            }
+            Ok(Err(error @ AppendError::Encode { .. })) => Err(error.into()),
+            Ok(Err(error @ (AppendError::Unknown { .. } | AppendError::Refused { .. }))) => {
+                let error = chain(&error);
+                warn!(%request_id, attempt, error, "an append is not confirmed; looking it up");
+                Ok(Settled::NotStored)
+            }
+            Err(_) => {
+                warn!(%request_id, attempt, "an append was not answered; looking it up");
+                Ok(Settled::NotStored)
+            }
+        }
+    }
+
+    async fn read(&self, after_sequence: u64) -> Result<Settled, JournalFault> {
+        let (request_id, attempt) = (&self.request, self.attempt.0);
+        match timeout(self.timeout, self.journal.read(&self.request, after_sequence)).await {
+            Ok(Ok(entries)) => Ok(Settled::Read(entries)),
+            Ok(Err(error @ ReadError::NotAnEvent { .. })) => Err(error.into()),
+            Ok(Err(
+                error @ (ReadError::Request { .. } | ReadError::TimedOut { .. } | ReadError::Server { .. }),
+            )) => {
+                let error = chain(&error);
+                warn!(%request_id, attempt, error, "the journal cannot be read; trying again");
+                Ok(Settled::NotRead)
+            }
+            Err(_) => {
+                warn!(%request_id, attempt, "reading the journal was not answered; trying again");
+                Ok(Settled::NotRead)
+            }
+        }
+    }
+}
+
+/// How an attempt ends that may not begin.
+pub(super) fn refused(refusal: BeginError) -> AttemptEnd {
+    match refusal {
+        BeginError::AlreadyTerminal => AttemptEnd::Terminal,
+        BeginError::Fenced { attempt, strikes } => AttemptEnd::Fenced { attempt, strikes },
+    }
+}
+
+fn record(entry: Entry) -> Record {
+    Record {
+        sequence: entry.sequence,
+        attempt: entry.attempt,
+        worker: entry.worker,
+        strikes: entry.strikes,
+        event: entry.event,
+    }
+}
+
+const FIRST_ATTEMPT: Attempt = Attempt(1);
+/// First pause after a failure: a new stream leader is chosen within some of these.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause: a connection that is back is used within this.
+const PAUSE_MAX: Duration = Duration::from_secs(2);

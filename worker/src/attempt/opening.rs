@@ -1,0 +1,112 @@
+//! What comes before the journal: the wait for the model, and the prompt.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use flotilla_protocol::assignment::AttemptEnd;
+use flotilla_protocol::event::{ErrorCode, Event, Phase, RequestError, Timings};
+use tokio::time::{Instant, sleep};
+use tracing::error;
+
+use super::{Attempt, Clock, LeaseAnswer, deadline_exceeded, millis};
+use crate::model::ModelText;
+use crate::prompt::Prompt;
+
+/// What the attempt is to write.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// An answer to this prompt.
+    Generate {
+        /// The prompt.
+        prompt: Prompt,
+        /// The model.
+        text: Arc<ModelText>,
+    },
+    /// This terminal event, and nothing before it.
+    Conclude(Event),
+}
+
+impl Attempt {
+    /// Waits for the model and prepares the prompt.
+    ///
+    /// # Errors
+    /// The attempt's end when it ends without a word in the journal.
+    pub(super) async fn open(&mut self) -> Result<Opening, AttemptEnd> {
+        if let Err(error) = &self.new.request {
+            return Ok(Opening::Conclude(Event::failed(error.clone())));
+        }
+        let (cancel, hand_back) = (self.new.cancel.clone(), self.new.hand_back.clone());
+        let expire = self.new.expire.clone();
+        let text = tokio::select! {
+            lease = self.lease() => match lease {
+                Some(LeaseAnswer::Granted(text)) => text,
+                Some(LeaseAnswer::ModelFailed { reason, retry_in }) => {
+                    let retry_in_ms = millis(retry_in);
+                    return Err(AttemptEnd::ModelUnloadable { reason, retry_in_ms });
+                }
+                None => return Err(self.left_open.clone()),
+            },
+            () = hand_back.cancelled() => return Err(self.left_open.clone()),
+            () = cancel.cancelled() => return Ok(Opening::Conclude(self.cancelled(None))),
+            () = expire.cancelled() => return Ok(Opening::Conclude(deadline_exceeded())),
+        };
+        self.clock.leased = Some(Instant::now());
+        Ok(match self.prompt(&text).await {
+            Ok(prompt) => {
+                self.new.counts.set_prompt(prompt.tokens.len());
+                Opening::Generate { prompt, text }
+            }
+            Err(error) => Opening::Conclude(Event::failed(error)),
+        })
+    }
+
+    /// The model, and news for the client when it takes a while; `None` when the worker ends.
+    async fn lease(&mut self) -> Option<LeaseAnswer> {
+        tokio::select! {
+            answer = &mut self.new.lease => return answer.ok(),
+            () = sleep(NEWS_AFTER) => {}
+        }
+        self.publish_progress(Phase::Loading).await;
+        // The sender is gone only when the worker ends without having handed this request back.
+        (&mut self.new.lease).await.ok()
+    }
+
+    /// Renders and tokenises away from the other tasks.
+    async fn prompt(&self, text: &Arc<ModelText>) -> Result<Prompt, RequestError> {
+        let (id, text) = (self.request_id().clone(), Arc::clone(text));
+        let request = self.new.request.clone()?;
+        let prepared =
+            tokio::task::spawn_blocking(move || Prompt::new(&id, &request, &text, SystemTime::now())).await;
+        prepared.unwrap_or_else(|error| {
+            error!(request_id = %self.request_id(), %error, "preparing a prompt panicked");
+            Err(RequestError {
+                code: ErrorCode::Internal,
+                message: "the prompt could not be prepared".to_owned(),
+                param: None,
+            })
+        })
+    }
+
+    pub(super) fn timings(&self) -> Timings {
+        self.clock.timings(self.new.assignment.queued_ms)
+    }
+}
+
+impl Clock {
+    fn timings(&self, queued_ms: u64) -> Timings {
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64() * 1e3,
+            (Some(_) | None, _) => 0.0,
+        };
+        let now = Some(Instant::now());
+        Timings {
+            queued_ms: Duration::from_millis(queued_ms).as_secs_f64() * 1e3,
+            load_ms: between(Some(self.received), self.leased.or(now)),
+            prefill_ms: between(self.joined, self.first_token.or(now)),
+            decode_ms: between(self.first_token, now),
+        }
+    }
+}
+
+/// A wait that a person notices: only then is it worth a message.
+const NEWS_AFTER: Duration = Duration::from_millis(50);

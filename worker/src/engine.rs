@@ -1,0 +1,334 @@
+//! The engine's thread: one for a device. It owns every loaded model of the device and a batch for each.
+//!
+//! The thread never waits for NATS, a disk or a request. Commands come through a bounded channel; each
+//! request has a bounded channel of its own for what was made. A request whose channel is full is left out of
+//! the steps until its task has caught up, and holds up nobody else. With nothing to run the thread sleeps in
+//! its command channel.
+//!
+//! Loading is not the thread's business: a model on the CPU device owns its memory, so [`load`] fills it on
+//! a blocking thread and hands the finished model over, between two steps. Unloading drops it here.
+
+mod load;
+mod model;
+mod round;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use flotilla_protocol::{Class, ModelName};
+use flotilla_worker_core::batch::{AddError, NewSequence, SequenceId};
+use flotilla_worker_engine::Sampling;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info};
+
+pub(crate) use load::{LoadFault, LoadLimits, LoadedModel, load};
+use model::EngineModel;
+
+/// The thread is gone: it panicked outside of a step. The worker ends then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the engine's thread has ended")]
+pub struct EngineEnded;
+
+/// A way to the engine's thread. Cheap to clone; the thread ends when all clones are gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    commands: mpsc::Sender<Command>,
+    next_sequence: Arc<AtomicU64>,
+}
+
+/// A request that joins the batch of its model.
+#[derive(Debug)]
+pub(crate) struct NewRun {
+    /// The model; it must be loaded.
+    pub(crate) model: ModelName,
+    /// How urgent it is.
+    pub(crate) class: Class,
+    /// The prompt, followed by what earlier attempts made.
+    pub(crate) tokens: Vec<u32>,
+    /// How many of `tokens` are the prompt.
+    pub(crate) prompt_tokens: usize,
+    /// Most tokens that may still be made; at least 1.
+    pub(crate) new_tokens_max: usize,
+    /// Tokens that end the answer.
+    pub(crate) stop_token_ids: Arc<[u32]>,
+    /// How tokens are drawn; the position is the engine's.
+    pub(crate) sampling: Sampling,
+    /// Tokens that may be made before their reader has taken any; at least 1.
+    pub(crate) ahead_tokens_max: usize,
+}
+
+/// What the engine made for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// The next token.
+    Token(u32),
+    /// Nothing more. Last.
+    Ended(RunEnd),
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RunEnd {
+    /// The model made an end token.
+    Stop,
+    /// All allowed tokens are made.
+    Length,
+    /// The model's numbers are not finite.
+    NoToken,
+    /// The run could not join.
+    Refused(AddError),
+    /// The model is not loaded, or was taken out.
+    ModelGone,
+    /// The request makes the engine panic, alone.
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// A request in the engine. Dropping it takes the request out.
+#[derive(Debug)]
+pub(crate) struct Run {
+    model: ModelName,
+    sequence: SequenceId,
+    made: mpsc::Receiver<Made>,
+    commands: mpsc::Sender<Command>,
+    /// Tokens taken since the thread was last told.
+    taken: usize,
+    /// After this many the thread is told that there is room.
+    notice_tokens: usize,
+}
+
+#[derive(Debug)]
+enum Command {
+    Install {
+        model: ModelName,
+        loaded: Box<LoadedModel>,
+        done: oneshot::Sender<()>,
+    },
+    Unload {
+        model: ModelName,
+        done: oneshot::Sender<()>,
+    },
+    Join {
+        new: Box<Joining>,
+    },
+    Leave {
+        model: ModelName,
+        sequence: SequenceId,
+    },
+    /// A channel has room again. Waking the thread is all there is to it: it looks at every channel.
+    Drained,
+}
+
+#[derive(Debug)]
+struct Joining {
+    model: ModelName,
+    sequence: NewSequence,
+    sampling: Sampling,
+    made: mpsc::Sender<Made>,
+}
+
+impl Engine {
+    /// Starts the thread of a device. The receiver is closed when the thread ends, for whatever reason.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn start(device: u32) -> io::Result<(Self, oneshot::Receiver<()>)> {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let (alive, ended) = oneshot::channel();
+        let engine = Thread {
+            inbox,
+            models: BTreeMap::new(),
+        };
+        thread::Builder::new()
+            .name(format!("engine-{device}"))
+            .spawn(move || {
+                // Dropped when the thread ends, by a panic too: that is the notice.
+                let _alive = alive;
+                engine.run();
+            })?;
+        let next_sequence = Arc::new(AtomicU64::new(0));
+        Ok((
+            Self {
+                commands,
+                next_sequence,
+            },
+            ended,
+        ))
+    }
+
+    /// Hands a loaded model to the thread. When cancelled, it may be handed over all the same.
+    ///
+    /// # Errors
+    /// [`EngineEnded`].
+    pub(crate) async fn install(&self, model: ModelName, loaded: LoadedModel) -> Result<(), EngineEnded> {
+        let (done, reply) = oneshot::channel();
+        let loaded = Box::new(loaded);
+        self.command(Command::Install { model, loaded, done }).await?;
+        reply.await.map_err(|_| EngineEnded)
+    }
+
+    /// Takes a model out and gives its memory back. Whatever still runs on it ends with
+    /// [`RunEnd::ModelGone`].
+    ///
+    /// # Errors
+    /// [`EngineEnded`].
+    pub(crate) async fn unload(&self, model: ModelName) -> Result<(), EngineEnded> {
+        let (done, reply) = oneshot::channel();
+        self.command(Command::Unload { model, done }).await?;
+        reply.await.map_err(|_| EngineEnded)
+    }
+
+    /// Puts a request into the batch of its model. When cancelled, the request is taken out again.
+    ///
+    /// # Errors
+    /// [`EngineEnded`].
+    pub(crate) async fn join(&self, new: NewRun) -> Result<Run, EngineEnded> {
+        // Beside the tokens there is room for the end, so that a step never waits to tell it.
+        let (made, receiver) = mpsc::channel(new.ahead_tokens_max + 1);
+        let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let run = Run {
+            model: new.model.clone(),
+            sequence,
+            made: receiver,
+            commands: self.commands.clone(),
+            taken: 0,
+            notice_tokens: new.ahead_tokens_max.div_ceil(2),
+        };
+        let joining = Joining {
+            model: new.model,
+            sequence: NewSequence {
+                id: sequence,
+                class: new.class,
+                tokens: new.tokens,
+                prompt_tokens: new.prompt_tokens,
+                new_tokens_max: new.new_tokens_max,
+                stop_token_ids: new.stop_token_ids,
+            },
+            sampling: new.sampling,
+            made,
+        };
+        self.command(Command::Join {
+            new: Box::new(joining),
+        })
+        .await?;
+        Ok(run)
+    }
+
+    async fn command(&self, command: Command) -> Result<(), EngineEnded> {
+        self.commands.send(command).await.map_err(|_| EngineEnded)
+    }
+}
+
+impl Run {
+    /// Waits for what was made and moves all that is there to `into`. Adds nothing when the thread is gone.
+    /// Cancelling loses nothing.
+    pub(crate) async fn take(&mut self, into: &mut Vec<Made>) {
+        self.taken += self.made.recv_many(into, TAKEN_AT_ONCE_MAX).await;
+        if self.taken < self.notice_tokens {
+            return;
+        }
+        self.taken = 0;
+        // A full command channel keeps the thread awake by itself, and it looks at every channel.
+        if let Err(error) = self.commands.try_send(Command::Drained) {
+            debug!(sequence = self.sequence.0, %error, "the engine was not told of a drained channel");
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.made.close();
+        let leave = Command::Leave {
+            model: self.model.clone(),
+            sequence: self.sequence,
+        };
+        // As with `Drained`: a thread that has commands to read finds the closed channel by itself.
+        if let Err(error) = self.commands.try_send(leave) {
+            debug!(sequence = self.sequence.0, %error, "the engine was not told of a request that left");
+        }
+    }
+}
+
+/// What lives on the thread.
+struct Thread {
+    inbox: mpsc::Receiver<Command>,
+    models: BTreeMap<ModelName, EngineModel>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut has_work = false;
+        while self.obey(has_work).is_continue() {
+            has_work = false;
+            for model in self.models.values_mut() {
+                has_work |= model.advance();
+            }
+        }
+        info!("the engine's thread ends");
+    }
+
+    /// Carries out the commands that are there; with nothing to run it waits for one.
+    fn obey(&mut self, has_work: bool) -> ControlFlow<()> {
+        if !has_work {
+            match self.inbox.blocking_recv() {
+                Some(command) => self.carry_out(command),
+                None => return ControlFlow::Break(()),
+            }
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.carry_out(command),
+                Err(mpsc::error::TryRecvError::Empty) => return ControlFlow::Continue(()),
+                Err(mpsc::error::TryRecvError::Disconnected) => return ControlFlow::Break(()),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Install { model, loaded, done } => {
+                self.models.insert(model, EngineModel::new(*loaded));
+                // Who asked and left finds the model loaded all the same.
+                let _ = done.send(());
+            }
+            Command::Unload { model, done } => {
+                self.models.remove(&model);
+                // As above.
+                let _ = done.send(());
+            }
+            Command::Join { new } => match self.models.get_mut(&new.model) {
+                Some(model) => model.join(*new),
+                None => end(&new.made, RunEnd::ModelGone),
+            },
+            Command::Leave { model, sequence } => {
+                if let Some(model) = self.models.get_mut(&model) {
+                    model.leave(sequence);
+                }
+            }
+            Command::Drained => {}
+        }
+    }
+}
+
+/// Tells a request's task that nothing more comes. There is room for it, or nobody reads any more.
+fn end(made: &mpsc::Sender<Made>, end: RunEnd) {
+    if let Err(error) = made.try_send(Made::Ended(end)) {
+        debug!(%error, "a request left before it ended");
+    }
+}
+
+/// Commands on their way to the thread; senders wait when there are more. Several for each of the 4096
+/// requests that a configuration may allow would still be read within one step.
+const COMMANDS_MAX: usize = 1024;
+/// Most tokens taken from a channel at once: what one journal append can carry without being large.
+const TAKEN_AT_ONCE_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests;

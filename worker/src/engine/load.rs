@@ -1,0 +1,121 @@
+//! Filling a model's device memory, on a blocking thread.
+
+use std::time::{Duration, Instant};
+
+use flotilla_worker_core::batch::{Batch, BatchSettings};
+use flotilla_worker_core::residency::Grant;
+use flotilla_worker_engine::{
+    BLOCK_TOKENS, CpuBackend, DeviceError, LlamaModel, LoadError, ModelLoader, PAGE_BYTES,
+};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::OpenedModel;
+
+/// A model whose weights are in device memory.
+#[derive(Debug)]
+pub(crate) struct LoadedModel {
+    pub(super) llama: LlamaModel<CpuBackend>,
+    pub(super) batch: Batch,
+}
+
+/// How long a load may take, and who may end it.
+#[derive(Debug, Clone)]
+pub(crate) struct LoadLimits {
+    /// Time that any load may take.
+    pub(crate) timeout_floor: Duration,
+    /// Slowest load that is not given up.
+    pub(crate) bytes_per_s_min: u64,
+    /// Ends a load before its time.
+    pub(crate) cancel: CancellationToken,
+}
+
+/// Why a model is not in device memory.
+#[derive(Debug, Error)]
+pub(crate) enum LoadFault {
+    /// The device or the weights.
+    #[error("the weights cannot be placed")]
+    Load(#[from] LoadError),
+    /// The device has no room for keys and values.
+    #[error("the memory for keys and values cannot be had")]
+    Kv(#[source] DeviceError),
+    /// It took too long.
+    #[error("{placed_bytes} of {weights_bytes} bytes were loaded when the time of {timeout:?} was over")]
+    TimedOut {
+        /// Bytes that were placed.
+        placed_bytes: u64,
+        /// Bytes of all weights.
+        weights_bytes: u64,
+        /// The limit.
+        timeout: Duration,
+    },
+    /// The worker ends.
+    #[error("the worker ends")]
+    Cancelled,
+}
+
+/// Loads a model into the pages that it was granted. Blocks for as long as its files take to be read, so it
+/// belongs on a blocking thread; between two slices it looks at the limits.
+///
+/// # Errors
+/// [`LoadFault`]; the memory is given back then.
+pub(crate) fn load(
+    opened: &OpenedModel,
+    grant: Grant,
+    limits: &LoadLimits,
+) -> Result<LoadedModel, LoadFault> {
+    let kv_blocks = kv_blocks(grant, opened.plan.kv_block_bytes());
+    let mut loader = ModelLoader::new(CpuBackend::new(), opened.plan.clone(), kv_blocks)?;
+    let weights_bytes = opened.folder.weights_bytes() as u64;
+    let timeout = limits.timeout(weights_bytes);
+    let started = Instant::now();
+    let mut placed_bytes = 0;
+    for tensor in opened.folder.tensors() {
+        for (index, slice) in tensor.bytes.chunks(SLICE_BYTES).enumerate() {
+            if limits.cancel.is_cancelled() {
+                return Err(LoadFault::Cancelled);
+            }
+            if started.elapsed() > timeout {
+                return Err(LoadFault::TimedOut {
+                    placed_bytes,
+                    weights_bytes,
+                    timeout,
+                });
+            }
+            loader.place(&tensor.info.name, index * SLICE_BYTES, slice)?;
+            placed_bytes += slice.len() as u64;
+        }
+    }
+    let mut llama = loader.finish()?;
+    llama.set_kv_blocks(kv_blocks).map_err(LoadFault::Kv)?;
+    let batch = Batch::new(batch_settings(&llama));
+    Ok(LoadedModel { llama, batch })
+}
+
+impl LoadLimits {
+    fn timeout(&self, weights_bytes: u64) -> Duration {
+        let by_size = Duration::from_secs(weights_bytes / self.bytes_per_s_min.max(1));
+        self.timeout_floor.saturating_add(by_size)
+    }
+}
+
+fn batch_settings(llama: &LlamaModel<CpuBackend>) -> BatchSettings {
+    let plan = llama.plan();
+    BatchSettings {
+        batch_tokens_max: plan.limits().batch_tokens_max,
+        sequences_max: plan.limits().sequences_max,
+        block_tokens: BLOCK_TOKENS,
+        blocks_total: u32::try_from(llama.kv_blocks()).expect("the blocks were counted as u32"),
+        context_tokens_max: plan.config().context_tokens_max,
+    }
+}
+
+/// The blocks that fit the granted pages; their indices are u32.
+fn kv_blocks(grant: Grant, block_bytes: usize) -> usize {
+    let bytes = u128::from(grant.kv_pages) * PAGE_BYTES as u128;
+    let blocks = bytes / (block_bytes as u128).max(1);
+    usize::try_from(blocks.min(u128::from(u32::MAX))).unwrap_or(usize::MAX)
+}
+
+/// Bytes placed between two looks at the limits: some milliseconds, even from a slow disk.
+const SLICE_BYTES: usize = 8 << 20;

@@ -1,0 +1,157 @@
+//! One loaded model on the engine's thread: its batch, and where each request's tokens go.
+
+use std::collections::HashMap;
+
+use flotilla_worker_core::batch::{Batch, EndReason, Outcome, PlanEntry, SequenceId};
+use flotilla_worker_engine::{Backend, LlamaModel, Sampling, SequenceStep, Step, StepError};
+use tokio::sync::mpsc;
+
+use super::round;
+use super::{Joining, LoadedModel, Made, RunEnd, end};
+
+/// A model that can run.
+#[derive(Debug)]
+pub(super) struct EngineModel {
+    loaded: LoadedModel,
+    runs: HashMap<SequenceId, Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    sampling: Sampling,
+    made: mpsc::Sender<Made>,
+}
+
+impl EngineModel {
+    pub(super) fn new(loaded: LoadedModel) -> Self {
+        Self {
+            loaded,
+            runs: HashMap::new(),
+        }
+    }
+
+    /// Takes a request into the batch, or tells it why not.
+    pub(super) fn join(&mut self, new: Joining) {
+        let id = new.sequence.id;
+        match self.loaded.batch.add(new.sequence) {
+            Ok(()) => {
+                let running = Running {
+                    sampling: new.sampling,
+                    made: new.made,
+                };
+                self.runs.insert(id, running);
+            }
+            Err(error) => end(&new.made, RunEnd::Refused(error)),
+        }
+    }
+
+    /// Takes a request out; one that ended by itself is no fault.
+    pub(super) fn leave(&mut self, sequence: SequenceId) {
+        self.runs.remove(&sequence);
+        self.loaded.batch.remove(sequence);
+    }
+
+    /// Runs one step; tells whether there was one.
+    pub(super) fn advance(&mut self) -> bool {
+        self.regulate();
+        let Self { loaded, runs } = self;
+        let LoadedModel { llama, batch } = loaded;
+        match round::advance(batch, |entries| run_step(llama, runs, entries)) {
+            Some(outcomes) => {
+                outcomes.iter().for_each(|outcome| tell(runs, outcome));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Leaves out those whose channel is full, and takes out those whose task is gone.
+    fn regulate(&mut self) {
+        let batch = &mut self.loaded.batch;
+        self.runs.retain(|id, running| {
+            if running.made.is_closed() {
+                batch.remove(*id);
+                return false;
+            }
+            regulate_flow(batch, *id, running.made.capacity());
+            true
+        });
+    }
+}
+
+impl Drop for EngineModel {
+    fn drop(&mut self) {
+        for running in self.runs.values() {
+            end(&running.made, RunEnd::ModelGone);
+        }
+    }
+}
+
+fn regulate_flow(batch: &mut Batch, sequence: SequenceId, room: usize) {
+    if room < STEP_MESSAGES_MAX {
+        batch.pause(sequence);
+    } else {
+        batch.resume(sequence);
+    }
+}
+
+fn run_step<B: Backend>(
+    llama: &mut LlamaModel<B>,
+    runs: &HashMap<SequenceId, Running>,
+    entries: &[PlanEntry<'_>],
+) -> Result<Vec<Option<u32>>, StepError> {
+    let sequences: Vec<_> = entries.iter().map(|entry| sequence_step(runs, entry)).collect();
+    let step = Step {
+        sequences: &sequences,
+    };
+    let output = llama.submit(&step)?.wait()?;
+    Ok(output.sequences.iter().map(|sequence| sequence.token()).collect())
+}
+
+fn sequence_step<'a>(runs: &HashMap<SequenceId, Running>, entry: &PlanEntry<'a>) -> SequenceStep<'a> {
+    let running = &runs[&entry.sequence];
+    let drawn_at = entry.start + entry.tokens.len();
+    SequenceStep {
+        tokens: entry.tokens,
+        position: entry.start,
+        block_table: entry.blocks,
+        sample: entry.sample.map(|_| Sampling {
+            position: drawn_at as u64,
+            ..running.sampling
+        }),
+    }
+}
+
+fn tell(runs: &mut HashMap<SequenceId, Running>, outcome: &Outcome) {
+    match outcome {
+        Outcome::Token { sequence, token, .. } => {
+            let made = &runs[sequence].made;
+            if let Err(error) = made.try_send(Made::Token(*token)) {
+                let is_closed = matches!(error, mpsc::error::TrySendError::Closed(_));
+                assert!(is_closed, "a request without room is paused before the step");
+            }
+        }
+        Outcome::Finished { sequence, reason, .. } => conclude(
+            runs,
+            *sequence,
+            match reason {
+                EndReason::Stop => RunEnd::Stop,
+                EndReason::Length => RunEnd::Length,
+                EndReason::NoToken => RunEnd::NoToken,
+            },
+        ),
+        Outcome::Panicked { sequence, message } => {
+            let message = message.clone();
+            conclude(runs, *sequence, RunEnd::Panicked { message });
+        }
+    }
+}
+
+fn conclude(runs: &mut HashMap<SequenceId, Running>, sequence: SequenceId, reason: RunEnd) {
+    if let Some(running) = runs.remove(&sequence) {
+        end(&running.made, reason);
+    }
+}
+
+/// What one step may send to a request: a token, and that it was the last.
+const STEP_MESSAGES_MAX: usize = 2;

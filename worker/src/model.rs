@@ -1,0 +1,202 @@
+//! A model's folder, opened for serving: what requests need of it and what the device must hold.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flotilla_protocol::ModelName;
+use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource};
+use flotilla_text::{ChatError, ChatTemplate, Tokenizer, TokenizerError};
+use flotilla_worker_core::residency::ModelNeeds;
+use flotilla_worker_engine::{MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, StepLimits};
+use serde::Deserialize;
+use thiserror::Error;
+
+/// What requests need of a model: everything but its weights.
+#[derive(Debug)]
+pub(crate) struct ModelText {
+    /// Its numbers.
+    pub(crate) config: ModelConfig,
+    /// Text to tokens and back.
+    pub(crate) tokenizer: Tokenizer,
+    /// Conversations to prompts, where the model was made for them.
+    pub(crate) chat: Option<ChatTemplate>,
+}
+
+/// A model's folder with its files mapped, ready to be loaded.
+#[derive(Debug)]
+pub(crate) struct OpenedModel {
+    /// The weights, where they lie on disk.
+    pub(crate) folder: ModelFolder,
+    /// What they need on the device.
+    pub(crate) plan: MemoryPlan,
+    /// What requests need.
+    pub(crate) text: Arc<ModelText>,
+}
+
+/// Why a folder is not a model that can be served.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The folder itself cannot be found.
+    #[error("{folder} cannot be opened", folder = folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Configuration or weights are not those of a model that the engine runs.
+    #[error("the model cannot be run")]
+    Model(#[from] ModelError),
+    /// The tokenizer is missing or broken.
+    #[error("the model's tokenizer cannot be used")]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template is broken.
+    #[error("the model's chat template cannot be used")]
+    Chat(#[from] ChatError),
+    /// The device memory cannot be planned.
+    #[error("the model's memory cannot be planned")]
+    Plan(#[from] PlanError),
+    /// A number is larger than the catalog can say.
+    #[error("{quantity} of the model is {value}, which the catalog cannot hold")]
+    TooLarge {
+        /// Which number.
+        quantity: &'static str,
+        /// Its value.
+        value: usize,
+    },
+}
+
+/// Checks a model folder and describes it for the catalog: tensors, tokenizer and chat template are all
+/// opened, so that what is added can be served. Reads files and takes up to seconds.
+///
+/// # Errors
+/// [`OpenError`]: the first fault found, with its file.
+pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenError> {
+    let folder = fs::canonicalize(folder).map_err(|source| OpenError::Folder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    let model = ModelFolder::open(&folder)?;
+    let text = open_text(&folder, model.config())?;
+    let facts = ModelFacts {
+        architecture: architecture(&folder),
+        context_tokens_max: fact("the context", text.config.context_tokens_max)?,
+        vocabulary_size: fact("the vocabulary", text.config.vocab_size)?,
+        weights_bytes: model.weights_bytes() as u64,
+    };
+    Ok(CatalogEntry {
+        name,
+        source: ModelSource::Folder(folder),
+        facts,
+        slots: None,
+        keep_alive: None,
+        pin: false,
+        slo: None,
+    })
+}
+
+impl OpenedModel {
+    /// Opens a folder for steps of up to these sizes. Reads files and takes up to seconds.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(crate) fn open(folder: &Path, limits: StepLimits) -> Result<Self, OpenError> {
+        let folder_files = ModelFolder::open(folder)?;
+        let plan = MemoryPlan::new(folder_files.config(), folder_files.tensor_infos(), limits)?;
+        let text = Arc::new(open_text(folder, folder_files.config())?);
+        Ok(Self {
+            folder: folder_files,
+            plan,
+            text,
+        })
+    }
+
+    /// Pages that the model needs on a device of `device_pages` pages, at most `slots` of whose requests run
+    /// at once.
+    pub(crate) fn needs(&self, slots: usize, device_pages: u64) -> ModelNeeds {
+        let plan = &self.plan;
+        let sequence_blocks = plan.sequence_blocks_max();
+        let kv_pages = |blocks| plan.kv_pages(blocks).map_or(u64::MAX, |pages| pages as u64);
+        let kv_pages_min = kv_pages(sequence_blocks);
+        let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(slots));
+        ModelNeeds {
+            weights_pages: plan.weights_pages() as u64,
+            workspace_pages: plan.workspace_pages() as u64,
+            kv_pages_min,
+            kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+        }
+    }
+}
+
+fn open_text(folder: &Path, config: &ModelConfig) -> Result<ModelText, OpenError> {
+    Ok(ModelText {
+        config: config.clone(),
+        tokenizer: Tokenizer::open(folder)?,
+        chat: ChatTemplate::open(folder)?,
+    })
+}
+
+fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
+    u32::try_from(value).map_err(|_| OpenError::TooLarge { quantity, value })
+}
+
+/// The architecture's name, for people. The engine has checked the same file, and knows one family only.
+fn architecture(folder: &Path) -> String {
+    #[derive(Deserialize)]
+    struct RawArchitecture {
+        #[serde(default)]
+        architectures: Vec<String>,
+    }
+    let named = fs::read(folder.join("config.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<RawArchitecture>(&bytes).ok())
+        .and_then(|raw| raw.architectures.into_iter().next());
+    // A configuration without the list is taken for what the engine took it for.
+    named.unwrap_or_else(|| "LlamaForCausalLM".to_owned())
+}
+
+/// Keys and values of one model take at most this part of a device, or one full context where that is more,
+/// so that the first model to come does not take all that others could use.
+const KV_DEVICE_PARTS: u64 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{demo_folder, demo_limits};
+
+    #[test]
+    fn described_folder_has_the_facts_of_its_files() {
+        let name = ModelName::new("adder").unwrap();
+        let entry = describe(name, &demo_folder("adder")).unwrap();
+        assert_eq!(entry.facts.architecture, "LlamaForCausalLM");
+        assert_eq!(
+            (entry.facts.context_tokens_max, entry.facts.vocabulary_size),
+            (128, 16)
+        );
+        assert!(entry.facts.weights_bytes > 100_000);
+        let ModelSource::Folder(path) = entry.source;
+        assert!(path.is_absolute());
+    }
+
+    #[test]
+    fn folder_without_a_tokenizer_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(demo_folder("adder").join(file), folder.path().join(file)).unwrap();
+        }
+        let error = describe(ModelName::new("adder").unwrap(), folder.path()).unwrap_err();
+        assert!(matches!(error, OpenError::Tokenizer(_)), "{error}");
+    }
+
+    #[test]
+    fn keys_and_values_are_wanted_for_all_slots_but_not_all_of_the_device() {
+        let model = OpenedModel::open(&demo_folder("adder"), demo_limits()).unwrap();
+        let small = model.needs(64, 8);
+        assert_eq!(small.kv_pages_wanted, small.kv_pages_min.max(2));
+        let large = model.needs(64, 1 << 20);
+        assert_eq!(large.kv_pages_wanted, model.plan.kv_pages(64 * 8).unwrap() as u64);
+        assert!(large.weights_pages >= 1 && large.workspace_pages >= 1);
+    }
+}

@@ -1,0 +1,96 @@
+//! What others say to this worker, decoded.
+
+use async_nats::{Message, Subject, Subscriber};
+use flotilla_client::Connection;
+use flotilla_protocol::WorkerId;
+use flotilla_protocol::assignment::{Assignment, Cancel, Control};
+use flotilla_protocol::codec::decode_internal;
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use tracing::warn;
+
+use crate::error::WorkerError;
+
+/// The worker's subscriptions.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    assign: Subscriber,
+    cancel: Subscriber,
+    control: Subscriber,
+    report_now: Subscriber,
+}
+
+/// One message.
+#[derive(Debug)]
+pub(crate) enum Letter {
+    /// A request to run.
+    Assign {
+        /// The request.
+        assignment: Box<Assignment>,
+        /// Where the answer goes.
+        reply: Option<Subject>,
+    },
+    /// A request to end.
+    Cancel(Cancel),
+    /// An order.
+    Control {
+        /// The order.
+        order: Control,
+        /// Where the answer goes.
+        reply: Option<Subject>,
+    },
+    /// A leader wants a report.
+    ReportNow,
+}
+
+impl Inbox {
+    /// Subscribes to everything that concerns this worker.
+    ///
+    /// # Errors
+    /// [`WorkerError::Subscribe`].
+    pub(crate) async fn open(connection: &Connection, worker: &WorkerId) -> Result<Self, WorkerError> {
+        let subjects = &connection.subjects;
+        Ok(Self {
+            assign: subscribe(connection, subjects.assign(worker)).await?,
+            cancel: subscribe(connection, subjects.worker_cancel(worker)).await?,
+            control: subscribe(connection, subjects.control(worker)).await?,
+            report_now: subscribe(connection, subjects.report_now()).await?,
+        })
+    }
+
+    /// The next message; `None` when the connection is closed for good. What cannot be read is logged and
+    /// skipped: it gets no answer, which the sender takes for a lost one. Cancelling loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Letter> {
+        loop {
+            let letter = tokio::select! {
+                message = self.assign.next() => {
+                    let message = message?;
+                    let reply = message.reply.clone();
+                    decoded(&message).map(|assignment| Letter::Assign { assignment, reply })
+                }
+                message = self.cancel.next() => decoded(&message?).map(Letter::Cancel),
+                message = self.control.next() => {
+                    let message = message?;
+                    let reply = message.reply.clone();
+                    decoded(&message).map(|order| Letter::Control { order, reply })
+                }
+                message = self.report_now.next() => message.map(|_| Letter::ReportNow),
+            };
+            if letter.is_some() {
+                return letter;
+            }
+        }
+    }
+}
+
+async fn subscribe(connection: &Connection, subject: String) -> Result<Subscriber, WorkerError> {
+    let subscribed = connection.client.subscribe(subject.clone()).await;
+    subscribed.map_err(|source| WorkerError::Subscribe { subject, source })
+}
+
+fn decoded<T: DeserializeOwned>(message: &Message) -> Option<T> {
+    decode_internal(&message.payload)
+        .inspect_err(|error| warn!(subject = %message.subject, %error, "a message cannot be read"))
+        // Logged above; there is nobody else to tell.
+        .ok()
+}

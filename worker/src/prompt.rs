@@ -1,0 +1,274 @@
+//! From a request to what the engine runs: prompt tokens, limits and sampling, or the reason why not.
+
+use std::time::SystemTime;
+
+use flotilla_protocol::RequestId;
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::request::{ChatMessage, InferenceRequest, Input, SamplingParams};
+use flotilla_text::{ChatError, ChatOptions, GenerationPrompt, SpecialTokens, StopStrings, TokenizerError};
+use flotilla_worker_engine::{ModelConfig, Sampling};
+use serde_json::{Map, Value};
+
+use crate::model::ModelText;
+
+/// A request, ready to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Prompt {
+    /// The prompt, at least one token and at least one less than the context.
+    pub(crate) tokens: Vec<u32>,
+    /// Most tokens of the answer, within the context; at least 1.
+    pub(crate) answer_tokens_max: usize,
+    /// How tokens are drawn; the position is the engine's.
+    pub(crate) sampling: Sampling,
+    /// Texts that end the answer.
+    pub(crate) stops: StopStrings,
+}
+
+impl Prompt {
+    /// Prepares a request for a model. Renders and tokenises, so it belongs on a blocking thread. `now` is
+    /// what a chat template shows as the date.
+    ///
+    /// # Errors
+    /// A [`RequestError`] for the client.
+    pub(crate) fn new(
+        id: &RequestId,
+        request: &InferenceRequest,
+        model: &ModelText,
+        now: SystemTime,
+    ) -> Result<Self, RequestError> {
+        let param = param(&request.input);
+        let tokens = tokens(&request.input, model, now)?;
+        let context = model.config.context_tokens_max;
+        if tokens.is_empty() {
+            return Err(refused(
+                ErrorCode::InvalidRequest,
+                param,
+                "the prompt has no tokens".to_owned(),
+            ));
+        }
+        if tokens.len() >= context {
+            let message = format!(
+                "the prompt has {} tokens; with one token of an answer the model takes at most {context}",
+                tokens.len()
+            );
+            return Err(refused(ErrorCode::ContextExceeded, param, message));
+        }
+        let room = context - tokens.len();
+        let wanted = request
+            .max_tokens
+            .map(|max| usize::try_from(max).unwrap_or(usize::MAX));
+        let stops = StopStrings::new(&request.stop)
+            .map_err(|error| refused(ErrorCode::InvalidRequest, "stop", error.to_string()))?;
+        Ok(Self {
+            tokens,
+            answer_tokens_max: wanted.map_or(room, |wanted| wanted.min(room)).max(1),
+            sampling: sampling(id, &request.sampling, &model.config)?,
+            stops,
+        })
+    }
+}
+
+fn tokens(input: &Input, model: &ModelText, now: SystemTime) -> Result<Vec<u32>, RequestError> {
+    match input {
+        Input::Prompt(text) => encode(model, "prompt", text, SpecialTokens::Add),
+        Input::PromptTokens(tokens) => checked_tokens(tokens, model.config.vocab_size),
+        Input::Chat(messages) => {
+            let text = render(messages, model, now)?;
+            encode(model, "messages", &text, SpecialTokens::Skip)
+        }
+        Input::Embed(_) => Err(refused(
+            ErrorCode::InvalidRequest,
+            "input",
+            "this model makes text, not embeddings; send a prompt or messages".to_owned(),
+        )),
+    }
+}
+
+fn checked_tokens(tokens: &[u32], vocabulary_size: usize) -> Result<Vec<u32>, RequestError> {
+    let is_unknown = |token: &&u32| usize::try_from(**token).map_or(true, |token| token >= vocabulary_size);
+    match tokens.iter().find(is_unknown) {
+        None => Ok(tokens.to_vec()),
+        Some(token) => Err(refused(
+            ErrorCode::InvalidRequest,
+            "prompt",
+            format!("token {token} is not below the model's {vocabulary_size}"),
+        )),
+    }
+}
+
+fn encode(
+    model: &ModelText,
+    param: &'static str,
+    text: &str,
+    special: SpecialTokens,
+) -> Result<Vec<u32>, RequestError> {
+    let tokens = model
+        .tokenizer
+        .encode(text, special)
+        .map_err(|error| match error {
+            TokenizerError::Failed { .. } => refused(
+                ErrorCode::InvalidRequest,
+                param,
+                "the model's tokenizer has no tokens for this text".to_owned(),
+            ),
+            other => refused(ErrorCode::Internal, param, other.to_string()),
+        })?;
+    // A tokenizer may know tokens that were added after training and have no row in the weights.
+    checked_tokens(&tokens, model.config.vocab_size)
+}
+
+fn render(messages: &[ChatMessage], model: &ModelText, now: SystemTime) -> Result<String, RequestError> {
+    let refused = |code, message| refused(code, "messages", message);
+    let Some(template) = &model.chat else {
+        let message = "the model has no chat template; send a prompt instead of messages".to_owned();
+        return Err(refused(ErrorCode::InvalidRequest, message));
+    };
+    let messages: Vec<Value> = messages.iter().map(message_value).collect();
+    let options = ChatOptions {
+        generation_prompt: GenerationPrompt::Add,
+        tools: None,
+        now,
+    };
+    template.render(&messages, options).map_err(|error| {
+        let code = match &error {
+            ChatError::Raised { .. } | ChatError::OutOfSteps { .. } | ChatError::OutputTooLarge { .. } => {
+                ErrorCode::InvalidRequest
+            }
+            ChatError::Render { .. } => {
+                let message = "the model's chat template fails on these messages".to_owned();
+                return refused(ErrorCode::InvalidRequest, message);
+            }
+            ChatError::File(_)
+            | ChatError::MalformedConfig { .. }
+            | ChatError::NotText { .. }
+            | ChatError::TemplateTooLarge { .. }
+            | ChatError::NoDefault { .. }
+            | ChatError::Syntax { .. }
+            | ChatError::Panicked { .. } => ErrorCode::Internal,
+        };
+        refused(code, error.to_string())
+    })
+}
+
+/// A message as templates know it: without a name where there is none, because they ask for its presence.
+fn message_value(message: &ChatMessage) -> Value {
+    let mut fields = Map::new();
+    fields.insert("role".to_owned(), message.role.clone().into());
+    fields.insert("content".to_owned(), message.content.clone().into());
+    if let Some(name) = &message.name {
+        fields.insert("name".to_owned(), name.clone().into());
+    }
+    Value::Object(fields)
+}
+
+/// The request's parameters, else the model's, else greedy. A request that says how random it wants to be
+/// has said all: the model's cuts belong to the model's temperature.
+fn sampling(id: &RequestId, params: &SamplingParams, config: &ModelConfig) -> Result<Sampling, RequestError> {
+    let defaults = config.sampling_defaults;
+    let (top_k, top_p) = match params.temperature {
+        Some(_) => (params.top_k, params.top_p),
+        None => (params.top_k.or(defaults.top_k), params.top_p.or(defaults.top_p)),
+    };
+    let sampling = Sampling {
+        temperature: params.temperature.or(defaults.temperature).unwrap_or(0.0),
+        top_k,
+        top_p: top_p.unwrap_or(1.0),
+        seed: params.seed.unwrap_or_else(|| id.seed()),
+        position: 0,
+    };
+    if sampling.is_valid() {
+        Ok(sampling)
+    } else {
+        let message = "temperature, top_k or top_p is out of range".to_owned();
+        Err(refused(ErrorCode::InvalidRequest, "temperature", message))
+    }
+}
+
+/// The field that holds an input.
+fn param(input: &Input) -> &'static str {
+    match input {
+        Input::Prompt(_) | Input::PromptTokens(_) => "prompt",
+        Input::Chat(_) => "messages",
+        Input::Embed(_) => "input",
+    }
+}
+
+fn refused(code: ErrorCode, param: &'static str, message: String) -> RequestError {
+    RequestError {
+        code,
+        message,
+        param: Some(param.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::{Encoding, ModelName};
+
+    use super::*;
+    use crate::fixture::{demo_folder, demo_limits};
+    use crate::model::OpenedModel;
+
+    fn prompt(body: &str) -> Result<Prompt, RequestError> {
+        let model = OpenedModel::open(&demo_folder("adder"), demo_limits()).unwrap();
+        let name = ModelName::new("adder").unwrap();
+        let request = InferenceRequest::decode(&name, Encoding::Json, body.as_bytes(), 1 << 20)?;
+        let id = RequestId::new("a").unwrap();
+        Prompt::new(&id, &request, &model.text, SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn answer_is_as_long_as_asked_for_but_never_beyond_the_context() {
+        let asked = prompt(r#"{"prompt": "123+456=", "max_tokens": 8}"#).unwrap();
+        assert_eq!(asked.answer_tokens_max, 8);
+        let room = 128 - asked.tokens.len();
+        for body in [
+            r#"{"prompt": "123+456="}"#,
+            r#"{"prompt": "123+456=", "max_tokens": 4000}"#,
+        ] {
+            assert_eq!(prompt(body).unwrap().answer_tokens_max, room);
+        }
+    }
+
+    #[test]
+    fn prompt_that_fills_the_context_is_refused_and_one_token_less_is_not() {
+        let body = |tokens: usize| format!(r#"{{"prompt": {:?}}}"#, vec![3; tokens]);
+        let error = prompt(&body(128)).unwrap_err();
+        assert_eq!(
+            (error.code, error.param.as_deref()),
+            (ErrorCode::ContextExceeded, Some("prompt"))
+        );
+        assert_eq!(prompt(&body(127)).unwrap().answer_tokens_max, 1);
+    }
+
+    #[test]
+    fn what_the_model_cannot_do_is_refused_with_the_field() {
+        let cases = [
+            (r#"{"prompt": [3, 16]}"#, "prompt"),
+            (
+                r#"{"messages": [{"role": "user", "content": "1+1="}]}"#,
+                "messages",
+            ),
+            (r#"{"input": "1+1="}"#, "input"),
+        ];
+        for (body, param) in cases {
+            let error = prompt(body).unwrap_err();
+            assert_eq!(
+                (error.code, error.param.as_deref()),
+                (ErrorCode::InvalidRequest, Some(param)),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn sampling_is_greedy_unless_asked_and_seeded_by_the_request_id() {
+        let greedy = prompt(r#"{"prompt": "1+1="}"#).unwrap().sampling;
+        assert_eq!(greedy.temperature.to_bits(), 0.0_f32.to_bits());
+        assert_eq!(greedy.seed, RequestId::new("a").unwrap().seed());
+        let hot = prompt(r#"{"prompt": "1+1=", "temperature": 0.5, "seed": 7}"#)
+            .unwrap()
+            .sampling;
+        assert_eq!((hot.temperature.to_bits(), hot.seed), (0.5_f32.to_bits(), 7));
+    }
+}
