@@ -89,3 +89,27 @@ enum EventShape {
     Finished(Finished),
     Failed(Failed),
 }
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::event::{ErrorCode, RequestError};
+
+    use super::*;
+
+    #[test]
+    fn a_recorded_action_can_be_replayed() {
+        let action = Action::End {
+            request: RequestId::from_random(1),
+            encoding: Encoding::Json,
+            event: Event::failed(RequestError {
+                code: ErrorCode::Poisoned,
+                message: "three strikes".into(),
+                param: None,
+            }),
+        };
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            let recorded = encoding.encode(&action).unwrap();
+            assert_eq!(encoding.decode::<Action>(&recorded, 1000).unwrap(), action);
+        }
+    }
+}

@@ -72,6 +72,11 @@ impl Dispatcher {
             return;
         }
         let Some(mut job) = self.take(request) else { return };
+        // Its last attempt is gone without an end in the journal. The worker may have been replaced by a
+        // process that has not reported yet: asking it again at once would go round and round.
+        if let (JournalState::Empty | JournalState::Open { .. }, Some(worker)) = (&state, &job.avoid) {
+            self.fleet.shut(worker);
+        }
         match state {
             JournalState::Terminal => self.acknowledge(request, job.sequences),
             JournalState::Empty => match self.fleet.newest_run(request, job.over) {

@@ -162,10 +162,11 @@ impl Dispatcher {
         let Some(Held::Assigned(run)) = self.held.get(request) else {
             return;
         };
-        let attempt = run.attempt;
+        let (attempt, worker) = (run.attempt, run.worker.clone());
         self.stats.done_lost += 1;
         let Some(mut job) = self.take(request) else { return };
         job.close(attempt);
+        job.avoid = Some(worker);
         self.read_journal(job);
     }
 

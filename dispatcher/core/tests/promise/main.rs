@@ -4,6 +4,11 @@
 //! A failing run prints its seed and the smallest sequence of steps that fails; the seed is kept in
 //! `main.regressions`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this crate is test code, its bench and world included"
+)]
+
 mod world;
 
 use flotilla_dispatcher_core::Stats;
