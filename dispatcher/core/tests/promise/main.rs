@@ -129,6 +129,8 @@ proptest! {
     }
 }
 
+type Counter = fn(&Stats) -> u64;
+
 /// A simulation that never reaches a rule proves nothing of it.
 #[test]
 fn the_simulated_faults_reach_every_rule() {
@@ -140,7 +142,7 @@ fn the_simulated_faults_reach_every_rule() {
         let tree = steps.new_tree(&mut runner).unwrap();
         reached.extend(run(&[1, 2, 3], &tree.current()).stats());
     }
-    let rules: [(&str, fn(&Stats) -> u64); 17] = [
+    let rules: [(&str, Counter); 17] = [
         ("duplicates", |s| s.duplicates),
         ("redeliveries", |s| s.redeliveries),
         ("rejected", |s| s.rejected),
