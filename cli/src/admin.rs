@@ -13,7 +13,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub(crate) enum AdminError {
     /// No dispatcher leads.
-    #[error("no dispatcher answers on {subject}; start one with `flotilla dispatcher` or `flotilla up`")]
+    #[error("no dispatcher answers on {subject}; start one with `flotilla dispatcher`")]
     NoLeader {
         /// Where it was asked.
         subject: String,

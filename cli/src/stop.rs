@@ -1,6 +1,5 @@
 //! How a role is asked to stop: the first ask drains, the second ends it at once.
 
-use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context as _;

@@ -1,6 +1,5 @@
 //! A closed loop: a fixed number of requests under way, each followed by the next.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;

@@ -17,7 +17,7 @@ pub(super) async fn check(connection: &Connection) -> Vec<Finding> {
             format!("{} leads, epoch {}", status.dispatcher, status.epoch),
         ),
         Err(error) => {
-            let advice = "start one with `flotilla dispatcher`";
+            let advice = "until one leads, requests wait in their stream";
             return vec![Finding::fail("dispatcher", error.to_string(), advice)];
         }
     };
