@@ -667,3 +667,131 @@ fn a_small_model_passes_a_large_one_only_beside_its_claim() {
         "the first in line is served first"
     );
 }
+
+#[test]
+fn the_busy_model_with_the_fewest_leases_drains_and_a_pinned_one_never() {
+    let mut bench = Bench::new(100, 9);
+    let pinned = ModelName::new("pinned").unwrap();
+    bench.residency.handle_pin(bench.now, &pinned, Pin::Pinned);
+    bench.run("r0", "pinned", 40);
+    bench.release("r0");
+    bench.run("r1", "busier", 30);
+    bench.want("r2", "busier", None);
+    bench.run("r3", "quieter", 30);
+    bench.want("r4", "x", None);
+    bench.inspect("x", 30);
+    assert_eq!(bench.actions(), ["inspect x"], "the pinned one is idle and stays");
+    bench.want("r5", "busier", None);
+    bench.want("r6", "quieter", None);
+    assert_eq!(bench.actions(), ["lease r5 busier"]);
+    bench.release("r3");
+    assert_eq!(bench.actions(), ["unload quieter"]);
+}
+
+#[test]
+fn the_end_of_a_lease_is_a_use() {
+    let mut bench = Bench::new(100, 2);
+    bench.run("r1", "a", 10);
+    bench.run("r2", "b", 10);
+    bench.release("r2");
+    bench.release("r1");
+    bench.want("r3", "x", None);
+    bench.inspect("x", 10);
+    assert_eq!(bench.actions(), ["inspect x", "unload b"]);
+}
+
+#[test]
+fn places_are_claimed_and_pinned_as_pages_are() {
+    let mut bench = Bench::new(100, 2);
+    bench.run("r1", "a", 10);
+    bench.run("r2", "b", 10);
+    for model in ["x", "y"] {
+        bench.want(&format!("for-{model}"), model, None);
+        bench.inspect(model, 10);
+    }
+    assert_eq!(bench.actions(), ["inspect x", "inspect y"]);
+    bench.release("r1");
+    bench.release("r2");
+    assert_eq!(
+        bench.actions(),
+        ["unload a", "unload b"],
+        "each newcomer has a place told to leave"
+    );
+
+    let mut bench = Bench::new(100, 1);
+    bench
+        .residency
+        .handle_pin(bench.now, &ModelName::new("a").unwrap(), Pin::Pinned);
+    bench.run("r1", "a", 10);
+    bench.want("r2", "b", None);
+    bench.inspect("b", 10);
+    assert_eq!(
+        bench.actions(),
+        ["inspect b", "failed r2 1000"],
+        "the only place is pinned"
+    );
+}
+
+#[test]
+fn keys_and_values_leave_what_an_earlier_model_claims() {
+    let mut bench = Bench::new(100, 9);
+    bench.run("r1", "a", 50);
+    bench.want("r2", "large", None);
+    bench.inspect("large", 80);
+    bench.want("r3", "small", None);
+    let model = ModelName::new("small").unwrap();
+    let needs = ModelNeeds {
+        weights_pages: 10,
+        workspace_pages: 0,
+        kv_pages_min: 1,
+        kv_pages_wanted: 30,
+    };
+    bench.residency.handle_inspected(bench.now, &model, Ok(needs));
+    let seen = bench.actions();
+    assert_eq!(
+        seen,
+        ["inspect large", "inspect small", "load small kv 10"],
+        "80 of 100 are claimed"
+    );
+}
+
+#[test]
+fn an_order_to_unload_during_a_load_takes_effect_when_it_ends() {
+    let mut bench = Bench::new(100, 9);
+    bench.want("r1", "a", None);
+    bench.inspect("a", 10);
+    bench
+        .residency
+        .handle_unload_order(bench.now, &ModelName::new("a").unwrap());
+    bench.loaded("a");
+    bench.want("r2", "a", None);
+    assert_eq!(bench.actions(), ["inspect a", "load a kv 1", "lease r1 a"]);
+    bench.release("r1");
+    assert_eq!(bench.actions(), ["unload a"]);
+}
+
+#[test]
+fn a_success_ends_the_doubling() {
+    let mut bench = Bench::new(100, 1);
+    let model = ModelName::new("a").unwrap();
+    for (request, after) in [("r1", 1000), ("r2", 2000)] {
+        bench.want(request, "a", None);
+        bench
+            .residency
+            .handle_inspected(bench.now, &model, Err("unreadable".to_owned()));
+        assert_eq!(
+            bench.actions(),
+            ["inspect a", &format!("failed {request} {after}")]
+        );
+        bench.wait(after);
+    }
+    bench.run("r3", "a", 10);
+    bench.residency.handle_unload_order(bench.now, &model);
+    bench.release("r3");
+    bench.unloaded("a");
+    bench.want("r4", "a", None);
+    bench
+        .residency
+        .handle_inspected(bench.now, &model, Err("unreadable".to_owned()));
+    assert_eq!(bench.actions(), ["unload a", "inspect a", "failed r4 1000"]);
+}
