@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use flotilla_protocol::assignment::Done;
 use flotilla_protocol::fleet::{ModelReport, ModelState, Report, WorkerState};
 use flotilla_protocol::{Attempt, ModelName, Moment, RequestId, WorkerId};
 
@@ -25,6 +26,9 @@ pub(crate) struct Worker {
     pub(crate) assigned: BTreeSet<RequestId>,
     /// Of these, the ones that its newest report cannot know yet: they take slots that it calls free.
     pub(crate) unseen: BTreeSet<RequestId>,
+    /// Attempts that it said have ended, while a report that still lists them may be its newest: their slots
+    /// are free although it calls them taken.
+    ended: BTreeMap<RequestId, Attempt>,
     /// It refused, gave back or did not answer: nothing more until its next report.
     shut: bool,
 }
@@ -61,6 +65,7 @@ impl Worker {
             models: BTreeMap::new(),
             assigned: BTreeSet::new(),
             unseen: BTreeSet::new(),
+            ended: BTreeMap::new(),
             shut: false,
             report,
         };
@@ -71,6 +76,7 @@ impl Worker {
     fn replace(&mut self, now: Moment, report: Report) {
         if report.incarnation != self.report.incarnation {
             self.past.push_back(self.report.incarnation);
+            self.ended.clear();
             if self.past.len() > PAST_COUNT_MAX {
                 self.past.pop_front();
             }
@@ -88,6 +94,9 @@ impl Worker {
         self.models = models
             .map(|(index, model)| (model.model.clone(), index))
             .collect();
+        let running = &self.running;
+        self.ended
+            .retain(|request, attempt| running.get(request) == Some(attempt));
     }
 
     /// The attempt at a request that its newest report lists.
@@ -100,8 +109,13 @@ impl Worker {
         if self.shut || self.report.state == WorkerState::Draining {
             return 0;
         }
-        let unseen = u32::try_from(self.unseen.len()).unwrap_or(u32::MAX);
-        self.report.free_slots.saturating_sub(unseen)
+        let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
+        let ended = self
+            .ended
+            .iter()
+            .filter(|(request, attempt)| self.running.get(*request) == Some(attempt));
+        let free_slots = self.report.free_slots.saturating_add(count(ended.count()));
+        free_slots.saturating_sub(count(self.unseen.len()))
     }
 
     pub(crate) fn model(&self, model: &ModelName) -> Option<&ModelReport> {
@@ -177,6 +191,15 @@ impl Fleet {
             worker.assigned.remove(request);
             worker.unseen.remove(request);
             self.refresh(id);
+        }
+    }
+
+    /// Notes that an attempt ended on a worker's process, whose slot is free before its next report says so.
+    pub(crate) fn ended(&mut self, done: &Done) {
+        let worker = self.workers.get_mut(&done.worker);
+        if let Some(worker) = worker.filter(|worker| worker.report.incarnation == done.incarnation) {
+            worker.ended.insert(done.request.clone(), done.attempt);
+            self.refresh(&done.worker);
         }
     }
 

@@ -55,6 +55,7 @@ impl Dispatcher {
     /// A worker says that an attempt ended. Anything but the attempt that runs is ignored, except that a
     /// terminal journal is terminal whoever tells.
     pub fn handle_done(&mut self, now: Moment, done: Done) {
+        self.fleet.ended(&done);
         let current = match self.held.get(&done.request) {
             Some(Held::Assigned(run)) => {
                 run.worker == done.worker
@@ -67,7 +68,7 @@ impl Dispatcher {
             Some(Held::Ending { .. }) | None => false,
         };
         if !current {
-            return;
+            return self.settle(now);
         }
         let Some(mut job) = self.take(&done.request) else {
             return;

@@ -182,6 +182,22 @@ fn slots_that_a_report_cannot_know_to_be_taken_are_not_given_twice() {
 }
 
 #[test]
+fn a_slot_is_used_again_as_soon_as_its_attempt_has_ended() {
+    let mut bench = Bench::new();
+    bench.report(report("w", 1, 1, &[]));
+    for (id, sequence) in [("a", 1), ("b", 2), ("c", 3)] {
+        bench.arrive(id, sequence);
+    }
+    bench.accept("w", "a", 1, 1);
+    bench.report(report("w", 2, 0, &[("a", 1)]));
+    bench.actions();
+    bench.done(done("w", "a", 1, AttemptEnd::Terminal));
+    assert_eq!(bench.actions(), ["ack a: 1", "assign b to w: attempt 1, 0 strikes"]);
+    bench.report(report("w", 3, 0, &[("a", 1)]));
+    assert!(bench.actions().is_empty(), "a report made before the end frees nothing again");
+}
+
+#[test]
 fn a_refusal_is_no_attempt_and_a_full_worker_waits_for_its_next_report() {
     let mut bench = Bench::new();
     bench.report(report("w", 1, 3, &[]));
