@@ -1,0 +1,285 @@
+//! From a message of the stream to a valid request, or to the reason why it is none.
+//!
+//! Runs beside the owner, many messages at once; the core orders requests by their age, so that the order in
+//! which admissions end does not matter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_client::{Catalog, CatalogError};
+use flotilla_dispatcher_core::{Arrival, Origin, StreamSequence};
+use flotilla_protocol::catalog::CatalogEntry;
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::request::InferenceRequest;
+use flotilla_protocol::subject::{SubjectError, Subjects};
+use flotilla_protocol::{Class, Encoding, IdError, ModelName, RequestId, headers};
+use thiserror::Error;
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::backoff::Backoff;
+use crate::error::chain;
+use crate::intake::Pulled;
+use crate::prompt::{self, PromptTokens, TextCell};
+
+/// A message whose subject and id can be read.
+#[derive(Debug)]
+pub(crate) struct Envelope {
+    pub(crate) request: RequestId,
+    pub(crate) class: Class,
+    pub(crate) model: ModelName,
+    pub(crate) pulled: Pulled,
+}
+
+/// Why a message cannot be taken for anybody's request.
+#[derive(Debug, Error)]
+pub(crate) enum Unreadable {
+    #[error("the subject cannot be read: {0}")]
+    Subject(SubjectError),
+    #[error("the message has no header {MESSAGE_ID}, which names the request")]
+    NoId,
+    #[error("the header {MESSAGE_ID} names no request: {0}")]
+    Id(IdError),
+}
+
+/// What admission found.
+#[derive(Debug)]
+pub(crate) enum Admitted {
+    /// A request.
+    Valid(Arrival),
+    /// A request that is ended with an error.
+    Invalid {
+        sequence: StreamSequence,
+        request: RequestId,
+        encoding: Encoding,
+        error: RequestError,
+    },
+}
+
+/// What admission needs besides the message.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    pub(crate) catalog: Catalog,
+    pub(crate) request_timeout: Duration,
+    /// Bytes of a body that fits into an assignment as well.
+    pub(crate) body_bytes_max: usize,
+    pub(crate) prompt_bytes_max: usize,
+}
+
+/// Reads subject and id of a message.
+///
+/// # Errors
+/// The message back, with the reason.
+pub(crate) fn open(subjects: &Subjects, pulled: Pulled) -> Result<Envelope, (Box<Pulled>, Unreadable)> {
+    let read = || {
+        let (class, model) = subjects
+            .parse_request(pulled.message.subject.as_str())
+            .map_err(Unreadable::Subject)?;
+        let id = pulled.header(MESSAGE_ID).ok_or(Unreadable::NoId)?;
+        let request = RequestId::new(id).map_err(Unreadable::Id)?;
+        Ok((class, model, request))
+    };
+    match read() {
+        Ok((class, model, request)) => Ok(Envelope {
+            request,
+            class,
+            model,
+            pulled,
+        }),
+        Err(unreadable) => Err((Box::new(pulled), unreadable)),
+    }
+}
+
+impl Desk {
+    /// Checks a request. Waits for the catalog as long as it cannot be read.
+    pub(crate) async fn admit(
+        self,
+        envelope: Envelope,
+        origin: Origin,
+        entry: Option<Arc<CatalogEntry>>,
+        text: TextCell,
+    ) -> Admitted {
+        let encoding = Encoding::from_content_type(envelope.pulled.header(headers::CONTENT_TYPE));
+        let answer_encoding = encoding.as_ref().copied().unwrap_or_default();
+        let checked = async {
+            let encoding = encoding?;
+            let entry = match entry {
+                Some(entry) => entry,
+                None => self.find(&envelope.model).await?,
+            };
+            let body = &envelope.pulled.message.payload;
+            let request = InferenceRequest::decode(&envelope.model, encoding, body, self.body_bytes_max)?;
+            let tokens = self.check(&entry, &text, &request).await?;
+            Ok((request, tokens))
+        };
+        match checked.await {
+            Ok((request, tokens)) => {
+                Admitted::Valid(arrival(envelope, origin, answer_encoding, &request, tokens))
+            }
+            Err(error) => Admitted::Invalid {
+                sequence: envelope.pulled.sequence,
+                request: envelope.request,
+                encoding: answer_encoding,
+                error,
+            },
+        }
+    }
+
+    async fn check(
+        &self,
+        entry: &CatalogEntry,
+        text: &TextCell,
+        request: &InferenceRequest,
+    ) -> Result<PromptTokens, RequestError> {
+        if request.is_embedding() {
+            return Err(RequestError {
+                code: ErrorCode::InvalidRequest,
+                message: format!("model {} generates text and makes no embeddings", entry.name),
+                param: Some("input".to_owned()),
+            });
+        }
+        let field = prompt::prompt_field(&request.input);
+        let (bytes, bytes_max) = (prompt::prompt_bytes(&request.input), self.prompt_bytes_max);
+        if bytes > bytes_max {
+            return Err(RequestError {
+                code: ErrorCode::TooLarge,
+                message: format!("the prompt has {bytes} bytes, at most {bytes_max} are allowed"),
+                param: Some(field.to_owned()),
+            });
+        }
+        let tokens = prompt::count(entry, text, &request.input).await?;
+        check_context(tokens, request.max_tokens, entry.facts.context_tokens_max, field)?;
+        Ok(tokens)
+    }
+
+    /// Reads the catalog itself, because the watch may be behind.
+    async fn find(&self, model: &ModelName) -> Result<Arc<CatalogEntry>, RequestError> {
+        let mut backoff = Backoff::new();
+        loop {
+            match timeout(self.request_timeout, self.catalog.entry(model)).await {
+                Ok(Ok(Some(entry))) => return Ok(Arc::new(entry)),
+                Ok(Ok(None)) => {
+                    return Err(RequestError {
+                        code: ErrorCode::UnknownModel,
+                        message: format!("the catalog has no model {:?}", model.as_str()),
+                        param: Some("model".to_owned()),
+                    });
+                }
+                Ok(Err(error @ CatalogError::NotAnEntry { .. })) => {
+                    warn!(%model, error = chain(&error), "a catalog entry is broken");
+                    return Err(RequestError {
+                        code: ErrorCode::ModelUnloadable,
+                        message: format!("the catalog entry of model {:?} cannot be read", model.as_str()),
+                        param: None,
+                    });
+                }
+                Ok(Err(error)) => {
+                    warn!(%model, error = chain(&error), "the catalog cannot be read yet");
+                }
+                Err(_) => warn!(%model, "no answer from the catalog"),
+            }
+            backoff.pause().await;
+        }
+    }
+}
+
+fn arrival(
+    envelope: Envelope,
+    origin: Origin,
+    encoding: Encoding,
+    request: &InferenceRequest,
+    tokens: PromptTokens,
+) -> Arrival {
+    let Envelope {
+        request: id,
+        class,
+        model,
+        pulled,
+    } = envelope;
+    let age = pulled.age();
+    Arrival {
+        sequence: pulled.sequence,
+        request: id,
+        class,
+        model,
+        encoding,
+        body: pulled.message.payload,
+        prompt_tokens: tokens.number(),
+        age,
+        deadline_in: request
+            .deadline_ms
+            .map(|deadline| Duration::from_millis(deadline).saturating_sub(age)),
+        origin,
+    }
+}
+
+/// Prompt and answer must fit the context together; an answer has at least one token.
+fn check_context(
+    tokens: PromptTokens,
+    max_tokens: Option<u32>,
+    context_tokens_max: u32,
+    field: &str,
+) -> Result<(), RequestError> {
+    let PromptTokens::Counted(prompt) = tokens else {
+        return Ok(());
+    };
+    let answer = max_tokens.unwrap_or(1).max(1);
+    if prompt.saturating_add(answer) <= context_tokens_max {
+        return Ok(());
+    }
+    let (message, param) = if prompt < context_tokens_max {
+        let message = format!(
+            "the prompt has {prompt} tokens and max_tokens is {answer}, together more than the model's \
+             context of {context_tokens_max}"
+        );
+        (message, "max_tokens")
+    } else {
+        let message = format!(
+            "the prompt has {prompt} tokens, which leaves no room for an answer in the model's context of \
+             {context_tokens_max}"
+        );
+        (message, field)
+    };
+    Err(RequestError {
+        code: ErrorCode::ContextExceeded,
+        message,
+        param: Some(param.to_owned()),
+    })
+}
+
+/// What a message's publisher calls it; our request id.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(prompt: PromptTokens, max_tokens: Option<u32>) -> Option<(String, String)> {
+        let error = check_context(prompt, max_tokens, 10, "prompt").err()?;
+        assert_eq!(error.code, ErrorCode::ContextExceeded);
+        Some((error.param?, error.message))
+    }
+
+    #[test]
+    fn context_holds_the_prompt_and_at_least_one_token() {
+        assert_eq!(refused(PromptTokens::Counted(9), None), None);
+        assert_eq!(refused(PromptTokens::Counted(8), Some(2)), None);
+        let (param, message) = refused(PromptTokens::Counted(10), None).unwrap();
+        assert_eq!(param, "prompt");
+        assert!(message.contains("10 tokens"), "{message}");
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_is_named_with_its_numbers() {
+        let (param, message) = refused(PromptTokens::Counted(9), Some(2)).unwrap();
+        assert_eq!(param, "max_tokens");
+        for part in ["9 tokens", "max_tokens is 2", "of 10"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_estimate_refuses_nothing() {
+        assert_eq!(refused(PromptTokens::Estimated(99), Some(99)), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! Messages that this leader answers for: where each is acknowledged, and the signs of life about them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, Subject};
+use flotilla_dispatcher_core::StreamSequence;
+use tokio::time::timeout;
+use tracing::warn;
+
+/// Every message that was pulled and not yet acknowledged, by its place in the stream.
+#[derive(Debug, Default)]
+pub(crate) struct Deliveries {
+    acks: HashMap<StreamSequence, Subject>,
+}
+
+impl Deliveries {
+    /// Remembers where a message is acknowledged; of several deliveries of one message the newest counts.
+    pub(crate) fn insert(&mut self, sequence: StreamSequence, ack: Subject) {
+        self.acks.insert(sequence, ack);
+    }
+
+    /// Forgets a message. `None` when it was acknowledged since and delivered again in between: the
+    /// acknowledgement counts for both.
+    pub(crate) fn remove(&mut self, sequence: StreamSequence) -> Option<Subject> {
+        self.acks.remove(&sequence)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.acks.len()
+    }
+
+    /// Where every message is acknowledged.
+    pub(crate) fn acks(&self) -> Vec<Subject> {
+        self.acks.values().cloned().collect()
+    }
+}
+
+/// Tells the server that messages are being worked on. Unconfirmed: what is lost costs a redelivery that
+/// the core recognises.
+pub(crate) async fn extend(client: Client, acks: Vec<Subject>, patience: Duration) {
+    let count = acks.len();
+    let told = timeout(patience, async {
+        for ack in acks {
+            client.publish(ack, AckKind::Progress.into()).await?;
+        }
+        Ok::<(), async_nats::PublishError>(())
+    });
+    match told.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(count, %error, "cannot extend the ack wait"),
+        Err(_) => warn!(
+            count,
+            "the connection does not take signs of life; messages will be redelivered"
+        ),
+    }
+}

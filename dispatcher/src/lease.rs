@@ -1,0 +1,354 @@
+//! The leader's lease: one key with a time to live, renewed by compare-and-set.
+//!
+//! Whoever creates the key leads; the revision of that write is the epoch, so a later leader's is larger.
+//! A leader counts from the moment at which it *sent* its last confirmed renewal and gives up a margin
+//! before the server can have dropped the key: two processes never both believe that they lead, as long as
+//! their clocks run at about the same speed. Where they do not, the epoch and the journal fence.
+
+use std::time::Duration;
+
+use async_nats::jetstream::kv::{CreateErrorKind, Operation, Store, UpdateErrorKind, Watch};
+use bytes::Bytes;
+use flotilla_client::Connection;
+use flotilla_protocol::Epoch;
+use futures_util::StreamExt;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::error::chain;
+
+/// Why the lease cannot be asked for.
+#[derive(Debug, Error)]
+pub enum LeaseError {
+    /// The bucket does not exist.
+    #[error("the bucket {bucket} is missing; was it removed by hand?")]
+    NoBucket {
+        /// Its name.
+        bucket: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::jetstream::context::KeyValueError,
+    },
+    /// The server could not be asked.
+    #[error("cannot {operation} the lease")]
+    Store {
+        /// What was tried.
+        operation: &'static str,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// No answer in time.
+    #[error("no answer to {operation} the lease")]
+    TimedOut {
+        /// What was tried.
+        operation: &'static str,
+    },
+}
+
+/// A process that wants to lead.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    store: Store,
+    value: Bytes,
+    ttl: Duration,
+    request_timeout: Duration,
+}
+
+/// Leadership. It is kept only while [`Lease::keep`] runs.
+#[derive(Debug)]
+pub struct Lease {
+    candidate: Candidate,
+    epoch: Epoch,
+    revision: u64,
+    /// When the last renewal that the server confirmed was sent.
+    confirmed: Instant,
+}
+
+/// How leadership ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The lease is not ours any more, or may not be.
+    Lost,
+    /// It was given back, so that another can lead at once.
+    Released,
+}
+
+/// What the key holds.
+#[derive(Serialize)]
+struct Holder<'a> {
+    dispatcher: &'a str,
+    host: &'a str,
+    /// Random, so that a process knows its own write from one of its predecessor under the same name.
+    incarnation: u64,
+}
+
+impl Candidate {
+    /// Opens the bucket for the process called `dispatcher` on `host`.
+    ///
+    /// # Errors
+    /// [`LeaseError`] when the bucket is missing or the server does not answer.
+    ///
+    /// # Panics
+    /// When the operating system gives no random bytes, which it does from boot on.
+    pub async fn open(
+        connection: &Connection,
+        dispatcher: &str,
+        host: &str,
+        ttl: Duration,
+    ) -> Result<Self, LeaseError> {
+        let bucket = connection.subjects.bucket("lease");
+        let mut bits = [0; 8];
+        getrandom::fill(&mut bits).expect("the operating system gives random bytes");
+        let holder = Holder {
+            dispatcher,
+            host,
+            incarnation: u64::from_ne_bytes(bits),
+        };
+        let value = serde_json::to_vec(&holder).expect("two texts and a number can be written");
+        let store = connection.jetstream.get_key_value(&bucket).await;
+        Ok(Self {
+            store: store.map_err(|source| LeaseError::NoBucket { bucket, source })?,
+            value: value.into(),
+            ttl,
+            request_timeout: connection.request_timeout,
+        })
+    }
+
+    /// Waits until this process leads. Cancelling loses nothing but a lease that may have been taken and
+    /// then expires by itself.
+    pub async fn wait(&self) -> Lease {
+        let mut changes = None;
+        loop {
+            match self.try_take().await {
+                Ok(Some(lease)) => return lease,
+                Ok(None) => {}
+                Err(error) => warn!(error = chain(&error), "no leadership"),
+            }
+            if changes.is_none() {
+                changes = self.watch().await;
+            }
+            let released = async {
+                match &mut changes {
+                    Some(watch) => until_released(watch).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // A key that expires is not told to watchers, so the key is also tried for.
+            if timeout(self.ttl / 2, released).await == Ok(Released::WatchEnded) {
+                changes = None;
+                sleep(self.ttl / 2).await;
+            }
+        }
+    }
+
+    /// Takes the lease if nobody holds it.
+    ///
+    /// # Errors
+    /// [`LeaseError`]; the lease may have been taken all the same, which the next call finds out.
+    pub async fn try_take(&self) -> Result<Option<Lease>, LeaseError> {
+        let asked = Instant::now();
+        let created = timeout(self.request_timeout, self.store.create(KEY, self.value.clone())).await;
+        let revision = match created.map_err(|_| LeaseError::TimedOut { operation: "take" })? {
+            Ok(revision) => revision,
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists || lost_race(&error) => {
+                return self.take_own().await;
+            }
+            Err(error) => {
+                return Err(LeaseError::Store {
+                    operation: "take",
+                    source: error.into(),
+                });
+            }
+        };
+        Ok(Some(self.lease(revision, asked)))
+    }
+
+    /// Goes on with a lease that this very process wrote without hearing the answer.
+    async fn take_own(&self) -> Result<Option<Lease>, LeaseError> {
+        let Some(found) = self.own_revision().await? else {
+            return Ok(None);
+        };
+        let asked = Instant::now();
+        let written = self.store.update(KEY, self.value.clone(), found);
+        let written = timeout(self.request_timeout, written).await;
+        match written.map_err(|_| LeaseError::TimedOut { operation: "take" })? {
+            Ok(revision) => Ok(Some(self.lease(revision, asked))),
+            Err(error) => Err(LeaseError::Store {
+                operation: "take",
+                source: error.into(),
+            }),
+        }
+    }
+
+    fn lease(&self, revision: u64, confirmed: Instant) -> Lease {
+        Lease {
+            candidate: self.clone(),
+            epoch: Epoch(revision),
+            revision,
+            confirmed,
+        }
+    }
+
+    /// Revision of the key while it holds our value.
+    async fn own_revision(&self) -> Result<Option<u64>, LeaseError> {
+        let entry = timeout(self.request_timeout, self.store.entry(KEY)).await;
+        let entry = entry.map_err(|_| LeaseError::TimedOut { operation: "read" })?;
+        let entry = entry.map_err(|error| LeaseError::Store {
+            operation: "read",
+            source: error.into(),
+        })?;
+        Ok(entry
+            .filter(|entry| entry.operation == Operation::Put && entry.value == self.value)
+            .map(|entry| entry.revision))
+    }
+
+    async fn watch(&self) -> Option<Watch> {
+        match timeout(self.request_timeout, self.store.watch(KEY)).await {
+            Ok(Ok(watch)) => Some(watch),
+            Ok(Err(error)) => {
+                warn!(%error, "the lease cannot be watched");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+impl Lease {
+    /// The term.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Renews the lease every third of its life until it is lost or `stop` is cancelled, which gives it back.
+    pub async fn keep(mut self, stop: CancellationToken) -> Kept {
+        let pause = self.candidate.ttl / 3;
+        loop {
+            let renewed = async {
+                sleep(pause).await;
+                self.renew().await
+            };
+            let renewed = tokio::select! {
+                () = stop.cancelled() => None,
+                renewed = renewed => Some(renewed),
+            };
+            match renewed {
+                Some(Renewal::Confirmed) => {}
+                Some(Renewal::Lost) => return Kept::Lost,
+                None => {
+                    self.release().await;
+                    return Kept::Released;
+                }
+            }
+        }
+    }
+
+    /// Tries until the server confirms, or until it may have given the lease to another.
+    async fn renew(&mut self) -> Renewal {
+        let ttl = self.candidate.ttl;
+        let deadline = self.confirmed + (ttl - ttl / 10);
+        let tried = timeout_at(deadline, async {
+            loop {
+                let asked = Instant::now();
+                match self.write().await {
+                    Ok(Written::Confirmed(revision)) => {
+                        self.revision = revision;
+                        self.confirmed = asked;
+                        return Renewal::Confirmed;
+                    }
+                    Ok(Written::Taken) => return Renewal::Lost,
+                    Err(error) => {
+                        warn!(error = chain(&error), "the lease was not renewed");
+                        sleep(ttl / 20).await;
+                    }
+                }
+            }
+        });
+        tried.await.unwrap_or(Renewal::Lost)
+    }
+
+    async fn write(&mut self) -> Result<Written, LeaseError> {
+        let candidate = &self.candidate;
+        let written = candidate
+            .store
+            .update(KEY, candidate.value.clone(), self.revision);
+        match written.await {
+            Ok(revision) => Ok(Written::Confirmed(revision)),
+            // An earlier renewal may have been stored without its answer reaching us.
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                match candidate.own_revision().await? {
+                    Some(found) => {
+                        self.revision = found;
+                        Err(LeaseError::TimedOut { operation: "renew" })
+                    }
+                    None => Ok(Written::Taken),
+                }
+            }
+            Err(error) => Err(LeaseError::Store {
+                operation: "renew",
+                source: error.into(),
+            }),
+        }
+    }
+
+    async fn release(self) {
+        let Candidate {
+            store,
+            request_timeout,
+            ..
+        } = &self.candidate;
+        let deleted = store.delete_expect_revision(KEY, Some(self.revision));
+        match timeout(*request_timeout, deleted).await {
+            Ok(Ok(())) => info!(epoch = self.epoch.0, "leadership given back"),
+            Ok(Err(error)) => warn!(%error, "the lease was not given back and will expire"),
+            Err(_) => warn!("no answer to giving back the lease; it will expire"),
+        }
+    }
+}
+
+/// What came of a renewal.
+enum Renewal {
+    Confirmed,
+    Lost,
+}
+
+/// What came of one write of the key.
+enum Written {
+    Confirmed(u64),
+    Taken,
+}
+
+/// Why a wait for the key ended.
+#[derive(Debug, PartialEq)]
+enum Released {
+    KeyGone,
+    WatchEnded,
+}
+
+async fn until_released(watch: &mut Watch) -> Released {
+    while let Some(entry) = watch.next().await {
+        match entry {
+            Ok(entry) if entry.operation == Operation::Put => {}
+            Ok(_) => return Released::KeyGone,
+            Err(error) => {
+                warn!(%error, "the watch of the lease faltered");
+                return Released::WatchEnded;
+            }
+        }
+    }
+    Released::WatchEnded
+}
+
+/// Whether another wrote the key between our look at it and our write.
+fn lost_race(error: &async_nats::jetstream::kv::CreateError) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<async_nats::jetstream::kv::UpdateError>())
+        .is_some_and(|source| source.kind() == UpdateErrorKind::WrongLastRevision)
+}
+
+const KEY: &str = "leader";

@@ -1,0 +1,197 @@
+//! How many tokens a prompt has, by the model's own tokenizer where its files can be read here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use flotilla_protocol::ModelName;
+use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::request::{ChatMessage, Input};
+use flotilla_text::{
+    ChatError, ChatOptions, ChatTemplate, GenerationPrompt, SpecialTokens, Tokenizer, TokenizerError,
+};
+use tokio::sync::OnceCell;
+use tracing::warn;
+
+use crate::error::chain;
+
+/// The text side of one model, opened by whoever needs it first. Holds `None` when its folder cannot be read
+/// here; only another catalog entry makes it tried again.
+pub(crate) type TextCell = Arc<OnceCell<Option<Arc<ModelText>>>>;
+
+/// Tokenizer and chat template of a model.
+#[derive(Debug)]
+pub(crate) struct ModelText {
+    tokenizer: Tokenizer,
+    template: Result<Option<ChatTemplate>, ChatError>,
+}
+
+/// Tokens of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PromptTokens {
+    /// By the model's tokenizer.
+    Counted(u32),
+    /// From the bytes: good for ranking, no ground for a refusal.
+    Estimated(u32),
+}
+
+impl PromptTokens {
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Counted(tokens) | Self::Estimated(tokens) => tokens,
+        }
+    }
+}
+
+/// Counts the tokens of a prompt. The tokenizer's work is done on a thread for blocking work.
+///
+/// # Errors
+/// A [`RequestError`] that names the field when the model cannot take this prompt.
+pub(crate) async fn count(
+    entry: &CatalogEntry,
+    text: &TextCell,
+    input: &Input,
+) -> Result<PromptTokens, RequestError> {
+    if let Input::PromptTokens(tokens) = input {
+        return check_tokens(entry, tokens);
+    }
+    let text = text.get_or_init(|| open(entry)).await.clone();
+    let Some(text) = text else {
+        return Ok(estimate(input));
+    };
+    let input = input.clone();
+    let counted = tokio::task::spawn_blocking(move || count_with(&text, &input)).await;
+    match counted {
+        Ok(counted) => counted,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The field of the body that holds the prompt.
+pub(crate) fn prompt_field(input: &Input) -> &'static str {
+    match input {
+        Input::Prompt(_) | Input::PromptTokens(_) => "prompt",
+        Input::Chat(_) => "messages",
+        Input::Embed(_) => "input",
+    }
+}
+
+/// Bytes of the prompt's text.
+pub(crate) fn prompt_bytes(input: &Input) -> usize {
+    match input {
+        Input::Prompt(text) => text.len(),
+        Input::PromptTokens(tokens) => tokens.len().saturating_mul(size_of::<u32>()),
+        Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Input::Embed(texts) => texts.iter().map(String::len).sum(),
+    }
+}
+
+async fn open(entry: &CatalogEntry) -> Option<Arc<ModelText>> {
+    let ModelSource::Folder(folder) = entry.source.clone();
+    let model = entry.name.clone();
+    let opened = tokio::task::spawn_blocking(move || open_folder(&model, &folder)).await;
+    match opened {
+        Ok(text) => text,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn open_folder(model: &ModelName, folder: &Path) -> Option<Arc<ModelText>> {
+    match Tokenizer::open(folder) {
+        Ok(tokenizer) => Some(Arc::new(ModelText {
+            tokenizer,
+            template: ChatTemplate::open(folder),
+        })),
+        Err(error) => {
+            let error = chain(&error);
+            warn!(%model, error, "prompt tokens are estimated: the tokenizer cannot be read here");
+            None
+        }
+    }
+}
+
+fn check_tokens(entry: &CatalogEntry, tokens: &[u32]) -> Result<PromptTokens, RequestError> {
+    let size = entry.facts.vocabulary_size;
+    if let Some(foreign) = tokens.iter().find(|token| **token >= size) {
+        let message = format!("token {foreign} is outside the model's vocabulary of {size}");
+        return Err(invalid("prompt", message));
+    }
+    nonempty("prompt", tokens.len())
+}
+
+fn count_with(text: &ModelText, input: &Input) -> Result<PromptTokens, RequestError> {
+    let field = prompt_field(input);
+    let unusable = |error: TokenizerError| invalid(field, error.to_string());
+    let tokens = match input {
+        Input::Prompt(prompt) => text
+            .tokenizer
+            .count(prompt, SpecialTokens::Add)
+            .map_err(unusable)?,
+        Input::Chat(messages) => {
+            let rendered = render(text, messages)?;
+            let count = text.tokenizer.count(&rendered, SpecialTokens::Skip);
+            count.map_err(unusable)?
+        }
+        Input::PromptTokens(tokens) => tokens.len(),
+        Input::Embed(texts) => {
+            let counts = texts
+                .iter()
+                .map(|each| text.tokenizer.count(each, SpecialTokens::Add));
+            counts.sum::<Result<usize, _>>().map_err(unusable)?
+        }
+    };
+    nonempty(field, tokens)
+}
+
+fn render(text: &ModelText, messages: &[ChatMessage]) -> Result<String, RequestError> {
+    let template = match &text.template {
+        Ok(Some(template)) => template,
+        Ok(None) => {
+            let message = "the model has no chat template; send a \"prompt\" instead";
+            return Err(invalid("messages", message.to_owned()));
+        }
+        Err(error) => {
+            return Err(RequestError {
+                code: ErrorCode::ModelUnloadable,
+                message: error.to_string(),
+                param: None,
+            });
+        }
+    };
+    let messages: Vec<_> = messages
+        .iter()
+        .map(|message| serde_json::to_value(message).expect("a chat message is plain data"))
+        .collect();
+    let options = ChatOptions {
+        generation_prompt: GenerationPrompt::Add,
+        tools: None,
+        now: SystemTime::now(),
+    };
+    template
+        .render(&messages, options)
+        .map_err(|error| invalid("messages", error.to_string()))
+}
+
+fn nonempty(field: &'static str, tokens: usize) -> Result<PromptTokens, RequestError> {
+    match u32::try_from(tokens).unwrap_or(u32::MAX) {
+        0 => Err(invalid(field, "the prompt has no tokens".to_owned())),
+        tokens => Ok(PromptTokens::Counted(tokens)),
+    }
+}
+
+fn estimate(input: &Input) -> PromptTokens {
+    let tokens = prompt_bytes(input) / BYTES_PER_TOKEN + 1;
+    PromptTokens::Estimated(u32::try_from(tokens).unwrap_or(u32::MAX))
+}
+
+fn invalid(field: &str, message: String) -> RequestError {
+    RequestError {
+        code: ErrorCode::InvalidRequest,
+        message,
+        param: Some(field.to_owned()),
+    }
+}
+
+/// Of English prose with a vocabulary of some 100,000; others differ by a factor of two.
+const BYTES_PER_TOKEN: usize = 4;

@@ -1,0 +1,145 @@
+//! A dispatcher's life: stand by, lead, stand by again.
+
+use std::ops::ControlFlow;
+
+use flotilla_client::Connection;
+use flotilla_config::Config;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{error, info, warn};
+
+use crate::backoff::Backoff;
+use crate::error::{DispatcherError, chain};
+use crate::ground::Ground;
+use crate::lease::{Candidate, Kept, Lease};
+use crate::services::Ends;
+use crate::term::{Term, TermEnd};
+use crate::topology::ensure_topology;
+
+/// Runs a dispatcher until `shutdown` is cancelled. Makes the streams and buckets first. A leader that is
+/// asked to stop gives its lease back, so that a standby leads at once; requests and running work stay where
+/// they are. Cancelling the future loses nothing either, but the lease then has to expire.
+///
+/// # Errors
+/// [`DispatcherError`]: streams that are not as wanted, a client that was closed, or a bug of ours.
+pub async fn run(
+    config: &Config,
+    connection: Connection,
+    shutdown: CancellationToken,
+) -> Result<(), DispatcherError> {
+    ensure_topology(&connection, config).await.map_err(Box::new)?;
+    let ground = Ground::new(config, connection);
+    let ttl = config.dispatcher.lease_ttl;
+    let candidate = Candidate::open(&ground.connection, &ground.id, &ground.host, ttl).await?;
+    let mut office = Office {
+        process: shutdown.child_token(),
+        ground,
+        services: JoinSet::new(),
+    };
+    let ended = office.lead_whenever_possible(&candidate, &shutdown).await;
+    office.close().await;
+    ended
+}
+
+/// What outlives a term.
+struct Office {
+    ground: Ground,
+    /// Ends with the process.
+    process: CancellationToken,
+    /// Services of this and of former terms; those of former ones only finish their answers.
+    services: JoinSet<()>,
+}
+
+impl Office {
+    async fn lead_whenever_possible(
+        &mut self,
+        candidate: &Candidate,
+        shutdown: &CancellationToken,
+    ) -> Result<(), DispatcherError> {
+        let mut backoff = Backoff::new();
+        info!(dispatcher = %self.ground.id, "stands by");
+        loop {
+            let lease = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                lease = candidate.wait() => lease,
+            };
+            match self.lead(lease, shutdown).await? {
+                ControlFlow::Break(()) => return Ok(()),
+                ControlFlow::Continue(TermEnd::LeaseLost) => backoff.reset(),
+                ControlFlow::Continue(TermEnd::Deposed | TermEnd::NotBegun) => backoff.pause().await,
+            }
+        }
+    }
+
+    /// One term, from the lease to its end. Breaks when the process is to end.
+    async fn lead(
+        &mut self,
+        lease: Lease,
+        shutdown: &CancellationToken,
+    ) -> Result<ControlFlow<(), TermEnd>, DispatcherError> {
+        let epoch = lease.epoch();
+        info!(dispatcher = %self.ground.id, epoch = epoch.0, "leads");
+        let give_back = CancellationToken::new();
+        let mut keeper = AbortOnDropHandle::new(tokio::spawn(lease.keep(give_back.clone())));
+        let ends = Ends {
+            term: self.process.child_token(),
+            process: self.process.clone(),
+        };
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(ControlFlow::Break(())),
+            kept = &mut keeper => lost(kept).map(ControlFlow::Continue),
+            ended = serve_term(&self.ground, epoch, &ends, &mut self.services) => ended.map(ControlFlow::Continue),
+        };
+        ends.term.cancel();
+        if !matches!(ended, Ok(ControlFlow::Continue(TermEnd::LeaseLost))) {
+            give_back.cancel();
+            lost(keeper.await)?;
+        }
+        match &ended {
+            Ok(ControlFlow::Break(())) => info!(epoch = epoch.0, "the term ends: asked to stop"),
+            Ok(ControlFlow::Continue(end)) => warn!(epoch = epoch.0, end = ?end, "the term ends"),
+            Err(error) => error!(epoch = epoch.0, error = chain(error), "the term ends"),
+        }
+        ended
+    }
+
+    /// Lets the services tell their askers that nothing more comes.
+    async fn close(mut self) {
+        self.process.cancel();
+        let farewell = async { while self.services.join_next().await.is_some() {} };
+        if timeout(self.ground.connection.request_timeout, farewell)
+            .await
+            .is_err()
+        {
+            warn!("some answers were not given before the end");
+        }
+    }
+}
+
+/// A term from its preparation on. The caller drops it when the lease is gone: whatever is under way stops.
+async fn serve_term(
+    ground: &Ground,
+    epoch: flotilla_protocol::Epoch,
+    ends: &Ends,
+    services: &mut JoinSet<()>,
+) -> Result<TermEnd, DispatcherError> {
+    match Term::begin(ground, epoch, ends, services).await {
+        Ok(term) => term.run().await,
+        Err(error) => {
+            warn!(epoch = epoch.0, error = chain(&error), "the term could not begin");
+            Ok(TermEnd::NotBegun)
+        }
+    }
+}
+
+fn lost(kept: Result<Kept, tokio::task::JoinError>) -> Result<TermEnd, DispatcherError> {
+    match kept {
+        Ok(Kept::Lost | Kept::Released) => Ok(TermEnd::LeaseLost),
+        Err(source) => Err(DispatcherError::Panicked {
+            doing: "kept the lease",
+            source,
+        }),
+    }
+}

@@ -1,0 +1,165 @@
+//! The NATS micro service `flotilla`: whole answers by request-reply, and what operators ask.
+//!
+//! It exists while this process leads. Answers that are under way when leadership ends are still given.
+
+mod admin;
+mod infer;
+mod reply;
+mod residency;
+
+use async_nats::service::endpoint::Endpoint;
+use async_nats::service::{Request, Service, ServiceExt};
+use flotilla_protocol::admin::{CancelReply, FleetStatus, QueueStatus};
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::{Encoding, RequestId};
+use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, SelectAll, select_all};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::error::TermError;
+use crate::ground::Ground;
+
+/// A question to the owner of the core.
+#[derive(Debug)]
+pub(crate) enum Query {
+    /// What waits and what runs; the messages still in the stream are left at 0.
+    Queue(oneshot::Sender<QueueStatus>),
+    /// The workers.
+    Fleet(oneshot::Sender<FleetStatus>),
+    /// End a request.
+    Cancel(RequestId, oneshot::Sender<CancelReply>),
+}
+
+/// What operators can ask for.
+#[derive(Debug, Clone, Copy)]
+enum Verb {
+    Queue,
+    Workers,
+    Cancel,
+    Load,
+    Unload,
+}
+
+/// The service of one term.
+pub(crate) struct Services {
+    service: Service,
+    infer: Endpoint,
+    admin: SelectAll<BoxStream<'static, (Verb, Request)>>,
+}
+
+/// When a service ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Ends {
+    /// This process does not lead any more: nothing new is taken.
+    pub(crate) term: CancellationToken,
+    /// The process ends: nothing is waited for.
+    pub(crate) process: CancellationToken,
+}
+
+impl Verb {
+    const ALL: [Self; 5] = [Self::Queue, Self::Workers, Self::Cancel, Self::Load, Self::Unload];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Workers => "workers",
+            Self::Cancel => "cancel",
+            Self::Load => "load",
+            Self::Unload => "unload",
+        }
+    }
+}
+
+impl Services {
+    /// Registers the endpoints.
+    ///
+    /// # Errors
+    /// [`TermError::Service`].
+    pub(crate) async fn start(ground: &Ground) -> Result<Self, TermError> {
+        let subjects = &ground.connection.subjects;
+        let service = ground
+            .connection
+            .client
+            .service_builder()
+            .description("Whole answers of language models, and the queue's administration.")
+            .start(SERVICE, env!("CARGO_PKG_VERSION"))
+            .await
+            .map_err(|source| TermError::Service {
+                subject: SERVICE.to_owned(),
+                source,
+            })?;
+        let infer = endpoint(&service, "infer", subjects.infer_all()).await?;
+        let mut admin = Vec::new();
+        for verb in Verb::ALL {
+            let endpoint = endpoint(&service, verb.as_str(), subjects.admin(verb.as_str())).await?;
+            admin.push(endpoint.map(move |request| (verb, request)).boxed());
+        }
+        Ok(Self {
+            service,
+            infer,
+            admin: select_all(admin),
+        })
+    }
+
+    /// Serves until the term ends and everything taken is answered.
+    pub(crate) async fn serve(mut self, ground: Ground, owner: mpsc::Sender<Query>, ends: Ends) {
+        let mut answers = JoinSet::new();
+        let mut orders = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = ends.term.cancelled() => break,
+                Some(request) = self.infer.next() => {
+                    if answers.len() < INFER_AT_ONCE_MAX {
+                        answers.spawn(infer::answer(ground.clone(), request, ends.process.clone()));
+                    } else {
+                        reply::refuse(&request, Encoding::Json, &busy()).await;
+                    }
+                }
+                Some((verb, request)) = self.admin.next(), if orders.len() < ORDERS_AT_ONCE_MAX => {
+                    orders.spawn(admin::answer(ground.clone(), verb, request, owner.clone()));
+                }
+                Some(done) = answers.join_next() => note(done),
+                Some(done) = orders.join_next() => note(done),
+            }
+        }
+        if let Err(error) = self.service.stop().await {
+            warn!(%error, "the service was not stopped cleanly");
+        }
+        drop((self.infer, self.admin));
+        while let Some(done) = answers.join_next().await {
+            note(done);
+        }
+        while let Some(done) = orders.join_next().await {
+            note(done);
+        }
+    }
+}
+
+async fn endpoint(service: &Service, name: &str, subject: String) -> Result<Endpoint, TermError> {
+    let added = service.endpoint_builder().name(name).add(subject.clone()).await;
+    added.map_err(|source| TermError::Service { subject, source })
+}
+
+/// A handler that panicked costs its own asker the answer and nobody else's.
+fn note(done: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = done {
+        error!(%error, "a handler of the service panicked");
+    }
+}
+
+fn busy() -> RequestError {
+    RequestError {
+        code: ErrorCode::QueueFull,
+        message: format!("{INFER_AT_ONCE_MAX} requests wait for whole answers; try again later"),
+        param: None,
+    }
+}
+
+const SERVICE: &str = "flotilla";
+/// Whole answers that are waited for at once: each holds a subscription and the text so far.
+const INFER_AT_ONCE_MAX: usize = 1024;
+/// Orders of operators at once; further ones wait in their subscription.
+const ORDERS_AT_ONCE_MAX: usize = 64;

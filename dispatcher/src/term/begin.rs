@@ -1,0 +1,183 @@
+//! How a term begins: listen first, then have everything unacknowledged delivered anew.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, Stream};
+use flotilla_client::{Catalog, Connection};
+use flotilla_dispatcher_core::{Dispatcher, Settings, StreamSequence};
+use flotilla_protocol::{Class, Epoch, Moment, Strikes};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::Term;
+use crate::admission::Desk;
+use crate::courier::Courier;
+use crate::deliveries::Deliveries;
+use crate::error::TermError;
+use crate::ground::Ground;
+use crate::intake;
+use crate::lanes::Lanes;
+use crate::listen::Subscriptions;
+use crate::models::Models;
+use crate::services::{Ends, Services};
+use crate::topology::class_consumer;
+
+/// What a term is begun with, asked of NATS within one deadline.
+struct Prepared {
+    subscriptions: Subscriptions,
+    catalog: Catalog,
+    last_before_term: StreamSequence,
+    services: Services,
+}
+
+impl Term {
+    /// Begins a term. Its service runs in `services`, where it outlives the term until its answers are given.
+    ///
+    /// # Errors
+    /// [`TermError`] when NATS does not do its part.
+    pub(crate) async fn begin(
+        ground: &Ground,
+        epoch: Epoch,
+        ends: &Ends,
+        services: &mut JoinSet<()>,
+    ) -> Result<Self, TermError> {
+        let limit = ground.connection.request_timeout * PREPARE_REQUESTS;
+        let prepared = timeout(limit, prepare(ground)).await;
+        let prepared = prepared.map_err(|_| TermError::TimedOut { limit })??;
+        let (owner_pulled, pulled) = mpsc::channel(PULLED_MAX);
+        let (owner_heard, heard) = mpsc::channel(HEARD_MAX);
+        let (owner_queries, queries) = mpsc::channel(QUERIES_MAX);
+        let mut children = JoinSet::new();
+        let Prepared {
+            subscriptions,
+            catalog,
+            last_before_term,
+            services: service,
+        } = prepared;
+        subscriptions.listen(ground, catalog.clone(), &owner_heard, &mut children);
+        for class in Class::ALL {
+            children.spawn(intake::pull(ground.clone(), class, owner_pulled.clone()));
+        }
+        services.spawn(service.serve(ground.clone(), owner_queries, ends.clone()));
+        let settings = settings(ground, epoch);
+        Ok(Self {
+            origin: Instant::now(),
+            held_max: settings.held_max,
+            core: Dispatcher::new(Moment::default(), settings),
+            last_before_term,
+            deliveries: Deliveries::default(),
+            models: Models::new(ground.config.dispatcher.models_max),
+            registrations: HashMap::new(),
+            courier: Courier::new(ground),
+            desk: desk(ground, catalog),
+            lanes: Lanes::new(),
+            admissions: JoinSet::new(),
+            extension: JoinSet::new(),
+            children,
+            pulled,
+            heard,
+            queries,
+            ground: ground.clone(),
+        })
+    }
+}
+
+async fn prepare(ground: &Ground) -> Result<Prepared, TermError> {
+    let connection = &ground.connection;
+    let subscriptions = Subscriptions::open(connection).await?;
+    let catalog = Catalog::open(connection).await?;
+    let last_before_term = recreate_consumers(ground).await?;
+    let services = Services::start(ground).await?;
+    ask_for_reports(connection).await?;
+    Ok(Prepared {
+        subscriptions,
+        catalog,
+        last_before_term,
+        services,
+    })
+}
+
+/// Makes the consumers anew, so that everything unacknowledged is delivered at once, whoever had it.
+/// Returns the newest message of the stream: it and all before it may have been seen by another leader.
+async fn recreate_consumers(ground: &Ground) -> Result<StreamSequence, TermError> {
+    let connection = &ground.connection;
+    let name = connection.subjects.requests_stream();
+    let unreadable = |source: async_nats::Error| TermError::Stream {
+        stream: name.clone(),
+        source,
+    };
+    let stream = connection.jetstream.get_stream(&name).await;
+    let mut stream = stream.map_err(|error| unreadable(error.into()))?;
+    for class in Class::ALL {
+        recreate(ground, &stream, class)
+            .await
+            .map_err(|source| TermError::Consumer {
+                stream: name.clone(),
+                consumer: class.as_str().to_owned(),
+                source: source.into(),
+            })?;
+    }
+    let info = stream.info().await.map_err(|error| unreadable(error.into()))?;
+    Ok(StreamSequence(info.state.last_sequence))
+}
+
+async fn recreate(ground: &Ground, stream: &Stream, class: Class) -> Result<(), ConsumerError> {
+    match stream.delete_consumer(class.as_str()).await {
+        Ok(_) => {}
+        Err(error) if is_missing(&error) => {}
+        Err(error) => return Err(error),
+    }
+    let wanted = class_consumer(&ground.connection.subjects, &ground.config, class);
+    stream.create_consumer(wanted).await.map(drop)
+}
+
+fn is_missing(error: &ConsumerError) -> bool {
+    matches!(error.kind(), ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
+}
+
+async fn ask_for_reports(connection: &Connection) -> Result<(), TermError> {
+    let subject = connection.subjects.report_now();
+    let asked = connection.client.publish(subject.clone(), "".into()).await;
+    asked.map_err(|source| TermError::Publish { subject, source })
+}
+
+fn settings(ground: &Ground, epoch: Epoch) -> Settings {
+    let dispatcher = &ground.config.dispatcher;
+    Settings {
+        epoch,
+        worker_lost_after: dispatcher.worker_lost_after,
+        strikes_max: Strikes(dispatcher.strikes_max),
+        held_max: dispatcher.queue_max.saturating_mul(Class::ALL.len()),
+        workers_max: dispatcher.workers_max,
+        progress_interval: PROGRESS_INTERVAL,
+    }
+}
+
+fn desk(ground: &Ground, catalog: Catalog) -> Desk {
+    let dispatcher = &ground.config.dispatcher;
+    let payload_max = ground.connection.client.max_payload();
+    Desk {
+        catalog,
+        request_timeout: ground.connection.request_timeout,
+        body_bytes_max: dispatcher
+            .request_bytes_max
+            .min(payload_max.saturating_sub(ENVELOPE_BYTES_MAX)),
+        prompt_bytes_max: dispatcher.prompt_bytes_max,
+    }
+}
+
+/// Round trips of a preparation, with some to spare.
+const PREPARE_REQUESTS: u32 = 4;
+/// Messages between the intakes and the owner; the rest waits in the pull's own buffer.
+const PULLED_MAX: usize = 16;
+/// Reports and ends between the listeners and the owner: some from each of a thousand workers.
+const HEARD_MAX: usize = 1024;
+/// Questions of operators; there are as many handlers at most.
+const QUERIES_MAX: usize = 64;
+/// How often a waiting request hears of its place, at most: a second is what people notice.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// What an assignment or a dead letter adds to a client's body.
+const ENVELOPE_BYTES_MAX: usize = 4 << 10;

@@ -1,0 +1,123 @@
+//! A dispatcher without workers: what it ends by itself, and how it hands over.
+
+use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit};
+use flotilla_dispatcher::{DispatcherError, run};
+use flotilla_protocol::admin::QueueStatus;
+use flotilla_protocol::event::ErrorCode;
+use flotilla_protocol::{Class, Encoding, ModelName};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::server::{PATIENCE, Server};
+
+struct Dispatcher {
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), DispatcherError>>,
+}
+
+async fn start(server: &Server, id: &str) -> Dispatcher {
+    let config = server.config(&[&format!("dispatcher.id={id}")]);
+    let connection = Connection::open(&config.nats, id).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let task = tokio::spawn(async move { run(&config, connection, stop).await });
+    Dispatcher { shutdown, task }
+}
+
+impl Dispatcher {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
+    }
+}
+
+/// Asks until somebody leads.
+async fn leader(connection: &Connection) -> QueueStatus {
+    let asked = async {
+        loop {
+            let subject = connection.subjects.admin("queue");
+            if let Ok(message) = connection.client.request(subject, "{}".into()).await {
+                return serde_json::from_slice(&message.payload).unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("somebody leads")
+}
+
+async fn error_code(connection: &Connection, body: &'static str) -> ErrorCode {
+    let request = new_request_id();
+    let mut events = Events::subscribe(connection, request.clone()).await.unwrap();
+    let new = NewRequest {
+        request,
+        class: Class::Interactive,
+        model: ModelName::new("nobody").unwrap(),
+        encoding: Encoding::Json,
+        body: body.into(),
+    };
+    submit(connection, new).await.unwrap();
+    let answer = timeout(PATIENCE, Answer::collect(&mut events)).await.unwrap();
+    answer.unwrap().end.unwrap_err().code
+}
+
+#[tokio::test]
+async fn request_for_an_unknown_model_is_ended_and_gone_from_the_queue() {
+    let server = Server::start();
+    let dispatcher = start(&server, "a").await;
+    let connection = server.connect().await;
+    leader(&connection).await;
+    assert_eq!(
+        error_code(&connection, r#"{"prompt":"x"}"#).await,
+        ErrorCode::UnknownModel
+    );
+    let stream = connection
+        .jetstream
+        .get_stream("FLOTILLA_REQUESTS")
+        .await
+        .unwrap();
+    let emptied = async { while stream.get_info().await.unwrap().state.messages > 0 {} };
+    timeout(PATIENCE, emptied)
+        .await
+        .expect("the message is acknowledged");
+    dispatcher.stop().await;
+}
+
+#[tokio::test]
+async fn message_without_an_id_is_kept_as_a_dead_letter() {
+    let server = Server::start();
+    let dispatcher = start(&server, "a").await;
+    let connection = server.connect().await;
+    leader(&connection).await;
+    let subject = "flotilla.request.batch.m";
+    let published = connection.jetstream.publish(subject, "{}".into()).await.unwrap();
+    published.await.unwrap();
+    let dead = connection.jetstream.get_stream("FLOTILLA_DEAD").await.unwrap();
+    let kept = async {
+        loop {
+            if let Ok(letter) = dead.get_raw_message(1).await {
+                return letter;
+            }
+        }
+    };
+    let letter = timeout(PATIENCE, kept).await.expect("a dead letter");
+    let header = |name| letter.headers.get(name).unwrap().as_str();
+    assert!(header("Flotilla-Dead-Reason").contains("Nats-Msg-Id"));
+    assert_eq!(header("Flotilla-Dead-Subject"), subject);
+    dispatcher.stop().await;
+}
+
+#[tokio::test]
+async fn standby_leads_at_once_when_the_leader_is_asked_to_stop() {
+    let server = Server::start();
+    let first = start(&server, "a").await;
+    let connection = server.connect().await;
+    let before = leader(&connection).await;
+    let second = start(&server, "b").await;
+    assert_eq!(before.dispatcher, "a");
+    first.stop().await;
+    let after = leader(&connection).await;
+    assert_eq!(after.dispatcher, "b");
+    assert!(after.epoch > before.epoch);
+    second.stop().await;
+}
