@@ -133,7 +133,8 @@ struct Clock {
 enum Happened {
     Settled(Result<Settled, JournalFault>),
     Made(Taken),
-    Cancelled,
+    /// With the tokens of the prompt and of the answer so far.
+    Cancelled((usize, usize)),
     HandBack,
     Expired,
     GraceOver,
@@ -178,7 +179,7 @@ impl Attempt {
         let assignment = &self.new.assignment;
         let prompt_tokens = match opening {
             Opening::Generate { prompt, .. } => count(prompt.tokens.len()),
-            Opening::Conclude(_) => 0,
+            Opening::Fail(_) | Opening::Cancel => 0,
         };
         Writer {
             attempt: assignment.attempt,
@@ -194,8 +195,13 @@ impl Attempt {
     async fn write(mut self, mut answer: Answer, opening: Opening, mut hand: JournalHand) -> AttemptEnd {
         let mut generation = match opening {
             Opening::Generate { prompt, text } => Some(Generation::new(prompt, text)),
-            Opening::Conclude(event) => {
+            Opening::Fail(event) => {
                 answer.handle_end(event);
+                None
+            }
+            Opening::Cancel => {
+                let end = self.cancelled((0, answer.stored_tokens()));
+                answer.handle_end(end);
                 None
             }
         };
@@ -225,13 +231,11 @@ impl Attempt {
                     let making = generation.take().expect("what was made was made by a generation");
                     generation = self.absorb(&mut answer, making, taken);
                 }
-                Happened::Cancelled => {
-                    let end = self.cancelled(generation.as_ref());
-                    self.conclude(&mut answer, &mut generation, end);
+                Happened::Cancelled(counts) => {
+                    let end = self.cancelled(counts);
+                    conclude(&mut answer, &mut generation, end);
                 }
-                Happened::Expired => {
-                    self.conclude(&mut answer, &mut generation, deadline_exceeded());
-                }
+                Happened::Expired => conclude(&mut answer, &mut generation, deadline_exceeded()),
                 Happened::HandBack => {
                     generation = None;
                     answer.handle_stop();
@@ -250,6 +254,9 @@ impl Attempt {
         grace: Option<Instant>,
     ) -> Happened {
         let is_open = generation.is_some();
+        // Before the start it is not known how many tokens the answer has that is to be cancelled.
+        let started = generation.as_ref().filter(|generation| generation.has_started());
+        let counts = started.map(Generation::counts);
         let may_take = io.is_none();
         let settled = async {
             match io {
@@ -266,7 +273,7 @@ impl Attempt {
         tokio::select! {
             settled = settled => Happened::Settled(settled),
             made = made => Happened::Made(made),
-            () = self.new.cancel.cancelled(), if is_open => Happened::Cancelled,
+            () = self.new.cancel.cancelled(), if counts.is_some() => Happened::Cancelled(counts.unwrap_or_default()),
             () = self.new.hand_back.cancelled(), if grace.is_none() => Happened::HandBack,
             () = self.new.expire.cancelled(), if is_open => Happened::Expired,
             () = at(grace) => Happened::GraceOver,
@@ -298,20 +305,9 @@ impl Attempt {
         None
     }
 
-    /// Ends the answer before its generation did.
-    fn conclude(&self, answer: &mut Answer, generation: &mut Option<Generation>, event: Event) {
-        if let Some(mut making) = generation.take()
-            && making.has_started()
-        {
-            answer.handle_tokens(&[], &making.held_back_text());
-        }
-        answer.handle_end(event);
-    }
-
-    fn cancelled(&self, generation: Option<&Generation>) -> Event {
-        let reason = FinishReason::Cancelled;
-        let counts = generation.map_or((0, 0), Generation::counts);
-        generation::finished(reason, counts, self.timings())
+    /// A `finished` event for what was cancelled; `counts` are the tokens of the prompt and of the answer.
+    fn cancelled(&self, counts: (usize, usize)) -> Event {
+        generation::finished(FinishReason::Cancelled, counts, self.timings())
     }
 
     fn ended(self, ended: Ended) -> AttemptEnd {
@@ -365,6 +361,16 @@ impl Attempt {
     fn request_id(&self) -> &RequestId {
         &self.new.assignment.request
     }
+}
+
+/// Ends the answer before its generation did.
+fn conclude(answer: &mut Answer, generation: &mut Option<Generation>, event: Event) {
+    if let Some(mut making) = generation.take()
+        && making.has_started()
+    {
+        answer.handle_tokens(&[], &making.held_back_text());
+    }
+    answer.handle_end(event);
 }
 
 fn deadline_exceeded() -> Event {

@@ -22,8 +22,10 @@ pub(super) enum Opening {
         /// The model.
         text: Arc<ModelText>,
     },
-    /// This terminal event, and nothing before it.
-    Conclude(Event),
+    /// This `failed` event.
+    Fail(Event),
+    /// A `finished` event: it was cancelled before it began.
+    Cancel,
 }
 
 impl Attempt {
@@ -33,7 +35,7 @@ impl Attempt {
     /// The attempt's end when it ends without a word in the journal.
     pub(super) async fn open(&mut self) -> Result<Opening, AttemptEnd> {
         if let Err(error) = &self.new.request {
-            return Ok(Opening::Conclude(Event::failed(error.clone())));
+            return Ok(Opening::Fail(Event::failed(error.clone())));
         }
         let (cancel, hand_back) = (self.new.cancel.clone(), self.new.hand_back.clone());
         let expire = self.new.expire.clone();
@@ -47,8 +49,8 @@ impl Attempt {
                 None => return Err(self.left_open.clone()),
             },
             () = hand_back.cancelled() => return Err(self.left_open.clone()),
-            () = cancel.cancelled() => return Ok(Opening::Conclude(self.cancelled(None))),
-            () = expire.cancelled() => return Ok(Opening::Conclude(deadline_exceeded())),
+            () = cancel.cancelled() => return Ok(Opening::Cancel),
+            () = expire.cancelled() => return Ok(Opening::Fail(deadline_exceeded())),
         };
         self.clock.leased = Some(Instant::now());
         Ok(match self.prompt(&text).await {
@@ -56,7 +58,7 @@ impl Attempt {
                 self.new.counts.set_prompt(prompt.tokens.len());
                 Opening::Generate { prompt, text }
             }
-            Err(error) => Opening::Conclude(Event::failed(error)),
+            Err(error) => Opening::Fail(Event::failed(error)),
         })
     }
 

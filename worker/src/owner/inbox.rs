@@ -74,7 +74,10 @@ impl Inbox {
                     let reply = message.reply.clone();
                     decoded(&message).map(|order| Letter::Control { order, reply })
                 }
-                message = self.report_now.next() => message.map(|_| Letter::ReportNow),
+                message = self.report_now.next() => {
+                    message?;
+                    Some(Letter::ReportNow)
+                }
             };
             if letter.is_some() {
                 return letter;

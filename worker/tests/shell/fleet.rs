@@ -1,0 +1,220 @@
+//! A real nats-server, the streams that a dispatcher would make, and a worker between them.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_nats::Subscriber;
+use async_nats::jetstream::{kv, stream};
+use bytes::Bytes;
+use flotilla_client::{Connection, Entry, Journal};
+use flotilla_config::{Config, ConfigFile, LoadOptions};
+use flotilla_protocol::assignment::{AssignReply, Assignment, Done};
+use flotilla_protocol::codec::{decode_internal, encode_internal};
+use flotilla_protocol::event::Event;
+use flotilla_protocol::fleet::Report;
+use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, RequestId, Strikes, WorkerId};
+use flotilla_worker::{Stop, WorkerError, run};
+use futures_util::StreamExt;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A limit on waiting that no machine reaches.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A worker with the demonstration models, and everything that it talks to.
+pub struct Fleet {
+    pub connection: Connection,
+    pub stop: Stop,
+    pub worker: JoinHandle<Result<(), WorkerError>>,
+    pub server: Server,
+    reports: Subscriber,
+    done: Subscriber,
+}
+
+impl Fleet {
+    /// Starts everything and waits for the worker's first report.
+    pub async fn start() -> Self {
+        let server = Server::start();
+        let config = config(&server.url());
+        let connection = Connection::open(&config.nats, "test").await.unwrap();
+        make_objects(&connection).await;
+        let subjects = &connection.subjects;
+        let reports = connection.client.subscribe(subjects.reports_all()).await.unwrap();
+        let done = connection.client.subscribe(subjects.done()).await.unwrap();
+        connection.client.flush().await.unwrap();
+        let stop = Stop::default();
+        let worker_stop = stop.clone();
+        let own = Connection::open(&config.nats, "worker").await.unwrap();
+        let worker = tokio::spawn(async move { run(&config, own, worker_stop).await });
+        let mut fleet = Self {
+            connection,
+            stop,
+            worker,
+            server,
+            reports,
+            done,
+        };
+        fleet.report().await;
+        fleet
+    }
+
+    /// The next report.
+    pub async fn report(&mut self) -> Report {
+        let message = timeout(PATIENCE, self.reports.next()).await.unwrap().unwrap();
+        decode_internal(&message.payload).unwrap()
+    }
+
+    /// The end of the next attempt that ends.
+    pub async fn done(&mut self) -> Done {
+        let message = timeout(PATIENCE, self.done.next()).await.unwrap().unwrap();
+        decode_internal(&message.payload).unwrap()
+    }
+
+    /// Gives the worker a request.
+    pub async fn assign(&self, assignment: &Assignment) -> AssignReply {
+        let subject = self.connection.subjects.assign(&worker_id());
+        let body = encode_internal(assignment).unwrap();
+        let message = self.connection.client.request(subject, body).await.unwrap();
+        decode_internal(&message.payload).unwrap()
+    }
+
+    /// The journal of a request.
+    pub async fn journal(&self, request: &RequestId) -> Vec<Entry> {
+        Journal::new(&self.connection).read(request, 0).await.unwrap()
+    }
+}
+
+/// The first attempt at a request.
+pub fn assignment(request: &str, model: &str, body: &str) -> Assignment {
+    Assignment {
+        request: RequestId::new(request).unwrap(),
+        attempt: Attempt(1),
+        strikes: Strikes(0),
+        epoch: Epoch(1),
+        class: Class::Interactive,
+        model: ModelName::new(model).unwrap(),
+        encoding: Encoding::Json,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        queued_ms: 5,
+        deadline_in_ms: None,
+    }
+}
+
+/// The text and the tokens of a journal, whose offsets must be contiguous.
+pub fn answer(journal: &[Entry]) -> (String, Vec<u32>) {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for entry in journal {
+        if let Event::Tokens(more) = &entry.event {
+            assert_eq!(
+                usize::try_from(more.offset).unwrap(),
+                tokens.len(),
+                "no token is missing"
+            );
+            text.push_str(&more.text);
+            tokens.extend_from_slice(&more.token_ids);
+        }
+    }
+    (text, tokens)
+}
+
+/// The worker's name.
+pub fn worker_id() -> WorkerId {
+    WorkerId::new("w1").unwrap()
+}
+
+fn config(url: &str) -> Config {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo-models");
+    let flags = vec![
+        format!("nats.url={url}"),
+        "worker.id=w1".to_owned(),
+        format!("worker.models_dir={}", models.display()),
+        "worker.cpu.memory_bytes=256MiB".to_owned(),
+    ];
+    let options = LoadOptions {
+        file: ConfigFile::None,
+        environment: Vec::new(),
+        flags,
+    };
+    Config::load(&options).unwrap()
+}
+
+async fn make_objects(connection: &Connection) {
+    let subjects = &connection.subjects;
+    let journal = stream::Config {
+        name: subjects.journal_stream(),
+        subjects: vec![subjects.journal_all()],
+        allow_direct: true,
+        ..Default::default()
+    };
+    connection.jetstream.create_stream(journal).await.unwrap();
+    for (bucket, max_age) in [("models", Duration::ZERO), ("workers", Duration::from_secs(10))] {
+        let bucket = kv::Config {
+            bucket: subjects.bucket(bucket),
+            max_age,
+            ..Default::default()
+        };
+        connection.jetstream.create_key_value(bucket).await.unwrap();
+    }
+}
+
+/// A private nats-server with its store in a folder of its own.
+pub struct Server {
+    child: Child,
+    port: u16,
+    store: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let store = tempfile::tempdir().unwrap();
+        let child = Self::spawn(port, store.path());
+        let server = Self { child, port, store };
+        server.wait_until_up();
+        server
+    }
+
+    /// Kills the server and starts it again on the same port and store.
+    pub fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(self.port, self.store.path());
+        self.wait_until_up();
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    fn spawn(port: u16, store: &Path) -> Child {
+        let program = std::env::var_os("NATS_SERVER").map_or_else(|| "nats-server".into(), PathBuf::from);
+        Command::new(program)
+            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
+            .arg(store)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nats-server is installed")
+    }
+
+    fn wait_until_up(&self) {
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(started.elapsed() < PATIENCE, "nats-server does not listen");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that was killed already is what we want.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
