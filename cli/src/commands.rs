@@ -35,6 +35,11 @@ impl UsageError {
     }
 }
 
+/// Somebody pressed Ctrl-C.
+#[derive(Debug, Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
+
 /// Runs a command to its end.
 ///
 /// # Errors

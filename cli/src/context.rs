@@ -91,8 +91,11 @@ impl Context {
     }
 }
 
-/// What is taken from a running `up`: only what nobody has set.
+/// What is taken from a running `up`: only what nobody has set, and nothing for another server.
 fn overrides(config: &Config, up: &UpFile) -> Vec<(&'static str, String)> {
+    if is_set(config, URL) {
+        return Vec::new();
+    }
     [(URL, up.url.clone()), ("nats.namespace", up.namespace.clone())]
         .into_iter()
         .filter(|(key, _)| !is_set(config, key))
@@ -115,3 +118,36 @@ fn options(global: &Global, weaker: Vec<String>) -> LoadOptions {
 }
 
 const URL: &str = "nats.url";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(flags: &[&str]) -> Config {
+        let options = LoadOptions {
+            flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+            ..LoadOptions::default()
+        };
+        Config::load(&options).unwrap()
+    }
+
+    fn taken(flags: &[&str]) -> Vec<&'static str> {
+        let up = UpFile {
+            url: "nats://127.0.0.1:4300".into(),
+            namespace: "ours".into(),
+            pid: 1,
+            nats_server_pid: 2,
+            dispatcher_pid: 3,
+            worker_pids: Vec::new(),
+        };
+        let found = overrides(&load(flags), &up);
+        found.into_iter().map(|(key, _)| key).collect()
+    }
+
+    #[test]
+    fn a_running_up_is_used_only_where_nobody_named_a_server() {
+        assert_eq!(taken(&[]), ["nats.url", "nats.namespace"]);
+        assert_eq!(taken(&["nats.namespace=theirs"]), ["nats.url"]);
+        assert!(taken(&["nats.url=nats://other:4222"]).is_empty());
+    }
+}

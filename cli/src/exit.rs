@@ -9,7 +9,7 @@ use flotilla_protocol::IdError;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 
 use crate::admin::AdminError;
-use crate::commands::UsageError;
+use crate::commands::{Interrupted, UsageError};
 use crate::output::{self, OutputClosed};
 
 /// What the process tells its caller. The codes are part of the command line's contract.
@@ -64,6 +64,9 @@ impl Exit {
         }
         if let Some(CatalogError::Exists { .. } | CatalogError::Unknown { .. }) = cause.downcast_ref() {
             return Some(Self::Refused);
+        }
+        if cause.is::<Interrupted>() {
+            return Some(Self::Interrupted);
         }
         let is_usage = cause.is::<ConfigErrors>() || cause.is::<UsageError>() || cause.is::<IdError>();
         is_usage.then_some(Self::Usage)
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_settings_and_arguments_are_usage_errors() {
+    fn wrong_settings_and_arguments_are_usage_errors_and_ctrl_c_is_none() {
         let options = flotilla_config::LoadOptions {
             flags: vec!["nats.ulr=x".into()],
             ..Default::default()
@@ -175,6 +178,7 @@ mod tests {
         assert_eq!(Exit::of(&error.into()), Exit::Usage);
         let error = UsageError::new("give a prompt");
         assert_eq!(Exit::of(&error.into()), Exit::Usage);
+        assert_eq!(Exit::of(&Interrupted.into()), Exit::Interrupted);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::io::IsTerminal;
 use anyhow::Context as _;
 use clap::Args;
 use flotilla_client::{Answer, Connection};
-use flotilla_protocol::event::FinishReason;
+use flotilla_protocol::event::{FinishReason, RequestError};
 use flotilla_protocol::request::ChatMessage;
-use flotilla_protocol::{Class, ModelName};
+use flotilla_protocol::{Class, ModelName, RequestId};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines, Stdin};
 
@@ -131,10 +131,7 @@ impl Session {
 }
 
 /// The error of a request, with the field that caused it.
-fn refused(
-    error: &flotilla_protocol::event::RequestError,
-    request: &flotilla_protocol::RequestId,
-) -> anyhow::Error {
+fn refused(error: &RequestError, request: &RequestId) -> anyhow::Error {
     let context = match &error.param {
         Some(param) => format!("request {request} has no answer; the cause is {param}"),
         None => format!("request {request} has no answer"),
@@ -142,7 +139,7 @@ fn refused(
     anyhow::Error::new(error.clone()).context(context)
 }
 
-fn print_json(request: &flotilla_protocol::RequestId, answer: &Answer) -> anyhow::Result<()> {
+fn print_json(request: &RequestId, answer: &Answer) -> anyhow::Result<()> {
     let object = match &answer.end {
         Ok(finished) => json!({
             "request": request,

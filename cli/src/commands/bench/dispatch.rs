@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::jetstream::Peer;
 use super::load::{Load, Measured};
 use super::{DispatchArguments, Outcome, machine};
+use crate::commands::Interrupted;
 use crate::context::Context;
 use crate::fleet::{self, Fleet, FleetPlan, Port};
 use crate::output;
@@ -31,11 +32,11 @@ pub(super) async fn run(context: &Context, arguments: &DispatchArguments) -> any
     let mut signals = Signals::new()?;
     let (mut fleet, client) = tokio::select! {
         started = Fleet::start(&plan, &context.config) => started?,
-        () = signals.next() => anyhow::bail!("interrupted"),
+        () = signals.next() => return Err(Interrupted.into()),
     };
     let measured = tokio::select! {
         measured = measure(context, arguments, &fleet, client) => measured,
-        () = signals.next() => Err(anyhow::anyhow!("interrupted")),
+        () = signals.next() => Err(Interrupted.into()),
     };
     fleet.stop().await;
     let (ratios, figures) = measured?;
