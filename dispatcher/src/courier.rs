@@ -47,7 +47,7 @@ pub(crate) struct Courier {
     connection: Connection,
     journal: Journal,
     assign_timeout: Duration,
-    /// Bounds the journals that are read or ended at once: a new leader has thousands to read.
+    /// Bounds the journals that are read at once: a new leader has thousands to read.
     journal_permits: Arc<Semaphore>,
 }
 
@@ -94,7 +94,6 @@ impl Courier {
     }
 
     pub(crate) async fn read_journal(self, request: RequestId) -> Outcome {
-        let _permit = self.permit().await;
         Outcome::Journal(journal_state(&self.entries(&request).await))
     }
 
@@ -102,7 +101,10 @@ impl Courier {
     async fn entries(&self, request: &RequestId) -> Vec<Entry> {
         let mut backoff = Backoff::new();
         loop {
-            match self.journal.read(request, 0).await {
+            let permit = self.journal_permits.acquire().await;
+            let read = self.journal.read(request, 0).await;
+            drop(permit.expect("the permits are never closed"));
+            match read {
                 Ok(entries) => return entries,
                 Err(error) => {
                     let error = chain(&error);
@@ -115,7 +117,6 @@ impl Courier {
 
     /// Makes a journal terminal; tries until it is.
     pub(crate) async fn end(self, request: RequestId, encoding: Encoding, event: Event) -> Outcome {
-        let _permit = self.permit().await;
         let mut backoff = Backoff::new();
         loop {
             let entries = self.entries(&request).await;
@@ -217,14 +218,9 @@ impl Courier {
             Err(_) => warn!(subject, "the connection takes no message"),
         }
     }
-
-    async fn permit(&self) -> tokio::sync::SemaphorePermit<'_> {
-        let permit = self.journal_permits.acquire().await;
-        permit.expect("the permits are never closed")
-    }
 }
 
-/// Journals read or ended at once: fills a connection with small requests, without thousands of
+/// Journals read at once: fills a connection with small requests, without thousands of
 /// subscriptions.
 const JOURNALS_AT_ONCE_MAX: usize = 128;
 /// How long a message stays away for which there was no room.

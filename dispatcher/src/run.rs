@@ -59,7 +59,8 @@ impl Office {
         shutdown: &CancellationToken,
     ) -> Result<(), DispatcherError> {
         let mut backoff = Backoff::new();
-        info!(dispatcher = %self.ground.id, "stands by");
+        let (server, replicas) = (self.ground.connection.server, self.ground.config.nats.replicas);
+        info!(dispatcher = %self.ground.id, %server, replicas, "stands by");
         loop {
             let lease = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -87,16 +88,17 @@ impl Office {
             term: self.process.child_token(),
             process: self.process.clone(),
         };
+        let _term_ends = ends.term.clone().drop_guard();
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(ControlFlow::Break(())),
-            kept = &mut keeper => lost(kept).map(ControlFlow::Continue),
+            kept = &mut keeper => {
+                warn!(epoch = epoch.0, "the term ends: the lease is lost");
+                return lost(kept).map(ControlFlow::Continue);
+            }
             ended = serve_term(&self.ground, epoch, &ends, &mut self.services) => ended.map(ControlFlow::Continue),
         };
-        ends.term.cancel();
-        if !matches!(ended, Ok(ControlFlow::Continue(TermEnd::LeaseLost))) {
-            give_back.cancel();
-            lost(keeper.await)?;
-        }
+        give_back.cancel();
+        lost(keeper.await)?;
         match &ended {
             Ok(ControlFlow::Break(())) => info!(epoch = epoch.0, "the term ends: asked to stop"),
             Ok(ControlFlow::Continue(end)) => warn!(epoch = epoch.0, end = ?end, "the term ends"),

@@ -3,7 +3,7 @@
 use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit};
 use flotilla_dispatcher::{DispatcherError, run};
 use flotilla_protocol::admin::QueueStatus;
-use flotilla_protocol::event::ErrorCode;
+use flotilla_protocol::event::{ErrorCode, Failed};
 use flotilla_protocol::{Class, Encoding, ModelName};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -120,4 +120,43 @@ async fn standby_leads_at_once_when_the_leader_is_asked_to_stop() {
     assert_eq!(after.dispatcher, "b");
     assert!(after.epoch > before.epoch);
     second.stop().await;
+}
+
+#[tokio::test]
+async fn whole_answer_that_fails_is_a_service_error_with_the_same_body() {
+    let server = Server::start();
+    let dispatcher = start(&server, "a").await;
+    let connection = server.connect().await;
+    leader(&connection).await;
+    let subject = "flotilla.infer.nobody";
+    let asked = connection.client.request(subject, r#"{"prompt":"x"}"#.into());
+    let message = timeout(PATIENCE, asked).await.unwrap().unwrap();
+    let headers = message.headers.unwrap();
+    assert_eq!(headers.get("Nats-Service-Error-Code").unwrap().as_str(), "404");
+    let failed: Failed = serde_json::from_slice(&message.payload).unwrap();
+    assert_eq!(failed.error.code, ErrorCode::UnknownModel);
+    dispatcher.stop().await;
+}
+
+#[tokio::test]
+async fn endpoints_are_found_while_somebody_leads_and_gone_afterwards() {
+    let server = Server::start();
+    let dispatcher = start(&server, "a").await;
+    let connection = server.connect().await;
+    leader(&connection).await;
+    let info = connection.client.request("$SRV.INFO.flotilla", "".into());
+    let message = timeout(PATIENCE, info).await.unwrap().unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+    assert_eq!(info["endpoints"].as_array().unwrap().len(), 6);
+    dispatcher.stop().await;
+    let gone = async {
+        while connection
+            .client
+            .request("flotilla.admin.queue", "".into())
+            .await
+            .is_ok()
+        {}
+        connection.client.request("flotilla.infer.m", "".into()).await
+    };
+    assert!(timeout(PATIENCE, gone).await.unwrap().is_err());
 }
