@@ -270,12 +270,16 @@ impl Attempt {
                 Some(_) | None => std::future::pending().await,
             }
         };
+        // A word from outside counts before what was made meanwhile; each comes once.
         tokio::select! {
+            biased;
+            () = self.new.hand_back.cancelled(), if grace.is_none() => Happened::HandBack,
+            () = self.new.cancel.cancelled(), if counts.is_some() => {
+                Happened::Cancelled(counts.unwrap_or_default())
+            }
+            () = self.new.expire.cancelled(), if is_open => Happened::Expired,
             settled = settled => Happened::Settled(settled),
             made = made => Happened::Made(made),
-            () = self.new.cancel.cancelled(), if counts.is_some() => Happened::Cancelled(counts.unwrap_or_default()),
-            () = self.new.hand_back.cancelled(), if grace.is_none() => Happened::HandBack,
-            () = self.new.expire.cancelled(), if is_open => Happened::Expired,
             () = at(grace) => Happened::GraceOver,
         }
     }

@@ -33,6 +33,7 @@ use crate::jobs::{Inspection, JobDone, JobFault, load_model, unload_model};
 use crate::model::{ModelText, OpenedModel};
 use crate::outbox::Outbox;
 use crate::stop::Stop;
+use crate::watch::watch;
 use attempts::{Attempts, Finished};
 pub(crate) use inbox::Inbox;
 use inbox::Letter;
@@ -80,7 +81,7 @@ pub(crate) struct Owner {
     inbox: Inbox,
     engine_ended: oneshot::Receiver<()>,
     changes: mpsc::Receiver<CatalogChange>,
-    _watch: AbortOnDropHandle<()>,
+    _following: AbortOnDropHandle<()>,
     /// The catalog as far as it was seen.
     entries: HashMap<ModelName, CatalogEntry>,
     /// Models that were inspected and not loaded yet.
@@ -110,7 +111,7 @@ enum Happened {
 
 impl Owner {
     pub(crate) fn new(parts: OwnerParts) -> Self {
-        let (changes, watch) = crate::watch::watch(parts.catalog.clone());
+        let (changes, following) = watch(parts.catalog.clone(), parts.connection.request_timeout * 2);
         let cancel_loads = CancellationToken::new();
         Self {
             settings: parts.settings,
@@ -123,7 +124,7 @@ impl Owner {
             inbox: parts.inbox,
             engine_ended: parts.engine_ended,
             changes,
-            _watch: watch,
+            _following: following,
             entries: HashMap::new(),
             opened: HashMap::new(),
             texts: HashMap::new(),

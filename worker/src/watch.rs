@@ -5,27 +5,32 @@ use std::time::Duration;
 use flotilla_client::{Catalog, CatalogChange};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::error::chain;
 
 /// Follows the catalog in a task of its own; dropping the handle ends it.
-pub(crate) fn watch(catalog: Catalog) -> (mpsc::Receiver<CatalogChange>, AbortOnDropHandle<()>) {
+///
+/// Opening the watch may take `limit`.
+pub(crate) fn watch(
+    catalog: Catalog,
+    limit: Duration,
+) -> (mpsc::Receiver<CatalogChange>, AbortOnDropHandle<()>) {
     let (changes, inbox) = mpsc::channel(CHANGES_MAX);
     (
         inbox,
-        AbortOnDropHandle::new(tokio::spawn(follow(catalog, changes))),
+        AbortOnDropHandle::new(tokio::spawn(follow(catalog, changes, limit))),
     )
 }
 
 /// A watch that ends is opened again: it begins with everything that is there, so nothing is missed but the
 /// removal of a model in between, which its next load notices.
-async fn follow(catalog: Catalog, changes: mpsc::Sender<CatalogChange>) {
+async fn follow(catalog: Catalog, changes: mpsc::Sender<CatalogChange>, limit: Duration) {
     loop {
-        match catalog.changes().await {
-            Ok(mut stream) => {
+        match timeout(limit, catalog.changes()).await {
+            Ok(Ok(mut stream)) => {
                 while let Some(change) = stream.next().await {
                     if changes.send(change).await.is_err() {
                         return;
@@ -33,7 +38,8 @@ async fn follow(catalog: Catalog, changes: mpsc::Sender<CatalogChange>) {
                 }
                 warn!("the catalog's watch ended and is opened again");
             }
-            Err(error) => warn!(
+            Err(_) => warn!("the catalog's watch is not answered; trying again"),
+            Ok(Err(error)) => warn!(
                 error = chain(&error),
                 "the catalog cannot be watched; trying again"
             ),

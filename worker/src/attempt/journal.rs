@@ -54,6 +54,8 @@ pub(super) struct JournalHand {
     hand: Hand,
     /// Waited before the next try; zero after a success.
     pause: Duration,
+    /// Refusals by another entry since the last success.
+    conflicts: usize,
 }
 
 /// What an append needs, owned.
@@ -82,6 +84,7 @@ impl JournalHand {
                 timeout: context.connection.request_timeout * 2,
             },
             pause: Duration::ZERO,
+            conflicts: 0,
         }
     }
 
@@ -127,9 +130,17 @@ impl JournalHand {
         match settled {
             Settled::Stored(sequence) => {
                 self.pause = Duration::ZERO;
+                self.conflicts = 0;
                 answer.handle_appended(sequence);
             }
-            Settled::Conflict => answer.handle_append_unknown(),
+            Settled::Conflict => {
+                self.conflicts += 1;
+                // The read after the first one tells why. Only a replica that lags behind leaves it open.
+                if self.conflicts > 1 {
+                    self.slow_down();
+                }
+                answer.handle_append_unknown();
+            }
             Settled::NotStored => {
                 self.slow_down();
                 answer.handle_append_unknown();

@@ -62,12 +62,9 @@ impl Inbox {
     /// skipped: it gets no answer, which the sender takes for a lost one. Cancelling loses nothing.
     pub(super) async fn next(&mut self) -> Option<Letter> {
         loop {
+            // What ends work comes before new work, and an order never overtakes an earlier cancellation.
             let letter = tokio::select! {
-                message = self.assign.next() => {
-                    let message = message?;
-                    let reply = message.reply.clone();
-                    decoded(&message).map(|assignment| Letter::Assign { assignment, reply })
-                }
+                biased;
                 message = self.cancel.next() => decoded(&message?).map(Letter::Cancel),
                 message = self.control.next() => {
                     let message = message?;
@@ -77,6 +74,11 @@ impl Inbox {
                 message = self.report_now.next() => {
                     message?;
                     Some(Letter::ReportNow)
+                }
+                message = self.assign.next() => {
+                    let message = message?;
+                    let reply = message.reply.clone();
+                    decoded(&message).map(|assignment| Letter::Assign { assignment, reply })
                 }
             };
             if letter.is_some() {

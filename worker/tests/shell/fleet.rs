@@ -75,10 +75,21 @@ impl Fleet {
 
     /// Gives the worker a request.
     pub async fn assign(&self, assignment: &Assignment) -> AssignReply {
+        self.try_assign(assignment).await.expect("the worker answers")
+    }
+
+    /// Gives the worker a request; `None` when no answer comes.
+    pub async fn try_assign(&self, assignment: &Assignment) -> Option<AssignReply> {
         let subject = self.connection.subjects.assign(&worker_id());
         let body = encode_internal(assignment).unwrap();
-        let message = self.connection.client.request(subject, body).await.unwrap();
-        decode_internal(&message.payload).unwrap()
+        let message = self.connection.client.request(subject, body).await.ok()?;
+        Some(decode_internal(&message.payload).unwrap())
+    }
+
+    /// Takes the stream of the journals away: no append is stored until it is made again.
+    pub async fn remove_journals(&self) {
+        let stream = self.connection.subjects.journal_stream();
+        self.connection.jetstream.delete_stream(stream).await.unwrap();
     }
 
     /// The journal of a request.
@@ -141,7 +152,8 @@ fn config(url: &str) -> Config {
     Config::load(&options).unwrap()
 }
 
-async fn make_objects(connection: &Connection) {
+/// Makes the stream of the journals, empty.
+pub async fn make_journals(connection: &Connection) {
     let subjects = &connection.subjects;
     let journal = stream::Config {
         name: subjects.journal_stream(),
@@ -150,6 +162,11 @@ async fn make_objects(connection: &Connection) {
         ..Default::default()
     };
     connection.jetstream.create_stream(journal).await.unwrap();
+}
+
+async fn make_objects(connection: &Connection) {
+    make_journals(connection).await;
+    let subjects = &connection.subjects;
     for (bucket, max_age) in [("models", Duration::ZERO), ("workers", Duration::from_secs(10))] {
         let bucket = kv::Config {
             bucket: subjects.bucket(bucket),

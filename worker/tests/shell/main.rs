@@ -12,7 +12,7 @@ use flotilla_protocol::{Attempt, Encoding, Epoch, ModelName, Strikes, WorkerId, 
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-use fleet::{Fleet, PATIENCE, answer, assignment, worker_id};
+use fleet::{Fleet, PATIENCE, answer, assignment, make_journals, worker_id};
 
 const SUM: &str = r#"{"prompt": "123+456=", "max_tokens": 8}"#;
 
@@ -165,6 +165,8 @@ async fn model_that_nobody_added_is_unloadable_and_the_journal_untouched() {
 #[tokio::test]
 async fn cancelled_request_is_finished_as_cancelled() {
     let mut fleet = Fleet::start().await;
+    // Without its stream the journal takes no `accepted`, so nothing is made before the word comes.
+    fleet.remove_journals().await;
     let assignment = assignment("r1", "adder", SUM);
     fleet.assign(&assignment).await;
     let cancel = Cancel {
@@ -173,13 +175,55 @@ async fn cancelled_request_is_finished_as_cancelled() {
     let subject = fleet.connection.subjects.worker_cancel(&worker_id());
     let body = encode_internal(&cancel).unwrap();
     fleet.connection.client.publish(subject, body).await.unwrap();
+    // An order is answered after the cancellations before it.
+    let model = assignment.model.clone();
+    order(
+        &fleet,
+        &Control::Load {
+            model,
+            keep_alive: None,
+        },
+    )
+    .await;
+    make_journals(&fleet.connection).await;
     assert_eq!(fleet.done().await.end, AttemptEnd::Terminal);
     let journal = fleet.journal(&assignment.request).await;
     let Some(Event::Finished(finished)) = journal.last().map(|entry| &entry.event) else {
         panic!("the answer is finished");
     };
-    // The model is being loaded when the word comes, so nothing is made before it.
     assert_eq!(finished.finish_reason, FinishReason::Cancelled);
+    assert_eq!(finished.usage.completion_tokens, 0);
+}
+
+#[tokio::test]
+async fn request_whose_deadline_passes_fails_and_its_journal_says_why() {
+    let mut fleet = Fleet::start().await;
+    fleet.remove_journals().await;
+    let mut hurried = assignment("r1", "adder", SUM);
+    hurried.deadline_in_ms = Some(1);
+    fleet.assign(&hurried).await;
+    // The report after the one that lists it is made some milliseconds later, when the deadline is over.
+    while fleet.report().await.running.is_empty() {}
+    fleet.report().await;
+    make_journals(&fleet.connection).await;
+    assert_eq!(fleet.done().await.end, AttemptEnd::Terminal);
+    let journal = fleet.journal(&hurried.request).await;
+    let Some(Event::Failed(failed)) = journal.last().map(|entry| &entry.event) else {
+        panic!("the answer failed");
+    };
+    assert_eq!(failed.error.code, ErrorCode::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn worker_that_is_told_to_stop_now_hands_back_what_it_cannot_write() {
+    let mut fleet = Fleet::start().await;
+    fleet.remove_journals().await;
+    fleet.assign(&assignment("r1", "adder", SUM)).await;
+    fleet.stop.now.cancel();
+    let end = fleet.done().await.end;
+    assert!(matches!(end, AttemptEnd::HandedBack { .. }), "{end:?}");
+    let ended = timeout(PATIENCE, &mut fleet.worker).await.unwrap().unwrap();
+    ended.unwrap();
 }
 
 #[tokio::test]
@@ -243,10 +287,14 @@ async fn worker_outlives_its_server_and_answers_when_it_is_back() {
     fleet.assign(&assignment("r1", "adder", SUM)).await;
     fleet.done().await;
     fleet.server.restart();
-    // Reports flow again when both sides are connected and the worker's subscriptions are restored.
-    fleet.report().await;
     let after = assignment("r2", "adder", SUM);
-    fleet.assign(&after).await;
+    let assigned = async {
+        // What was sent before both sides are connected again is lost.
+        while fleet.try_assign(&after).await.is_none() {
+            fleet.report().await;
+        }
+    };
+    timeout(PATIENCE, assigned).await.unwrap();
     assert_eq!(fleet.done().await.end, AttemptEnd::Terminal);
     assert_eq!(answer(&fleet.journal(&after.request).await).0, "579");
 }
