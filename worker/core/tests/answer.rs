@@ -474,7 +474,12 @@ fn an_attempt_of_another_worker_is_not_continued_under_its_number() {
             }
         );
     }
-    assert!(Answer::begin(one, journal.view()).is_ok());
+    let mut again = Answer::begin(one.clone(), journal.view()).unwrap();
+    let seen = settle(&mut again, &one, &mut journal);
+    assert!(
+        matches!(seen[..], [Action::Started(_)]),
+        "its `accepted` is there already: {seen:?}"
+    );
 }
 
 #[test]
