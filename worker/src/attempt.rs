@@ -8,6 +8,7 @@
 mod generation;
 mod journal;
 mod opening;
+mod writing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,18 +19,18 @@ use flotilla_protocol::assignment::{Assignment, AttemptEnd};
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason, Phase, Progress, RequestError};
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{RequestId, WorkerId, headers};
-use flotilla_worker_core::answer::{Action, Answer, Ended, Writer};
+use flotilla_worker_core::answer::{Answer, Writer};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::engine::Engine;
 use crate::error::chain;
 use crate::model::ModelText;
-use generation::{Generation, Taken};
-use journal::{Io, JournalFault, JournalHand, Settled};
+use journal::JournalHand;
 use opening::Opening;
+use writing::Writing;
 
 /// What all attempts of a worker share.
 #[derive(Debug)]
@@ -129,17 +130,6 @@ struct Clock {
     first_token: Option<Instant>,
 }
 
-/// What the loop learned while it waited.
-enum Happened {
-    Settled(Result<Settled, JournalFault>),
-    Made(Taken),
-    /// With the tokens of the prompt and of the answer so far.
-    Cancelled((usize, usize)),
-    HandBack,
-    Expired,
-    GraceOver,
-}
-
 impl Attempt {
     fn new(new: NewAttempt, context: Arc<AttemptContext>) -> Self {
         Self {
@@ -169,7 +159,7 @@ impl Attempt {
         };
         let begun = view.map(|view| Answer::begin(self.writer(&opening), view));
         match begun {
-            Ok(Ok(answer)) => self.write(answer, opening, hand).await,
+            Ok(Ok(answer)) => Writing::new(self, answer, opening, hand).run().await,
             Ok(Err(refusal)) => journal::refused(refusal),
             Err(broken) => self.broken(&broken),
         }
@@ -191,136 +181,9 @@ impl Attempt {
         }
     }
 
-    /// Writes the answer until nothing more may or need be written.
-    async fn write(mut self, mut answer: Answer, opening: Opening, mut hand: JournalHand) -> AttemptEnd {
-        let mut generation = match opening {
-            Opening::Generate { prompt, text } => Some(Generation::new(prompt, text)),
-            Opening::Fail(event) => {
-                answer.handle_end(event);
-                None
-            }
-            Opening::Cancel => {
-                let end = self.cancelled((0, answer.stored_tokens()));
-                answer.handle_end(end);
-                None
-            }
-        };
-        let mut io: Option<Io> = None;
-        let mut grace: Option<Instant> = None;
-        loop {
-            while let Some(action) = answer.poll_action() {
-                match action {
-                    Action::Append(append) => io = Some(hand.append(append)),
-                    Action::ReadJournal { after_sequence } => io = Some(hand.read(after_sequence)),
-                    Action::Started(start) => {
-                        if let Some(mut waiting) = generation.take() {
-                            let taken = waiting.start(start, &mut self).await;
-                            generation = self.absorb(&mut answer, waiting, taken);
-                        }
-                    }
-                    Action::Ended(ended) => return self.ended(ended),
-                }
-            }
-            match self.wait(&mut io, &mut generation, grace).await {
-                Happened::Settled(Ok(settled)) => {
-                    io = None;
-                    hand.settle(&mut answer, settled);
-                }
-                Happened::Settled(Err(fault)) => return self.broken(&fault),
-                Happened::Made(taken) => {
-                    let making = generation.take().expect("what was made was made by a generation");
-                    generation = self.absorb(&mut answer, making, taken);
-                }
-                Happened::Cancelled(counts) => {
-                    let end = self.cancelled(counts);
-                    conclude(&mut answer, &mut generation, end);
-                }
-                Happened::Expired => conclude(&mut answer, &mut generation, deadline_exceeded()),
-                Happened::HandBack => {
-                    generation = None;
-                    answer.handle_stop();
-                    grace = Some(Instant::now() + HAND_BACK_GRACE);
-                }
-                Happened::GraceOver => return self.left_open,
-            }
-        }
-    }
-
-    /// Waits for the next thing that concerns this attempt.
-    async fn wait(
-        &self,
-        io: &mut Option<Io>,
-        generation: &mut Option<Generation>,
-        grace: Option<Instant>,
-    ) -> Happened {
-        let is_open = generation.is_some();
-        // Before the start it is not known how many tokens the answer has that is to be cancelled.
-        let started = generation.as_ref().filter(|generation| generation.has_started());
-        let counts = started.map(Generation::counts);
-        let may_take = io.is_none();
-        let settled = async {
-            match io {
-                Some(io) => io.await,
-                None => std::future::pending().await,
-            }
-        };
-        let made = async {
-            match generation {
-                Some(generation) if may_take => generation.take().await,
-                Some(_) | None => std::future::pending().await,
-            }
-        };
-        // A word from outside counts before what was made meanwhile; each comes once.
-        tokio::select! {
-            biased;
-            () = self.new.hand_back.cancelled(), if grace.is_none() => Happened::HandBack,
-            () = self.new.cancel.cancelled(), if counts.is_some() => {
-                Happened::Cancelled(counts.unwrap_or_default())
-            }
-            () = self.new.expire.cancelled(), if is_open => Happened::Expired,
-            settled = settled => Happened::Settled(settled),
-            made = made => Happened::Made(made),
-            () = at(grace) => Happened::GraceOver,
-        }
-    }
-
-    /// Hands what was made to the answer; the generation goes on unless it ended.
-    fn absorb(&mut self, answer: &mut Answer, mut making: Generation, taken: Taken) -> Option<Generation> {
-        answer.handle_tokens(&taken.token_ids, &taken.text);
-        if !taken.token_ids.is_empty() {
-            self.clock.first_token.get_or_insert_with(Instant::now);
-        }
-        self.new.counts.set_output(making.output_tokens());
-        let Some(end) = taken.end else {
-            return Some(making);
-        };
-        match end {
-            generation::End::Finished(reason) => {
-                answer.handle_tokens(&[], &making.held_back_text());
-                let finished = making.finished(reason, self.timings());
-                answer.handle_end(finished);
-            }
-            generation::End::Failed(event) => answer.handle_end(event),
-            generation::End::LeftOpen(end) => {
-                self.left_open = end;
-                answer.handle_stop();
-            }
-        }
-        None
-    }
-
     /// A `finished` event for what was cancelled; `counts` are the tokens of the prompt and of the answer.
     fn cancelled(&self, counts: (usize, usize)) -> Event {
         generation::finished(FinishReason::Cancelled, counts, self.timings())
-    }
-
-    fn ended(self, ended: Ended) -> AttemptEnd {
-        match ended {
-            Ended::Terminal | Ended::AlreadyTerminal => AttemptEnd::Terminal,
-            Ended::Fenced { attempt, strikes } => AttemptEnd::Fenced { attempt, strikes },
-            Ended::LeftOpen => self.left_open,
-            Ended::Corrupt(broken) => self.broken(&broken),
-        }
     }
 
     /// Nobody can continue a journal that our writers cannot have made: a strike leads it to the dead letters.
@@ -367,29 +230,12 @@ impl Attempt {
     }
 }
 
-/// Ends the answer before its generation did.
-fn conclude(answer: &mut Answer, generation: &mut Option<Generation>, event: Event) {
-    if let Some(mut making) = generation.take()
-        && making.has_started()
-    {
-        answer.handle_tokens(&[], &making.held_back_text());
-    }
-    answer.handle_end(event);
-}
-
 fn deadline_exceeded() -> Event {
     Event::failed(RequestError {
         code: ErrorCode::DeadlineExceeded,
         message: "the request's deadline passed before its answer was complete".to_owned(),
         param: Some("deadline_ms".to_owned()),
     })
-}
-
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn count(tokens: usize) -> u32 {
@@ -402,7 +248,5 @@ fn millis(time: Duration) -> u64 {
 
 /// Why a request is given back when nothing else is known.
 const DRAINS: &str = "the worker drains";
-/// How long an attempt that is handed back may take to store what it has: the next one makes the rest again.
-const HAND_BACK_GRACE: Duration = Duration::from_secs(1);
 /// News that cannot be told in this time is stale.
 const PROGRESS_TIMEOUT: Duration = Duration::from_millis(500);

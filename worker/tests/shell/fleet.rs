@@ -37,8 +37,13 @@ pub struct Fleet {
 impl Fleet {
     /// Starts everything and waits for the worker's first report.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with settings of the form `section.key=value`.
+    pub async fn start_with(settings: &[&str]) -> Self {
         let server = Server::start();
-        let config = config(&server.url());
+        let config = config(&server.url(), settings);
         let connection = Connection::open(&config.nats, "test").await.unwrap();
         make_objects(&connection).await;
         let subjects = &connection.subjects;
@@ -136,14 +141,15 @@ pub fn worker_id() -> WorkerId {
     WorkerId::new("w1").unwrap()
 }
 
-fn config(url: &str) -> Config {
+fn config(url: &str, settings: &[&str]) -> Config {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo-models");
-    let flags = vec![
+    let mut flags = vec![
         format!("nats.url={url}"),
         "worker.id=w1".to_owned(),
         format!("worker.models_dir={}", models.display()),
         "worker.cpu.memory_bytes=256MiB".to_owned(),
     ];
+    flags.extend(settings.iter().map(|setting| (*setting).to_owned()));
     let options = LoadOptions {
         file: ConfigFile::None,
         environment: Vec::new(),

@@ -46,6 +46,24 @@ async fn assigned_request_is_answered_in_its_journal_and_told_once() {
 }
 
 #[tokio::test]
+async fn requests_that_lag_behind_one_another_are_all_answered() {
+    let mut fleet = Fleet::start_with(&["worker.answer_channel_tokens=1", "worker.slots=8"]).await;
+    let requests: Vec<_> = (0..8)
+        .map(|n| assignment(&format!("r{n}"), "adder", SUM))
+        .collect();
+    for request in &requests {
+        let answer = fleet.assign(request).await;
+        assert!(matches!(answer, AssignReply::Accepted { .. }), "{answer:?}");
+    }
+    for _ in &requests {
+        assert_eq!(fleet.done().await.end, AttemptEnd::Terminal);
+    }
+    for request in &requests {
+        assert_eq!(answer(&fleet.journal(&request.request).await).0, "579");
+    }
+}
+
+#[tokio::test]
 async fn client_sees_progress_before_the_first_token() {
     let mut fleet = Fleet::start().await;
     let assignment = assignment("r1", "adder", SUM);
