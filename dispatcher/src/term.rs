@@ -128,42 +128,49 @@ impl Term {
     /// Starts everything that the core wants done.
     fn carry_out(&mut self) -> Standing {
         while let Some(action) = self.core.poll_action() {
-            let courier = self.courier.clone();
-            match action {
-                Action::Assign { worker, assignment } => {
-                    let request = assignment.request.clone();
-                    self.lanes.push(request, courier.assign(worker, assignment));
-                }
-                Action::ReadJournal { request } => {
-                    self.lanes.push(request.clone(), courier.read_journal(request));
-                }
-                Action::End {
-                    request,
-                    encoding,
-                    event,
-                } => self
-                    .lanes
-                    .push(request.clone(), courier.end(request, encoding, event)),
-                letter @ Action::DeadLetter { .. } => self.send_letter(letter),
-                Action::Ack { request, sequences } => {
-                    let acks = sequences
-                        .into_iter()
-                        .filter_map(|it| self.deliveries.remove(it))
-                        .collect();
-                    self.lanes.push(request.clone(), courier.ack(request, acks));
-                }
-                Action::CancelOnWorker { worker, request } => {
-                    self.lanes.push(request.clone(), courier.cancel(worker, request));
-                }
-                Action::Progress {
-                    request,
-                    encoding,
-                    progress,
-                } => self
-                    .lanes
-                    .push(request.clone(), courier.progress(request, encoding, progress)),
-                Action::StepDown => return Standing::Deposed,
+            if self.start(action) == Standing::Deposed {
+                return Standing::Deposed;
             }
+        }
+        Standing::Leads
+    }
+
+    fn start(&mut self, action: Action) -> Standing {
+        let courier = self.courier.clone();
+        match action {
+            Action::Assign { worker, assignment } => {
+                let request = assignment.request.clone();
+                self.lanes.push(request, courier.assign(worker, assignment));
+            }
+            Action::ReadJournal { request } => {
+                self.lanes.push(request.clone(), courier.read_journal(request));
+            }
+            Action::End {
+                request,
+                encoding,
+                event,
+            } => self
+                .lanes
+                .push(request.clone(), courier.end(request, encoding, event)),
+            letter @ Action::DeadLetter { .. } => self.send_letter(letter),
+            Action::Ack { request, sequences } => {
+                let acks = sequences
+                    .into_iter()
+                    .filter_map(|it| self.deliveries.remove(it))
+                    .collect();
+                self.lanes.push(request.clone(), courier.ack(request, acks));
+            }
+            Action::CancelOnWorker { worker, request } => {
+                self.lanes.push(request.clone(), courier.cancel(worker, request));
+            }
+            Action::Progress {
+                request,
+                encoding,
+                progress,
+            } => self
+                .lanes
+                .push(request.clone(), courier.progress(request, encoding, progress)),
+            Action::StepDown => return Standing::Deposed,
         }
         Standing::Leads
     }

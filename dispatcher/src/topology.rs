@@ -12,7 +12,7 @@ use async_nats::jetstream::stream::{
 };
 use async_nats::jetstream::{ErrorCode, consumer};
 use flotilla_client::Connection;
-use flotilla_config::{Config, Storage};
+use flotilla_config::{Config, Nats, Storage};
 use flotilla_protocol::Class;
 use flotilla_protocol::subject::Subjects;
 use serde_json::Value;
@@ -221,53 +221,76 @@ fn refusal(object: String, bytes_max: i64, replicas: usize, source: CreateStream
 
 fn streams(subjects: &Subjects, config: &Config) -> [StreamConfig; 3] {
     let nats = &config.nats;
-    let storage = match nats.storage {
-        Storage::File => StorageType::File,
-        Storage::Memory => StorageType::Memory,
-    };
-    let base = |name: String, subject: String, max_bytes: u64| StreamConfig {
-        name,
-        subjects: vec![subject],
-        max_bytes: i64::try_from(max_bytes).unwrap_or(i64::MAX),
+    [
+        requests(subjects, nats),
+        journal(subjects, nats),
+        dead(subjects, nats),
+    ]
+}
+
+fn requests(subjects: &Subjects, nats: &Nats) -> StreamConfig {
+    StreamConfig {
+        name: subjects.requests_stream(),
+        subjects: vec![subjects.requests_all()],
+        retention: RetentionPolicy::WorkQueue,
+        // A full queue refuses: that is the busy signal.
+        discard: DiscardPolicy::New,
+        max_bytes: signed(nats.requests_max_bytes),
+        max_messages: signed(nats.requests_max_messages),
+        duplicate_window: nats.dedupe_window,
+        storage: storage(nats),
+        ..unlimited(nats)
+    }
+}
+
+fn journal(subjects: &Subjects, nats: &Nats) -> StreamConfig {
+    StreamConfig {
+        name: subjects.journal_stream(),
+        subjects: vec![subjects.journal_all()],
+        max_bytes: signed(nats.journal_max_bytes),
+        max_age: nats.journal_max_age,
+        allow_direct: true,
+        republish: Some(Republish {
+            source: subjects.journal_all(),
+            destination: subjects.events_template(),
+            headers_only: false,
+        }),
+        storage: storage(nats),
+        ..unlimited(nats)
+    }
+}
+
+/// Always on disk: a copy for people, which must outlive the queue that it came from.
+fn dead(subjects: &Subjects, nats: &Nats) -> StreamConfig {
+    StreamConfig {
+        name: subjects.dead_stream(),
+        subjects: vec![subjects.dead_all()],
+        max_bytes: signed(DEAD_BYTES_MAX),
+        max_age: nats.dead_max_age,
+        ..unlimited(nats)
+    }
+}
+
+/// A stream without limits, spelt as the server spells them.
+fn unlimited(nats: &Nats) -> StreamConfig {
+    StreamConfig {
+        max_bytes: -1,
         max_messages: -1,
         max_messages_per_subject: -1,
         num_replicas: nats.replicas,
-        storage,
         ..Default::default()
-    };
-    [
-        StreamConfig {
-            retention: RetentionPolicy::WorkQueue,
-            discard: DiscardPolicy::New,
-            max_messages: i64::try_from(nats.requests_max_messages).unwrap_or(i64::MAX),
-            duplicate_window: nats.dedupe_window,
-            ..base(
-                subjects.requests_stream(),
-                subjects.requests_all(),
-                nats.requests_max_bytes,
-            )
-        },
-        StreamConfig {
-            max_age: nats.journal_max_age,
-            allow_direct: true,
-            republish: Some(Republish {
-                source: subjects.journal_all(),
-                destination: subjects.events_template(),
-                headers_only: false,
-            }),
-            ..base(
-                subjects.journal_stream(),
-                subjects.journal_all(),
-                nats.journal_max_bytes,
-            )
-        },
-        StreamConfig {
-            max_age: nats.dead_max_age,
-            // A copy for people, which must outlive the queue that it came from.
-            storage: StorageType::File,
-            ..base(subjects.dead_stream(), subjects.dead_all(), DEAD_BYTES_MAX)
-        },
-    ]
+    }
+}
+
+fn storage(nats: &Nats) -> StorageType {
+    match nats.storage {
+        Storage::File => StorageType::File,
+        Storage::Memory => StorageType::Memory,
+    }
+}
+
+fn signed(limit: u64) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 /// KV buckets, which are streams of a fixed shape (ADR-8). All are on disk: a lease whose revisions began
@@ -287,15 +310,12 @@ fn buckets(subjects: &Subjects, config: &Config) -> [StreamConfig; 5] {
             name: format!("KV_{bucket}"),
             subjects: vec![format!("$KV.{bucket}.>")],
             max_age,
-            max_bytes: -1,
-            max_messages: -1,
             max_messages_per_subject: 1,
             discard: DiscardPolicy::New,
             allow_rollup: true,
             deny_delete: true,
             allow_direct: true,
-            num_replicas: config.nats.replicas,
-            ..Default::default()
+            ..unlimited(&config.nats)
         }
     })
 }
@@ -373,8 +393,7 @@ mod tests {
 
     fn requests() -> StreamConfig {
         let subjects = Subjects::new(Namespace::new("flotilla").unwrap());
-        let [requests, ..] = streams(&subjects, &Config::default());
-        requests
+        super::requests(&subjects, &Config::default().nats)
     }
 
     #[test]
