@@ -156,10 +156,6 @@ section! {
         /// How long one request-reply on `infer` waits for the whole answer, in s on the wire.
         /// Default 600 s: a long generation on a slow device behind a cold load.
         infer_timeout: Duration = "infer_timeout_s", required(Seconds { min: 1 }, 600_u64);
-
-        /// Tokens of an answer whose request sets no `max_tokens`. Default 256.
-        default_max_tokens: u32 = "default_max_tokens",
-            required(Whole { min: 1, max: 1_000_000_u32 }, 256_u64);
     }
 }
 

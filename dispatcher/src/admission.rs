@@ -138,7 +138,7 @@ impl Desk {
                 param: Some("input".to_owned()),
             });
         }
-        let field = prompt::prompt_field(&request.input);
+        let field = request.input.field();
         let (bytes, bytes_max) = (prompt::prompt_bytes(&request.input), self.prompt_bytes_max);
         if bytes > bytes_max {
             return Err(RequestError {
@@ -148,7 +148,7 @@ impl Desk {
             });
         }
         let tokens = prompt::count(entry, text, &request.input).await?;
-        check_context(tokens, request.max_tokens, entry.facts.context_tokens_max, field)?;
+        check_context(tokens, request, entry.facts.context_tokens_max)?;
         Ok(tokens)
     }
 
@@ -216,35 +216,13 @@ fn arrival(
 /// Prompt and answer must fit the context together; an answer has at least one token.
 fn check_context(
     tokens: PromptTokens,
-    max_tokens: Option<u32>,
+    request: &InferenceRequest,
     context_tokens_max: u32,
-    field: &str,
 ) -> Result<(), RequestError> {
-    let PromptTokens::Counted(prompt) = tokens else {
-        return Ok(());
-    };
-    let answer = max_tokens.unwrap_or(1).max(1);
-    if prompt.saturating_add(answer) <= context_tokens_max {
-        return Ok(());
+    match tokens {
+        PromptTokens::Counted(tokens) => request.answer_tokens_max(tokens, context_tokens_max).map(drop),
+        PromptTokens::Estimated(_) => Ok(()),
     }
-    let (message, param) = if prompt < context_tokens_max {
-        let message = format!(
-            "the prompt has {prompt} tokens and max_tokens is {answer}, together more than the model's \
-             context of {context_tokens_max}"
-        );
-        (message, "max_tokens")
-    } else {
-        let message = format!(
-            "the prompt has {prompt} tokens, which leaves no room for an answer in the model's context of \
-             {context_tokens_max}"
-        );
-        (message, field)
-    };
-    Err(RequestError {
-        code: ErrorCode::ContextExceeded,
-        message,
-        param: Some(param.to_owned()),
-    })
 }
 
 /// What a message's publisher calls it; our request id.
@@ -252,34 +230,21 @@ const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 #[cfg(test)]
 mod tests {
+    use flotilla_protocol::ModelName;
+
     use super::*;
 
-    fn refused(prompt: PromptTokens, max_tokens: Option<u32>) -> Option<(String, String)> {
-        let error = check_context(prompt, max_tokens, 10, "prompt").err()?;
-        assert_eq!(error.code, ErrorCode::ContextExceeded);
-        Some((error.param?, error.message))
-    }
-
     #[test]
-    fn context_holds_the_prompt_and_at_least_one_token() {
-        assert_eq!(refused(PromptTokens::Counted(9), None), None);
-        assert_eq!(refused(PromptTokens::Counted(8), Some(2)), None);
-        let (param, message) = refused(PromptTokens::Counted(10), None).unwrap();
-        assert_eq!(param, "prompt");
-        assert!(message.contains("10 tokens"), "{message}");
-    }
-
-    #[test]
-    fn an_answer_that_is_too_long_is_named_with_its_numbers() {
-        let (param, message) = refused(PromptTokens::Counted(9), Some(2)).unwrap();
-        assert_eq!(param, "max_tokens");
-        for part in ["9 tokens", "max_tokens is 2", "of 10"] {
-            assert!(message.contains(part), "{message}");
-        }
-    }
-
-    #[test]
-    fn an_estimate_refuses_nothing() {
-        assert_eq!(refused(PromptTokens::Estimated(99), Some(99)), None);
+    fn a_count_beyond_the_context_is_refused_and_an_estimate_is_not() {
+        let model = ModelName::new("m").unwrap();
+        let body = br#"{"prompt": "x"}"#;
+        let request = InferenceRequest::decode(&model, Encoding::Json, body, 100).unwrap();
+        let checked = |tokens| check_context(tokens, &request, 10).map_err(|error| error.code);
+        assert_eq!(checked(PromptTokens::Counted(9)), Ok(()));
+        assert_eq!(
+            checked(PromptTokens::Counted(10)),
+            Err(ErrorCode::ContextExceeded)
+        );
+        assert_eq!(checked(PromptTokens::Estimated(99)), Ok(()));
     }
 }

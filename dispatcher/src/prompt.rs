@@ -68,15 +68,6 @@ pub(crate) async fn count(
     }
 }
 
-/// The field of the body that holds the prompt.
-pub(crate) fn prompt_field(input: &Input) -> &'static str {
-    match input {
-        Input::Prompt(_) | Input::PromptTokens(_) => "prompt",
-        Input::Chat(_) => "messages",
-        Input::Embed(_) => "input",
-    }
-}
-
 /// Bytes of the prompt's text.
 pub(crate) fn prompt_bytes(input: &Input) -> usize {
     match input {
@@ -121,7 +112,7 @@ fn check_tokens(entry: &CatalogEntry, tokens: &[u32]) -> Result<PromptTokens, Re
 }
 
 fn count_with(text: &ModelText, input: &Input) -> Result<PromptTokens, RequestError> {
-    let field = prompt_field(input);
+    let field = input.field();
     let unusable = |error: TokenizerError| invalid(field, error.to_string());
     let tokens = match input {
         Input::Prompt(prompt) => text

@@ -45,6 +45,18 @@ pub enum Input {
     Embed(Vec<String>),
 }
 
+impl Input {
+    /// The field of the body that holds it.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Prompt(_) | Self::PromptTokens(_) => "prompt",
+            Self::Chat(_) => "messages",
+            Self::Embed(_) => "input",
+        }
+    }
+}
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
@@ -124,6 +136,41 @@ impl InferenceRequest {
     #[must_use]
     pub fn is_embedding(&self) -> bool {
         matches!(self.input, Input::Embed(_))
+    }
+
+    /// Most tokens that the answer may have: `max_tokens`, or else the room that the prompt leaves.
+    ///
+    /// # Errors
+    /// `context_exceeded` with the numbers, when the prompt leaves no room, or less than `max_tokens`.
+    pub fn answer_tokens_max(
+        &self,
+        prompt_tokens: u32,
+        context_tokens_max: u32,
+    ) -> Result<u32, RequestError> {
+        let room = context_tokens_max.saturating_sub(prompt_tokens);
+        let refused = |param: &str, message| RequestError {
+            code: ErrorCode::ContextExceeded,
+            message,
+            param: Some(param.to_owned()),
+        };
+        match self.max_tokens {
+            _ if room == 0 => Err(refused(
+                self.input.field(),
+                format!(
+                    "the prompt has {prompt_tokens} tokens, which leaves no room for an answer in the model's \
+                     context of {context_tokens_max}"
+                ),
+            )),
+            Some(wanted) if wanted > room => Err(refused(
+                "max_tokens",
+                format!(
+                    "the prompt has {prompt_tokens} tokens and max_tokens is {wanted}, together more than the \
+                     model's context of {context_tokens_max}"
+                ),
+            )),
+            Some(wanted) => Ok(wanted),
+            None => Ok(room),
+        }
     }
 
     /// Whether the input is a conversation.

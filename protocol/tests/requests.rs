@@ -105,6 +105,35 @@ fn each_refusal_names_its_field() {
 }
 
 #[test]
+fn prompt_and_answer_share_the_context() {
+    let room = |body: &str, prompt_tokens| decode(body).unwrap().answer_tokens_max(prompt_tokens, 10);
+    assert_eq!(room(r#"{"prompt":"x"}"#, 9).unwrap(), 1);
+    assert_eq!(room(r#"{"prompt":"x","max_tokens":2}"#, 8).unwrap(), 2);
+    for (body, prompt_tokens, param, parts) in [
+        (r#"{"prompt":"x"}"#, 10, "prompt", ["10 tokens", "of 10"]),
+        (
+            r#"{"messages":[{"role":"user","content":"x"}]}"#,
+            11,
+            "messages",
+            ["11 tokens", "of 10"],
+        ),
+        (
+            r#"{"prompt":"x","max_tokens":2}"#,
+            9,
+            "max_tokens",
+            ["9 tokens", "max_tokens is 2"],
+        ),
+    ] {
+        let error = room(body, prompt_tokens).unwrap_err();
+        assert_eq!(
+            (error.code, error.param.as_deref()),
+            (ErrorCode::ContextExceeded, Some(param))
+        );
+        assert!(parts.iter().all(|part| error.message.contains(part)), "{error}");
+    }
+}
+
+#[test]
 fn a_misspelt_field_is_answered_with_the_one_meant() {
     let (_, param, message) = refusal(r#"{"prompt":"x","max_token":8}"#);
     assert_eq!(param.as_deref(), Some("max_token"));

@@ -125,6 +125,7 @@ async fn bytes_that_are_no_request_fail_with_the_place() -> Result<()> {
 async fn huge_body_is_refused_with_its_limit_on_either_side_of_the_server() -> Result<()> {
     let fleet = Fleet::builder()
         .set("dispatcher.request_bytes_max=64KiB")
+        .set("dispatcher.prompt_bytes_max=64KiB")
         .start()
         .await?;
     let error = failure(&fleet, &Question::prompt("adder", &"1".repeat(100_000))).await?;

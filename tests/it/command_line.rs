@@ -5,7 +5,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result};
 use flotilla_tests::{
-    Fleet, Process, Question, Signal, demo_models_dir, eventually, flotilla_binary, nats_server_binary,
+    Fleet, Process, Question, Signal, demo_models_dir, eventually, flotilla_binary, free_port,
+    nats_server_binary,
 };
 use serde_json::Value;
 
@@ -133,19 +134,23 @@ fn is_alive(process: u32) -> bool {
 
 /// Starts `flotilla up` in a folder of its own and waits until it answers.
 async fn up(folder: &std::path::Path) -> Result<Process> {
-    let server = nats_server_binary().display().to_string();
-    let arguments = ["up", "--nats-server", &server].map(str::to_owned);
+    let (server, port) = (
+        nats_server_binary().display().to_string(),
+        free_port().to_string(),
+    );
+    let arguments = ["up", "--nats-server", &server, "--port", &port].map(str::to_owned);
     let process = Process::flotilla("up", folder, &arguments)?;
-    eventually("an answer of the fleet", async || {
-        let output = Command::new(flotilla_binary())
-            .args(["run", "adder", "123+456="])
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .output()
-            .ok()?;
-        (output.stdout == b"579\n").then_some(())
+    // Until this file is there, a command in the folder would ask whatever server listens on 4222.
+    eventually("the fleet to be up", async || {
+        folder.join(".flotilla/up.json").exists().then_some(())
     })
     .await;
+    let output = Command::new(flotilla_binary())
+        .args(["run", "adder", "123+456="])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()?;
+    assert_eq!(stdout(&output)?, "579\n");
     Ok(process)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use async_nats::Message;
 use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit};
 use flotilla_config::{Config, LoadOptions};
@@ -135,7 +135,7 @@ impl FleetBuilder {
         for _ in 0..self.workers {
             fleet.add_worker()?;
         }
-        fleet.wait_for_workers(self.workers).await;
+        fleet.wait_until_up(self.workers).await?;
         Ok(fleet)
     }
 }
@@ -216,6 +216,24 @@ impl Fleet {
         Process::flotilla(name, self.folder.path(), &arguments)
     }
 
+    /// Waits for the workers' reports, and fails at once when a process ends instead.
+    async fn wait_until_up(&mut self, workers: usize) -> Result<()> {
+        let mut processes: Vec<&mut Process> = self.dispatchers.iter_mut().chain(&mut self.workers).collect();
+        let connection = &self.connection;
+        let mut died = None;
+        eventually(&format!("{workers} workers"), async || {
+            for process in &mut processes {
+                if !process.is_running().ok()? {
+                    died = Some(process.log());
+                    return Some(());
+                }
+            }
+            (status(connection).await.ok()?.workers.len() == workers).then_some(())
+        })
+        .await;
+        died.map_or(Ok(()), |log| bail!("a process ended at its start:\n{log}"))
+    }
+
     /// Waits until the dispatcher knows exactly this many workers.
     ///
     /// # Panics
@@ -233,8 +251,7 @@ impl Fleet {
     /// # Errors
     /// When no dispatcher leads.
     pub async fn status(&self) -> Result<FleetStatus> {
-        let message = self.admin("workers", &json!({})).await?;
-        Ok(serde_json::from_slice(&message.payload)?)
+        status(&self.connection).await
     }
 
     /// Asks an endpoint for operators.
@@ -242,12 +259,7 @@ impl Fleet {
     /// # Errors
     /// When nobody answers.
     pub async fn admin(&self, verb: &str, body: &Value) -> Result<Message> {
-        let subject = self.connection.subjects.admin(verb);
-        self.connection
-            .client
-            .request(subject, body.to_string().into())
-            .await
-            .context("no leader answers")
+        admin(&self.connection, verb, body).await
     }
 
     /// Publishes a request; its events can be followed from then on.
@@ -279,6 +291,20 @@ impl Fleet {
             .with_context(|| format!("{} has no end", question.request))?
             .map_err(Into::into)
     }
+}
+
+async fn status(connection: &Connection) -> Result<FleetStatus> {
+    let message = admin(connection, "workers", &json!({})).await?;
+    Ok(serde_json::from_slice(&message.payload)?)
+}
+
+async fn admin(connection: &Connection, verb: &str, body: &Value) -> Result<Message> {
+    let subject = connection.subjects.admin(verb);
+    connection
+        .client
+        .request(subject, body.to_string().into())
+        .await
+        .context("no leader answers")
 }
 
 async fn connect(url: &str) -> Result<Connection> {

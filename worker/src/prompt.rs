@@ -36,7 +36,7 @@ impl Prompt {
         model: &ModelText,
         now: SystemTime,
     ) -> Result<Self, RequestError> {
-        let param = param(&request.input);
+        let param = request.input.field();
         let tokens = tokens(&request.input, model, now)?;
         let context = model.config.context_tokens_max;
         if tokens.is_empty() {
@@ -46,22 +46,12 @@ impl Prompt {
                 "the prompt has no tokens".to_owned(),
             ));
         }
-        if tokens.len() >= context {
-            let message = format!(
-                "the prompt has {} tokens; with one token of an answer the model takes at most {context}",
-                tokens.len()
-            );
-            return Err(refused(ErrorCode::ContextExceeded, param, message));
-        }
-        let room = context - tokens.len();
-        let wanted = request
-            .max_tokens
-            .map(|max| usize::try_from(max).unwrap_or(usize::MAX));
+        let answer_tokens_max = request.answer_tokens_max(count(tokens.len()), count(context))?;
         let stops = StopStrings::new(&request.stop)
             .map_err(|error| refused(ErrorCode::InvalidRequest, "stop", error.to_string()))?;
         Ok(Self {
             tokens,
-            answer_tokens_max: wanted.map_or(room, |wanted| wanted.min(room)).max(1),
+            answer_tokens_max: usize::try_from(answer_tokens_max).unwrap_or(usize::MAX),
             sampling: sampling(id, &request.sampling, &model.config)?,
             stops,
         })
@@ -185,12 +175,9 @@ fn sampling(id: &RequestId, params: &SamplingParams, config: &ModelConfig) -> Re
 }
 
 /// The field that holds an input.
-fn param(input: &Input) -> &'static str {
-    match input {
-        Input::Prompt(_) | Input::PromptTokens(_) => "prompt",
-        Input::Chat(_) => "messages",
-        Input::Embed(_) => "input",
-    }
+/// A prompt of more than `u32::MAX` tokens is beyond every context.
+fn count(tokens: usize) -> u32 {
+    u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
 fn refused(code: ErrorCode, param: &'static str, message: String) -> RequestError {
@@ -218,16 +205,16 @@ mod tests {
     }
 
     #[test]
-    fn answer_is_as_long_as_asked_for_but_never_beyond_the_context() {
+    fn answer_is_as_long_as_asked_for_or_as_the_context_allows() {
         let asked = prompt(r#"{"prompt": "123+456=", "max_tokens": 8}"#).unwrap();
         assert_eq!(asked.answer_tokens_max, 8);
         let room = 128 - asked.tokens.len();
-        for body in [
-            r#"{"prompt": "123+456="}"#,
-            r#"{"prompt": "123+456=", "max_tokens": 4000}"#,
-        ] {
-            assert_eq!(prompt(body).unwrap().answer_tokens_max, room);
-        }
+        assert_eq!(
+            prompt(r#"{"prompt": "123+456="}"#).unwrap().answer_tokens_max,
+            room
+        );
+        let error = prompt(r#"{"prompt": "123+456=", "max_tokens": 4000}"#).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("max_tokens"));
     }
 
     #[test]

@@ -192,9 +192,15 @@ fn a_slot_is_used_again_as_soon_as_its_attempt_has_ended() {
     bench.report(report("w", 2, 0, &[("a", 1)]));
     bench.actions();
     bench.done(done("w", "a", 1, AttemptEnd::Terminal));
-    assert_eq!(bench.actions(), ["ack a: 1", "assign b to w: attempt 1, 0 strikes"]);
+    assert_eq!(
+        bench.actions(),
+        ["ack a: 1", "assign b to w: attempt 1, 0 strikes"]
+    );
     bench.report(report("w", 3, 0, &[("a", 1)]));
-    assert!(bench.actions().is_empty(), "a report made before the end frees nothing again");
+    assert!(
+        bench.actions().is_empty(),
+        "a report made before the end frees nothing again"
+    );
 }
 
 #[test]
