@@ -5,7 +5,7 @@
 //! the dispatcher, then the dispatcher, then the server. Nobody is started again: a death is reported.
 
 mod child;
-mod demo;
+mod embedded;
 mod server;
 mod up_file;
 
@@ -22,7 +22,7 @@ use tokio::time::{Instant, interval};
 use crate::admin::{self, Nothing};
 use crate::commands::role::{DISPATCHER_DRAIN_MAX, WORKER_END_MAX};
 pub(crate) use child::{Child, Death};
-pub(crate) use demo::{DEMO_MODELS, extract};
+pub(crate) use embedded::{DEMO_MODELS, INSTANT_MODEL, extract};
 pub(crate) use server::{Port, find_server};
 pub(crate) use up_file::UpFile;
 

@@ -4,6 +4,8 @@
 //! field was added on purpose, `BLESS=1 cargo test -p flotilla-protocol --test golden` writes the new
 //! sample.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 use std::fmt::Debug;
 use std::path::PathBuf;
 

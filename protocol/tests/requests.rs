@@ -1,5 +1,7 @@
 //! Request bodies as clients write them: what is understood, and what a refusal says.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 use flotilla_protocol::event::ErrorCode;
 use flotilla_protocol::request::{InferenceRequest, Input, KeepAlive};
 use flotilla_protocol::{Encoding, ModelName};

@@ -1,5 +1,6 @@
 //! A whole fleet for one test: server, dispatchers and workers as real processes.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -218,17 +219,16 @@ impl Fleet {
 
     /// Waits for the workers' reports, and fails at once when a process ends instead.
     async fn wait_until_up(&mut self, workers: usize) -> Result<()> {
-        let mut processes: Vec<&mut Process> = self.dispatchers.iter_mut().chain(&mut self.workers).collect();
+        let processes: Vec<&mut Process> = self.dispatchers.iter_mut().chain(&mut self.workers).collect();
+        let processes = RefCell::new(processes);
         let connection = &self.connection;
-        let mut died = None;
-        eventually(&format!("{workers} workers"), async || {
-            for process in &mut processes {
+        let died = eventually(&format!("{workers} workers"), async || {
+            for process in processes.borrow_mut().iter_mut() {
                 if !process.is_running().ok()? {
-                    died = Some(process.log());
-                    return Some(());
+                    return Some(Some(process.log()));
                 }
             }
-            (status(connection).await.ok()?.workers.len() == workers).then_some(())
+            (status(connection).await.ok()?.workers.len() == workers).then_some(None)
         })
         .await;
         died.map_or(Ok(()), |log| bail!("a process ended at its start:\n{log}"))

@@ -45,6 +45,8 @@ pub(crate) struct AttemptContext {
     pub(crate) engine: Engine,
     /// Tokens that a request may be ahead of its journal.
     pub(crate) ahead_tokens_max: usize,
+    /// Tokens that one step reads: a longer prompt takes several, which is worth news for who waits.
+    pub(crate) step_tokens_max: usize,
 }
 
 /// An attempt to run.
@@ -109,7 +111,11 @@ pub(crate) async fn run(new: NewAttempt, context: Arc<AttemptContext>) -> Attemp
     let end = Attempt::new(new, context).run().await;
     let tokens = counts.output.load(Ordering::Relaxed);
     let elapsed_ms = millis(received.elapsed());
-    info!(request_id = %request, attempt = attempt.0, tokens, elapsed_ms, ?end, "attempt ended");
+    if end == AttemptEnd::Terminal {
+        debug!(request_id = %request, attempt = attempt.0, tokens, elapsed_ms, "attempt finished");
+    } else {
+        info!(request_id = %request, attempt = attempt.0, tokens, elapsed_ms, ?end, "attempt ended");
+    }
     end
 }
 

@@ -57,6 +57,7 @@ pub async fn run(config: &Config, connection: Connection, stop: Stop) -> Result<
             journal: Journal::new(&connection),
             engine,
             ahead_tokens_max: config.worker.answer_channel_tokens,
+            step_tokens_max: config.worker.batch_tokens_max,
         },
         outbox: Outbox::open(connection.client.clone(), connection.request_timeout),
         inbox: Inbox::open(&connection, &identity.worker).await?,

@@ -59,7 +59,7 @@ pub(crate) async fn run(context: &Context, arguments: UpArguments) -> anyhow::Re
     let _lock = lock(&plan.folder)?;
     let up_file = UpFile::path(&plan.folder);
     remove(&up_file)?;
-    fleet::extract(&plan.models_dir)?;
+    fleet::extract(&fleet::DEMO_MODELS, &plan.models_dir)?;
     let started = tokio::select! {
         started = start(context, &arguments, &plan) => started?,
         () = signals.next() => return Ok(Exit::Interrupted),

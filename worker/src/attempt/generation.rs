@@ -87,7 +87,9 @@ impl Generation {
             self.stage = Stage::Over(Some(text));
             return Taken::end(End::Finished(reason));
         }
-        attempt.publish_progress(Phase::Prefill).await;
+        if self.prompt.tokens.len() > attempt.context.step_tokens_max {
+            attempt.publish_progress(Phase::Prefill).await;
+        }
         let run = self.new_run(&start.token_ids, new_tokens_max, attempt);
         match attempt.context.engine.join(run).await {
             Ok(run) => {

@@ -98,7 +98,7 @@ impl JournalHand {
             return Ok(JournalView::default());
         }
         loop {
-            sleep(self.pause).await;
+            rest(self.pause).await;
             if let Settled::Read(entries) = self.hand.read(0).await? {
                 self.pause = Duration::ZERO;
                 return Ok(JournalView::from_records(entries.into_iter().map(record))?);
@@ -111,7 +111,7 @@ impl JournalHand {
     pub(super) fn append(&self, append: Append) -> Io {
         let (hand, pause) = (self.hand.clone(), self.pause);
         Box::pin(async move {
-            sleep(pause).await;
+            rest(pause).await;
             hand.append(append.expected_last_sequence, &append.event).await
         })
     }
@@ -120,7 +120,7 @@ impl JournalHand {
     pub(super) fn read(&self, after_sequence: u64) -> Io {
         let (hand, pause) = (self.hand.clone(), self.pause);
         Box::pin(async move {
-            sleep(pause).await;
+            rest(pause).await;
             hand.read(after_sequence).await
         })
     }
@@ -206,6 +206,13 @@ impl Hand {
                 Ok(Settled::NotRead)
             }
         }
+    }
+}
+
+/// Sleeps, and does not even yield for no time: a sleep of zero takes the timer's whole millisecond.
+async fn rest(pause: Duration) {
+    if !pause.is_zero() {
+        sleep(pause).await;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Both paths run on one private server, with the same client, bodies and number of requests under way.
 //! Throughput is measured with many at once, latency one at a time. The fleet's path is the real one: real
-//! processes, and one token of a real model.
+//! processes, and one token of a model so small that it answers at once.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use super::load::{Load, Measured};
 use super::{DispatchArguments, Outcome, machine};
 use crate::commands::Interrupted;
 use crate::context::Context;
-use crate::fleet::{self, Fleet, FleetPlan, Port};
+use crate::fleet::{self, Fleet, FleetPlan, INSTANT_MODEL, Port};
 use crate::output;
 use crate::stop::Signals;
 
@@ -28,7 +28,7 @@ use crate::stop::Signals;
 pub(super) async fn run(context: &Context, arguments: &DispatchArguments) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir().context("cannot create a folder for the benchmark")?;
     let plan = plan(context, arguments, folder.path())?;
-    fleet::extract(&plan.models_dir)?;
+    fleet::extract(&[INSTANT_MODEL], &plan.models_dir)?;
     let mut signals = Signals::new()?;
     let (mut fleet, client) = tokio::select! {
         started = Fleet::start(&plan, &context.config) => started?,
@@ -87,7 +87,7 @@ async fn measure(
     peer.stop().await?;
 
     output::note("bench: the whole fleet");
-    let model = ModelName::new("adder")?;
+    let model = ModelName::new(INSTANT_MODEL.name)?;
     ask(&client, &model, body.clone())
         .await
         .context("the first request, which loads the model")?;

@@ -1,4 +1,5 @@
-//! The demonstration models that are part of this program, so that a first run needs no download.
+//! The models that are part of this program: three for demonstration, so that a first run needs no download,
+//! and one for benchmarks.
 
 use std::fs;
 use std::io;
@@ -8,49 +9,52 @@ use anyhow::Context as _;
 
 /// A model folder inside this program.
 #[derive(Debug)]
-pub(crate) struct DemoModel {
+pub(crate) struct EmbeddedModel {
     /// Name of the folder and of the model.
     pub(crate) name: &'static str,
     files: [(&'static str, &'static [u8]); 5],
 }
 
-macro_rules! demo_model {
-    ($name:literal) => {
-        DemoModel {
+macro_rules! embedded_model {
+    ($group:literal, $name:literal) => {
+        EmbeddedModel {
             name: $name,
             files: [
-                demo_file!($name, "config.json"),
-                demo_file!($name, "generation_config.json"),
-                demo_file!($name, "model.safetensors"),
-                demo_file!($name, "tokenizer.json"),
-                demo_file!($name, "tokenizer_config.json"),
+                embedded_file!($group, $name, "config.json"),
+                embedded_file!($group, $name, "generation_config.json"),
+                embedded_file!($group, $name, "model.safetensors"),
+                embedded_file!($group, $name, "tokenizer.json"),
+                embedded_file!($group, $name, "tokenizer_config.json"),
             ],
         }
     };
 }
 
-macro_rules! demo_file {
-    ($name:literal, $file:literal) => {
+macro_rules! embedded_file {
+    ($group:literal, $name:literal, $file:literal) => {
         (
             $file,
-            include_bytes!(concat!("../../demo-models/", $name, "/", $file)),
+            include_bytes!(concat!("../../", $group, "/", $name, "/", $file)),
         )
     };
 }
 
-/// All of them.
-pub(crate) const DEMO_MODELS: [DemoModel; 3] = [
-    demo_model!("adder"),
-    demo_model!("sorter"),
-    demo_model!("reverser"),
+/// Models whose answers a person can check.
+pub(crate) const DEMO_MODELS: [EmbeddedModel; 3] = [
+    embedded_model!("demo-models", "adder"),
+    embedded_model!("demo-models", "sorter"),
+    embedded_model!("demo-models", "reverser"),
 ];
 
-/// Writes every file that is missing or different below `folder`.
+/// A model that costs next to nothing, so that a benchmark measures the path and not the model.
+pub(crate) const INSTANT_MODEL: EmbeddedModel = embedded_model!("bench-models", "instant");
+
+/// Writes every file of `models` that is missing or different below `folder`.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn extract(folder: &Path) -> anyhow::Result<()> {
-    for model in &DEMO_MODELS {
+pub(crate) fn extract(models: &[EmbeddedModel], folder: &Path) -> anyhow::Result<()> {
+    for model in models {
         let target = folder.join(model.name);
         fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
         for (name, bytes) in model.files {
@@ -80,12 +84,12 @@ mod tests {
     #[test]
     fn extraction_mends_what_differs_and_leaves_the_rest_alone() {
         let folder = tempfile::tempdir().unwrap();
-        extract(folder.path()).unwrap();
+        extract(&DEMO_MODELS, folder.path()).unwrap();
         let [config, weights] =
             ["adder/config.json", "adder/model.safetensors"].map(|it| folder.path().join(it));
         let untouched = fs::metadata(&weights).unwrap().modified().unwrap();
         fs::write(&config, "{}").unwrap();
-        extract(folder.path()).unwrap();
+        extract(&DEMO_MODELS, folder.path()).unwrap();
         assert_eq!(
             fs::read(&config).unwrap(),
             include_bytes!("../../demo-models/adder/config.json")
@@ -96,7 +100,7 @@ mod tests {
     #[test]
     fn every_demo_model_can_be_described_as_a_catalog_entry() {
         let folder = tempfile::tempdir().unwrap();
-        extract(folder.path()).unwrap();
+        extract(&DEMO_MODELS, folder.path()).unwrap();
         for model in &DEMO_MODELS {
             let name = flotilla_protocol::ModelName::new(model.name).unwrap();
             let entry = flotilla_worker::describe(name, &folder.path().join(model.name)).unwrap();
