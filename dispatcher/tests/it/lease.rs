@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use flotilla_dispatcher::{Candidate, Kept, ensure_topology};
+use flotilla_tests::PATIENCE;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{PATIENCE, Server};
+use crate::server::Server;
 
 const TTL: Duration = Duration::from_secs(1);
 

@@ -5,11 +5,12 @@ use flotilla_dispatcher::{DispatcherError, run};
 use flotilla_protocol::admin::QueueStatus;
 use flotilla_protocol::event::{ErrorCode, Failed};
 use flotilla_protocol::{Class, Encoding, ModelName};
+use flotilla_tests::PATIENCE;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{PATIENCE, Server};
+use crate::server::Server;
 
 struct Dispatcher {
     shutdown: CancellationToken,

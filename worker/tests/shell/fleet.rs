@@ -1,9 +1,6 @@
 //! A real nats-server, the streams that a dispatcher would make, and a worker between them.
 
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::Subscriber;
 use async_nats::jetstream::{kv, stream};
@@ -15,21 +12,19 @@ use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::event::Event;
 use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, RequestId, Strikes, WorkerId};
+pub use flotilla_tests::PATIENCE;
+use flotilla_tests::{NatsServer, ServerOptions};
 use flotilla_worker::{Stop, WorkerError, run};
 use futures_util::StreamExt;
-use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-
-/// A limit on waiting that no machine reaches.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A worker with the demonstration models, and everything that it talks to.
 pub struct Fleet {
     pub connection: Connection,
     pub stop: Stop,
     pub worker: JoinHandle<Result<(), WorkerError>>,
-    pub server: Server,
+    pub server: NatsServer,
     reports: Subscriber,
     done: Subscriber,
 }
@@ -42,7 +37,7 @@ impl Fleet {
 
     /// The same with settings of the form `section.key=value`.
     pub async fn start_with(settings: &[&str]) -> Self {
-        let server = Server::start();
+        let server = NatsServer::start(&ServerOptions::default()).unwrap();
         let config = config(&server.url(), settings);
         let connection = Connection::open(&config.nats, "test").await.unwrap();
         make_objects(&connection).await;
@@ -142,7 +137,7 @@ pub fn worker_id() -> WorkerId {
 }
 
 fn config(url: &str, settings: &[&str]) -> Config {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo-models");
+    let models = flotilla_tests::demo_models_dir();
     let mut flags = vec![
         format!("nats.url={url}"),
         "worker.id=w1".to_owned(),
@@ -180,64 +175,5 @@ async fn make_objects(connection: &Connection) {
             ..Default::default()
         };
         connection.jetstream.create_key_value(bucket).await.unwrap();
-    }
-}
-
-/// A private nats-server with its store in a folder of its own.
-pub struct Server {
-    child: Child,
-    port: u16,
-    store: TempDir,
-}
-
-impl Server {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let store = tempfile::tempdir().unwrap();
-        let child = Self::spawn(port, store.path());
-        let server = Self { child, port, store };
-        server.wait_until_up();
-        server
-    }
-
-    /// Kills the server and starts it again on the same port and store.
-    pub fn restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = Self::spawn(self.port, self.store.path());
-        self.wait_until_up();
-    }
-
-    fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
-    }
-
-    fn spawn(port: u16, store: &Path) -> Child {
-        let program = std::env::var_os("NATS_SERVER").map_or_else(|| "nats-server".into(), PathBuf::from);
-        Command::new(program)
-            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
-            .arg(store)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nats-server is installed")
-    }
-
-    fn wait_until_up(&self) {
-        let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(started.elapsed() < PATIENCE, "nats-server does not listen");
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // One that was killed already is what we want.
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }

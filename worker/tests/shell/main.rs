@@ -6,7 +6,7 @@ mod fleet;
 use flotilla_client::{Catalog, Journal, NewEntry};
 use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Cancel, Control, ControlReply, Refusal};
 use flotilla_protocol::codec::{decode_internal, encode_internal};
-use flotilla_protocol::event::{Accepted, ErrorCode, Event, EventKind, FinishReason, Tokens};
+use flotilla_protocol::event::{Accepted, ErrorCode, Event, EventKind, FinishReason, Phase, Tokens};
 use flotilla_protocol::fleet::{ModelState, WorkerState};
 use flotilla_protocol::{Attempt, Encoding, Epoch, ModelName, Strikes, WorkerId, headers};
 use futures_util::StreamExt;
@@ -64,19 +64,26 @@ async fn requests_that_lag_behind_one_another_are_all_answered() {
 }
 
 #[tokio::test]
-async fn client_sees_progress_before_the_first_token() {
-    let mut fleet = Fleet::start().await;
-    let assignment = assignment("r1", "adder", SUM);
+async fn client_hears_of_a_prompt_that_takes_several_steps_before_the_first_token() {
+    let mut fleet = Fleet::start_with(&["worker.batch_tokens_max=16"]).await;
+    let long = r#"{"prompt": "11111111111111111111111111111111+1=", "max_tokens": 1}"#;
+    let assignment = assignment("r1", "adder", long);
     let subject = fleet.connection.subjects.events(&assignment.request);
     let mut events = fleet.connection.client.subscribe(subject).await.unwrap();
     fleet.connection.client.flush().await.unwrap();
     fleet.assign(&assignment).await;
-    let event = timeout(PATIENCE, events.next()).await.unwrap().unwrap();
-    let found = event.headers.unwrap();
-    assert_eq!(found.get(headers::EVENT).unwrap().as_str(), "progress");
-    assert_eq!(found.get(headers::ATTEMPT).unwrap().as_str(), "1");
-    let body = Event::decode(EventKind::Progress, Encoding::Json, &event.payload).unwrap();
-    assert!(matches!(body, Event::Progress(_)));
+    loop {
+        let event = timeout(PATIENCE, events.next()).await.unwrap().unwrap();
+        let found = event.headers.unwrap();
+        let kind: EventKind = found.get(headers::EVENT).unwrap().as_str().parse().unwrap();
+        assert_ne!(kind, EventKind::Tokens, "no news came before the first token");
+        if let Event::Progress(progress) = Event::decode(kind, Encoding::Json, &event.payload).unwrap()
+            && progress.phase == Phase::Prefill
+        {
+            assert_eq!(found.get(headers::ATTEMPT).unwrap().as_str(), "1");
+            break;
+        }
+    }
     fleet.done().await;
 }
 
@@ -304,7 +311,8 @@ async fn worker_outlives_its_server_and_answers_when_it_is_back() {
     let mut fleet = Fleet::start().await;
     fleet.assign(&assignment("r1", "adder", SUM)).await;
     fleet.done().await;
-    fleet.server.restart();
+    fleet.server.kill().unwrap();
+    fleet.server.restart().unwrap();
     let after = assignment("r2", "adder", SUM);
     let assigned = async {
         // What was sent before both sides are connected again is lost.
