@@ -6,36 +6,18 @@ use anyhow::{Context, Result};
 use flotilla_client::{Answer, AnswerBuilder, Journal};
 use flotilla_protocol::Attempt;
 use flotilla_protocol::event::{ErrorCode, Event, EventKind};
-use flotilla_tests::{Fleet, ModelFolderBuilder, Question, eventually};
+use flotilla_tests::{Fleet, Question, eventually};
 use serde_json::json;
-use tempfile::TempDir;
+
+use crate::slow::{again, slow_models, worker_of};
 
 const ANSWER_TOKENS: u32 = 96;
-
-/// A model slow enough that a kill hits it in the middle of an answer.
-fn slow_models() -> Result<TempDir> {
-    let folder = tempfile::tempdir()?;
-    ModelFolderBuilder::default().write(&folder.path().join("slow"))?;
-    Ok(folder)
-}
 
 /// A seeded question whose answer runs to its limit.
 fn question(seed: u32) -> Question {
     let prompt = format!("w5 w9 w{} w33", 100 + seed);
     let body = json!({"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 1.0, "seed": seed});
     Question::new("slow", body)
-}
-
-/// The worker whose report lists a request.
-async fn worker_of(fleet: &Fleet, question: &Question) -> usize {
-    eventually("the request to run", async || {
-        let workers = fleet.status().await.ok()?.workers;
-        let runs = workers
-            .iter()
-            .find(|w| w.report.running.iter().any(|r| r.request == question.request))?;
-        runs.report.worker.as_str().strip_prefix('w')?.parse().ok()
-    })
-    .await
 }
 
 /// What the journal must be at the end, whatever died: every token once, one terminal event, at the end.
@@ -74,14 +56,9 @@ async fn killed_workers_answer_goes_on_elsewhere_token_for_token() -> Result<()>
         .await?;
     for (round, kill_at) in [1_usize, 5, 24, 60].into_iter().enumerate() {
         let question = question(u32::try_from(round)?);
-        let unbroken = fleet
-            .ask(&Question {
-                request: flotilla_client::new_request_id(),
-                ..question.clone()
-            })
-            .await?;
+        let unbroken = fleet.ask(&again(&question)).await?;
         let mut events = fleet.submit(&question).await?;
-        let worker = worker_of(&fleet, &question).await;
+        let worker = worker_of(&fleet, &question, 0).await;
         let mut builder = AnswerBuilder::default();
         let mut seen = 0;
         let mut killed = false;
@@ -243,14 +220,9 @@ async fn standby_leads_when_the_leader_is_killed_and_running_work_does_not_notic
         .start()
         .await?;
     let first = question(1);
-    let unbroken = fleet
-        .ask(&Question {
-            request: flotilla_client::new_request_id(),
-            ..first.clone()
-        })
-        .await?;
+    let unbroken = fleet.ask(&again(&first)).await?;
     let mut events = fleet.submit(&first).await?;
-    worker_of(&fleet, &first).await;
+    worker_of(&fleet, &first, 0).await;
     let leader = leader(&fleet).await;
     fleet.dispatchers[leader].kill()?;
     let answer = Answer::collect(&mut events).await?;
@@ -293,7 +265,7 @@ async fn server_that_is_killed_and_comes_back_loses_no_request() -> Result<()> {
             tokio::spawn(async move { Answer::collect(&mut events).await }),
         ));
     }
-    worker_of(&fleet, &pending[0].0).await;
+    worker_of(&fleet, &pending[0].0, 0).await;
     fleet.server.kill()?;
     fleet.server.restart()?;
     for (question, task) in pending {

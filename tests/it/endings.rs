@@ -4,15 +4,10 @@ use anyhow::{Context, Result};
 use flotilla_client::Answer;
 use flotilla_protocol::Attempt;
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason};
-use flotilla_tests::{Fleet, ModelFolderBuilder, Question, Signal, eventually};
+use flotilla_tests::{Fleet, Question, Signal, eventually};
 use serde_json::json;
-use tempfile::TempDir;
 
-fn slow_models() -> Result<TempDir> {
-    let folder = tempfile::tempdir()?;
-    ModelFolderBuilder::default().write(&folder.path().join("slow"))?;
-    Ok(folder)
-}
+use crate::slow::{again, slow_models, worker_of};
 
 fn long_question(tokens: u32) -> Question {
     Question::new(
@@ -50,10 +45,6 @@ async fn cancelled_request_ends_where_it_is_and_frees_its_slot() -> Result<()> {
     assert!(answer.token_ids.is_empty());
 
     let body = json!({"request": running.request}).to_string();
-    let packed = flotilla_protocol::codec::encode_internal(&flotilla_protocol::assignment::Cancel {
-        request: running.request.clone(),
-    })?;
-    assert_ne!(body.as_bytes(), &packed[..]);
     fleet
         .connection
         .client
@@ -105,24 +96,9 @@ async fn drained_worker_hands_its_work_over_and_exits_cleanly() -> Result<()> {
         .start()
         .await?;
     let question = long_question(200);
-    let unbroken = fleet
-        .ask(&Question {
-            request: flotilla_client::new_request_id(),
-            ..question.clone()
-        })
-        .await?;
+    let unbroken = fleet.ask(&again(&question)).await?;
     let mut events = fleet.submit(&question).await?;
-    let worker: usize = eventually("the request to run", async || {
-        let workers = fleet.status().await.ok()?.workers;
-        let runs = workers.iter().find(|w| {
-            w.report
-                .running
-                .iter()
-                .any(|r| r.request == question.request && r.output_tokens > 0)
-        })?;
-        runs.report.worker.as_str().strip_prefix('w')?.parse().ok()
-    })
-    .await;
+    let worker = worker_of(&fleet, &question, 1).await;
     fleet.workers[worker].signal(Signal::Term)?;
     assert!(
         fleet.workers[worker].wait().await?.success(),

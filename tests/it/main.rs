@@ -11,3 +11,4 @@ mod foreign_client;
 mod journal;
 mod load;
 mod services;
+mod slow;
