@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use flotilla_client::Connection;
 use flotilla_config::Config;
+use flotilla_protocol::Epoch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,7 @@ pub async fn run(
         process: shutdown.child_token(),
         ground,
         services: JoinSet::new(),
+        epoch_min: Epoch(0),
     };
     let ended = office.lead_whenever_possible(&candidate, &shutdown).await;
     office.close().await;
@@ -50,6 +52,9 @@ struct Office {
     process: CancellationToken,
     /// Services of this and of former terms; those of former ones only finish their answers.
     services: JoinSet<()>,
+    /// Workers have seen every smaller epoch. Revisions of the lease begin anew when the server's store was
+    /// lost, while the workers remember.
+    epoch_min: Epoch,
 }
 
 impl Office {
@@ -69,7 +74,11 @@ impl Office {
             match self.lead(lease, shutdown).await? {
                 ControlFlow::Break(()) => return Ok(()),
                 ControlFlow::Continue(TermEnd::LeaseLost) => backoff.reset(),
-                ControlFlow::Continue(TermEnd::Deposed | TermEnd::NotBegun) => backoff.pause().await,
+                ControlFlow::Continue(TermEnd::Deposed { seen }) => {
+                    self.epoch_min = seen.next();
+                    backoff.pause().await;
+                }
+                ControlFlow::Continue(TermEnd::NotBegun) => backoff.pause().await,
             }
         }
     }
@@ -80,7 +89,7 @@ impl Office {
         lease: Lease,
         shutdown: &CancellationToken,
     ) -> Result<ControlFlow<(), TermEnd>, DispatcherError> {
-        let epoch = lease.epoch();
+        let epoch = lease.epoch().max(self.epoch_min);
         info!(dispatcher = %self.ground.id, epoch = epoch.0, "leads");
         let give_back = CancellationToken::new();
         let mut keeper = AbortOnDropHandle::new(tokio::spawn(lease.keep(give_back.clone())));
@@ -123,7 +132,7 @@ impl Office {
 /// A term from its preparation on. The caller drops it when the lease is gone: whatever is under way stops.
 async fn serve_term(
     ground: &Ground,
-    epoch: flotilla_protocol::Epoch,
+    epoch: Epoch,
     ends: &Ends,
     services: &mut JoinSet<()>,
 ) -> Result<TermEnd, DispatcherError> {

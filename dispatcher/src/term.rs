@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use flotilla_client::CatalogChange;
 use flotilla_dispatcher_core::{Action, Admission, Arrival, Dispatcher, StreamSequence};
 use flotilla_protocol::fleet::Registration;
-use flotilla_protocol::{Encoding, Moment, RequestId, WorkerId};
+use flotilla_protocol::{Encoding, Epoch, Moment, RequestId, WorkerId};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -35,7 +35,10 @@ pub(crate) enum TermEnd {
     /// The lease is gone.
     LeaseLost,
     /// A worker has seen a newer leader.
-    Deposed,
+    Deposed {
+        /// Its epoch, or a newer one.
+        seen: Epoch,
+    },
     /// NATS did not let it begin.
     NotBegun,
 }
@@ -80,7 +83,7 @@ enum Checked {
 #[derive(Debug, PartialEq)]
 enum Standing {
     Leads,
-    Deposed,
+    Deposed { seen: Epoch },
 }
 
 impl Term {
@@ -91,7 +94,11 @@ impl Term {
     pub(crate) async fn run(mut self) -> Result<TermEnd, DispatcherError> {
         let mut signs_of_life = interval(self.ground.config.dispatcher.ack_wait / 3);
         signs_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while self.carry_out() == Standing::Leads {
+        loop {
+            if let Standing::Deposed { seen } = self.carry_out() {
+                info!(epoch = self.core.epoch().0, seen = seen.0, stats = ?self.core.stats(), "a newer epoch was seen");
+                return Ok(TermEnd::Deposed { seen });
+            }
             let timer = self.timer();
             tokio::select! {
                 () = until(timer) => self.core.handle_timeout(self.now()),
@@ -108,8 +115,6 @@ impl Term {
                 }
             }
         }
-        info!(epoch = self.core.epoch().0, stats = ?self.core.stats(), "a newer leader exists");
-        Ok(TermEnd::Deposed)
     }
 
     fn now(&self) -> Moment {
@@ -128,8 +133,8 @@ impl Term {
     /// Starts everything that the core wants done.
     fn carry_out(&mut self) -> Standing {
         while let Some(action) = self.core.poll_action() {
-            if self.start(action) == Standing::Deposed {
-                return Standing::Deposed;
+            if let deposed @ Standing::Deposed { .. } = self.start(action) {
+                return deposed;
             }
         }
         Standing::Leads
@@ -170,7 +175,7 @@ impl Term {
             } => self
                 .lanes
                 .push(request.clone(), courier.progress(request, encoding, progress)),
-            Action::StepDown => return Standing::Deposed,
+            Action::StepDown { seen } => return Standing::Deposed { seen },
         }
         Standing::Leads
     }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use flotilla_client::{Answer, AnswerBuilder, Journal};
-use flotilla_protocol::Attempt;
+use flotilla_protocol::assignment::Assignment;
+use flotilla_protocol::codec::encode_internal;
 use flotilla_protocol::event::{ErrorCode, Event, EventKind};
+use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Strikes, WorkerId};
 use flotilla_tests::{Fleet, Question, eventually};
 use serde_json::json;
 
@@ -273,5 +275,32 @@ async fn server_that_is_killed_and_comes_back_loses_no_request() -> Result<()> {
         assert!(answer.end.is_ok(), "{:?}", answer.end);
         assert_journal_is_whole(&fleet, &question, &answer).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_overtakes_an_epoch_that_its_lease_does_not_know() -> Result<()> {
+    let fleet = Fleet::builder().start().await?;
+    // What a worker remembers after its server's store was lost: a leader of a far larger epoch.
+    let request = flotilla_client::new_request_id();
+    let assignment = Assignment {
+        request: request.clone(),
+        attempt: Attempt(1),
+        strikes: Strikes(0),
+        epoch: Epoch(1_000_000),
+        class: Class::Interactive,
+        model: ModelName::new("adder")?,
+        encoding: Encoding::Json,
+        body: r#"{"prompt":"1+1="}"#.into(),
+        queued_ms: 0,
+        deadline_in_ms: None,
+    };
+    let subject = fleet.connection.subjects.assign(&WorkerId::new("w0")?);
+    fleet
+        .connection
+        .client
+        .request(subject, encode_internal(&assignment)?)
+        .await?;
+    assert_eq!(fleet.ask(&Question::prompt("adder", "20+22=")).await?.text, "42");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_protocol::assignment::Assignment;
 use flotilla_protocol::event::{Accepted, Event, Failed, Finished, Progress, Tokens};
-use flotilla_protocol::{Class, Encoding, ModelName, RequestId, WorkerId};
+use flotilla_protocol::{Class, Encoding, Epoch, ModelName, RequestId, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::input::StreamSequence;
@@ -76,7 +76,10 @@ pub enum Action {
         progress: Progress,
     },
     /// A newer leader exists: give up the term. No action follows.
-    StepDown,
+    StepDown {
+        /// The newest epoch that a worker has seen.
+        seen: Epoch,
+    },
 }
 
 /// [`Event`] travels as a kind and a body; a recorded action holds both in one.

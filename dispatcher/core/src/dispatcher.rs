@@ -12,7 +12,7 @@ mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use flotilla_protocol::{Moment, RequestId, WorkerId};
+use flotilla_protocol::{Epoch, Moment, RequestId, WorkerId};
 
 use crate::action::Action;
 use crate::cancelled::Cancelled;
@@ -120,10 +120,10 @@ impl Dispatcher {
     }
 
     /// Gives up: what was decided and not yet polled is the newer leader's to decide.
-    fn step_down(&mut self) {
+    fn step_down(&mut self, seen: Epoch) {
         if !self.deposed {
             self.actions.clear();
-            self.actions.push_back(Action::StepDown);
+            self.actions.push_back(Action::StepDown { seen });
             self.deposed = true;
         }
     }

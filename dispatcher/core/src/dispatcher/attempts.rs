@@ -238,9 +238,9 @@ impl Dispatcher {
                 self.fleet.shut(worker);
                 self.enqueue(now, job);
             }
-            Refusal::StaleEpoch { .. } => {
+            Refusal::StaleEpoch { seen } => {
                 self.enqueue(now, job);
-                self.step_down();
+                self.step_down(seen);
             }
             Refusal::ModelUnloadable { reason, retry_in_ms } => {
                 self.enqueue(now, job);

@@ -17,7 +17,7 @@ impl Dispatcher {
     /// A worker's report came in.
     pub fn handle_report(&mut self, now: Moment, report: Report) {
         if report.epoch_seen > self.settings.epoch {
-            return self.step_down();
+            return self.step_down(report.epoch_seen);
         }
         let novelty = self.fleet.novelty(&report);
         match novelty {

@@ -537,7 +537,7 @@ impl World {
                     self.network.push(Packet::Cancel { worker, request });
                 }
                 Action::Progress { progress, .. } => assert!(progress.position.is_some()),
-                Action::StepDown => panic!("no newer leader exists"),
+                Action::StepDown { .. } => panic!("no newer leader exists"),
             }
         }
     }

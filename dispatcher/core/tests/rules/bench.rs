@@ -244,6 +244,6 @@ fn tell(action: &Action) -> Option<String> {
         }
         Action::CancelOnWorker { worker, request } => format!("cancel {request} on {worker}"),
         Action::Progress { .. } => return None,
-        Action::StepDown => "step down".into(),
+        Action::StepDown { seen } => format!("step down: epoch {seen} was seen"),
     })
 }

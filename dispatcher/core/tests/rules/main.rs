@@ -233,7 +233,7 @@ fn a_newer_leader_silences_this_one() {
     refused.arrive("a", 1);
     refused.actions();
     refused.refuse("w", "a", 1, Refusal::StaleEpoch { seen: Epoch(8) });
-    assert_eq!(refused.actions(), ["step down"]);
+    assert_eq!(refused.actions(), ["step down: epoch 8 was seen"]);
     refused.arrive("b", 2);
     assert!(refused.actions().is_empty());
     assert_eq!(refused.dispatcher.poll_timeout(), None);
@@ -243,7 +243,7 @@ fn a_newer_leader_silences_this_one() {
         epoch_seen: Epoch(8),
         ..report("w", 1, 2, &[])
     });
-    assert_eq!(told.actions(), ["step down"]);
+    assert_eq!(told.actions(), ["step down: epoch 8 was seen"]);
 }
 
 #[test]
