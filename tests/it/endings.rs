@@ -137,3 +137,51 @@ async fn draining_worker_with_time_finishes_what_it_runs() -> Result<()> {
     assert_eq!(last.attempt, Attempt(1), "the first attempt finished it");
     Ok(())
 }
+
+#[tokio::test]
+async fn request_that_takes_longer_than_the_ack_wait_is_delivered_once() -> Result<()> {
+    let models = slow_models()?;
+    let fleet = Fleet::builder()
+        .models_dir(models.path())
+        .set("dispatcher.ack_wait_ms=1000")
+        .set("worker.slots=1")
+        .start()
+        .await?;
+    // One runs and one waits, both for several ack waits.
+    let (first, second) = (long_question(400), long_question(400));
+    let (mut running, mut waiting) = (fleet.submit(&first).await?, fleet.submit(&second).await?);
+    let started = std::time::Instant::now();
+    for events in [&mut running, &mut waiting] {
+        assert_eq!(Answer::collect(events).await?.attempts, Attempt(1));
+    }
+    assert!(
+        started.elapsed().as_millis() > 2000,
+        "the answers came too fast to prove anything"
+    );
+    let requests = fleet.connection.jetstream.get_stream("FLOTILLA_REQUESTS").await?;
+    let consumer = requests.consumer_info("interactive").await?;
+    assert_eq!(
+        (consumer.delivered.consumer_sequence, consumer.num_redelivered),
+        (2, 0)
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_requests_than_the_dispatcher_may_hold_wait_in_the_stream_and_are_all_answered() -> Result<()> {
+    let fleet = Fleet::builder()
+        .set("dispatcher.queue_max=2")
+        .set("worker.slots=1")
+        .start()
+        .await?;
+    let mut pending = Vec::new();
+    for n in 0..20 {
+        let question = Question::new("adder", json!({"prompt": format!("{n}+1=")}));
+        pending.push((n, fleet.submit(&question).await?));
+    }
+    for (n, mut events) in pending {
+        let answer = Answer::collect(&mut events).await?;
+        assert_eq!((answer.text, answer.attempts), ((n + 1).to_string(), Attempt(1)));
+    }
+    Ok(())
+}
