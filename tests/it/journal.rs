@@ -1,7 +1,7 @@
 //! The journal on a real server: what is refused, what is republished, and how a reader mends gaps.
 
 use anyhow::{Context, Result};
-use flotilla_client::{AppendError, Events, Journal, NewEntry, new_request_id};
+use flotilla_client::{AppendError, Events, EventsError, Journal, NewEntry, new_request_id};
 use flotilla_protocol::event::{Accepted, Event, FinishReason, Finished, Timings, Tokens, Usage};
 use flotilla_protocol::{Attempt, Encoding, ModelName, RequestId, Strikes, WorkerId};
 use flotilla_tests::{Fleet, eventually};
@@ -195,5 +195,55 @@ async fn reader_that_missed_the_last_event_finds_it_after_a_silence() -> Result<
             .kind()
             .is_terminal()
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn reader_of_a_journal_that_lost_its_beginning_is_told_so() -> Result<()> {
+    let (fleet, journal) = fleet_without_workers().await?;
+    let (request, worker) = (new_request_id(), WorkerId::new("w0")?);
+    let first = journal.append(entry(&request, &worker, 0, &tokens(0))).await?;
+    journal
+        .append(entry(&request, &worker, first, &tokens(1)))
+        .await?;
+    let stream = fleet.connection.jetstream.get_stream("FLOTILLA_JOURNAL").await?;
+    stream.delete_message(first).await?;
+    let mut events = Events::from_start(&fleet.connection, request).await?;
+    let refused = events.next().await;
+    assert!(
+        matches!(
+            refused,
+            Err(EventsError::Incomplete {
+                seen: 0,
+                offset: 1,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn event_that_is_not_stored_is_not_believed() -> Result<()> {
+    let (fleet, journal) = fleet_without_workers().await?;
+    let (request, worker) = (new_request_id(), WorkerId::new("w0")?);
+    let mut events = Events::subscribe(&fleet.connection, request.clone()).await?;
+    let forged = finished(9);
+    let mut found = async_nats::HeaderMap::new();
+    found.insert("Flotilla-Event", forged.kind().as_str());
+    let subject = fleet.connection.subjects.events(&request);
+    let body = forged.encode(Encoding::Json)?;
+    fleet
+        .connection
+        .client
+        .publish_with_headers(subject, found, body)
+        .await?;
+    let first = journal.append(entry(&request, &worker, 0, &tokens(0))).await?;
+    journal
+        .append(entry(&request, &worker, first, &finished(1)))
+        .await?;
+    assert_eq!(events.next().await?.context("the stored token")?.event, tokens(0));
+    assert_eq!(events.next().await?.context("the stored end")?.event, finished(1));
     Ok(())
 }

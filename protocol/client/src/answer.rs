@@ -27,20 +27,12 @@ pub struct AnswerBuilder {
 }
 
 impl AnswerBuilder {
-    /// Takes one event; the answer is whole when this returns it.
-    ///
-    /// # Panics
-    /// When a token event skips or repeats a token: the journal cannot hold such a thing.
+    /// Takes the next event, in the order that [`Events`] gives; the answer is whole when this returns it.
     pub fn push(&mut self, delivered: Delivered) -> Option<Answer> {
         self.attempts = self.attempts.max(delivered.attempt);
         let end = match delivered.event {
             Event::Accepted(_) | Event::Progress(_) => return None,
             Event::Tokens(tokens) => {
-                assert_eq!(
-                    tokens.offset as usize,
-                    self.token_ids.len(),
-                    "the journal holds every token once"
-                );
                 self.token_ids.extend(tokens.token_ids);
                 self.text.push_str(&tokens.text);
                 return None;

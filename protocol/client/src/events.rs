@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, Subscriber};
-use flotilla_protocol::event::Event;
+use flotilla_protocol::event::{Event, EventKind};
 use flotilla_protocol::{Attempt, RequestId};
 use futures_util::StreamExt;
 use thiserror::Error;
@@ -50,6 +50,16 @@ pub enum EventsError {
     /// A gap could not be repaired.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The journal no longer holds the whole answer: the stream has dropped its beginning for age or size.
+    #[error("the journal of {request} goes on at token {offset}, after {seen} tokens")]
+    Incomplete {
+        /// The request.
+        request: RequestId,
+        /// Tokens delivered before.
+        seen: u32,
+        /// Offset of the next tokens.
+        offset: u32,
+    },
 }
 
 /// The events of one request, each stored one exactly once and in order.
@@ -61,6 +71,8 @@ pub struct Events {
     /// Sequence of the newest stored event that was delivered or lies in `repaired`.
     last_sequence: u64,
     repaired: VecDeque<Entry>,
+    /// Tokens delivered.
+    tokens: u32,
     ended: bool,
 }
 
@@ -86,6 +98,7 @@ impl Events {
             live,
             last_sequence: 0,
             repaired: VecDeque::new(),
+            tokens: 0,
             ended: false,
         })
     }
@@ -108,18 +121,13 @@ impl Events {
     pub async fn next(&mut self) -> Result<Option<Delivered>, EventsError> {
         loop {
             if let Some(entry) = self.repaired.pop_front() {
-                self.ended = entry.event.kind().is_terminal();
                 let Entry {
                     sequence,
                     attempt,
                     event,
                     ..
                 } = entry;
-                return Ok(Some(Delivered {
-                    sequence: Some(sequence),
-                    attempt,
-                    event,
-                }));
+                return self.deliver(sequence, attempt, event).map(Some);
             }
             if self.ended {
                 return Ok(None);
@@ -160,15 +168,42 @@ impl Events {
                 return Ok(None);
             }
         };
-        if let Some(sequence) = sequence {
-            self.last_sequence = sequence;
-            self.ended = event.kind().is_terminal();
+        match sequence {
+            Some(sequence) => {
+                self.last_sequence = sequence;
+                self.deliver(sequence, attempt, event).map(Some)
+            }
+            None if event.kind() == EventKind::Progress => Ok(Some(Delivered {
+                sequence: None,
+                attempt,
+                event,
+            })),
+            None => {
+                warn!(request_id = %self.request, event = %event.kind(), "ignored an event that is not stored");
+                Ok(None)
+            }
         }
-        Ok(Some(Delivered {
-            sequence,
+    }
+
+    /// Counts what is delivered: the answer has every token once, and one end.
+    fn deliver(&mut self, sequence: u64, attempt: Attempt, event: Event) -> Result<Delivered, EventsError> {
+        if let Event::Tokens(tokens) = &event {
+            if tokens.offset != self.tokens {
+                return Err(EventsError::Incomplete {
+                    request: self.request.clone(),
+                    seen: self.tokens,
+                    offset: tokens.offset,
+                });
+            }
+            let count = u32::try_from(tokens.token_ids.len()).unwrap_or(u32::MAX);
+            self.tokens = self.tokens.saturating_add(count);
+        }
+        self.ended = event.kind().is_terminal();
+        Ok(Delivered {
+            sequence: Some(sequence),
             attempt,
             event,
-        }))
+        })
     }
 
     /// Reads what is stored beyond the last delivered event.
