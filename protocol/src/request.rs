@@ -3,6 +3,7 @@
 //! [`InferenceRequest::decode`] is the only way in. It refuses what it does not know instead of dropping
 //! it: a client that sets `max_token` or `logprobs` learns so, with the field's name.
 
+mod keep_alive;
 mod raw;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{DecodeError, Encoding};
 use crate::event::{ErrorCode, RequestError};
 use crate::ids::{ModelName, Tenant};
+
+pub use keep_alive::{KeepAlive, KeepAliveError};
 
 /// A request as the rest of Flotilla sees it: every field checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,16 +83,6 @@ pub struct SamplingParams {
     pub top_p: Option<f32>,
     /// The seed; `None` means [`crate::RequestId::seed`].
     pub seed: Option<u64>,
-}
-
-/// How long a model stays resident after its last lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeepAlive {
-    /// This many milliseconds; 0 unloads when idle.
-    Ms(u64),
-    /// Until something else needs the room.
-    UntilEvicted,
 }
 
 /// Latency targets; all that are set must hold.

@@ -1,0 +1,231 @@
+//! Fields that clients write in more than one shape.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::request::{ChatMessage, KeepAlive};
+
+/// A text, or token ids; several texts in one request are refused, since a request has one answer.
+#[derive(Debug)]
+pub(super) enum RawPrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for RawPrompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PromptVisitor;
+        impl<'de> Visitor<'de> for PromptVisitor {
+            type Value = RawPrompt;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of token ids (one prompt a request)")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawPrompt, E> {
+                Ok(RawPrompt::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<RawPrompt, A::Error> {
+                let mut tokens = Vec::new();
+                while let Some(token) = items.next_element()? {
+                    tokens.push(token);
+                }
+                Ok(RawPrompt::Tokens(tokens))
+            }
+        }
+        deserializer.deserialize_any(PromptVisitor)
+    }
+}
+
+/// A text or a list of texts.
+#[derive(Debug)]
+pub(super) struct OneOrMany(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrManyVisitor;
+        impl<'de> Visitor<'de> for OneOrManyVisitor {
+            type Value = OneOrMany;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany(vec![text.to_owned()]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<OneOrMany, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = items.next_element()? {
+                    texts.push(text);
+                }
+                Ok(OneOrMany(texts))
+            }
+        }
+        deserializer.deserialize_any(OneOrManyVisitor)
+    }
+}
+
+/// `"10m"`, seconds, 0, or a negative number for "until evicted".
+#[derive(Debug)]
+pub(super) struct RawKeepAlive(pub(super) KeepAlive);
+
+impl<'de> Deserialize<'de> for RawKeepAlive {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeepAliveVisitor;
+        impl Visitor<'_> for KeepAliveVisitor {
+            type Value = RawKeepAlive;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"10m\", a number of seconds, or a negative number for \"until evicted\"")
+            }
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<RawKeepAlive, E> {
+                Ok(RawKeepAlive(match u64::try_from(seconds) {
+                    Ok(seconds) => KeepAlive::Ms(seconds.saturating_mul(1000)),
+                    Err(_) => KeepAlive::UntilEvicted,
+                }))
+            }
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<RawKeepAlive, E> {
+                Ok(RawKeepAlive(KeepAlive::Ms(seconds.saturating_mul(1000))))
+            }
+            fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<RawKeepAlive, E> {
+                if seconds.is_nan() {
+                    return Err(E::invalid_value(de::Unexpected::Float(seconds), &self));
+                }
+                if seconds < 0.0 {
+                    return Ok(RawKeepAlive(KeepAlive::UntilEvicted));
+                }
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a float cast saturates, and the sign was checked"
+                )]
+                let ms = (seconds * 1000.0) as u64;
+                Ok(RawKeepAlive(KeepAlive::Ms(ms)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawKeepAlive, E> {
+                text.parse()
+                    .map(RawKeepAlive)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(KeepAliveVisitor)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMessage {
+    role: String,
+    #[serde(default)]
+    content: RawContent,
+    #[serde(default)]
+    name: Option<String>,
+}
+
+impl RawMessage {
+    pub(super) fn into_message(self) -> ChatMessage {
+        ChatMessage {
+            role: self.role,
+            content: self.content.0,
+            name: self.name,
+        }
+    }
+}
+
+/// A text, or a list of text parts that are joined.
+#[derive(Debug, Default)]
+struct RawContent(String);
+
+#[derive(Deserialize)]
+struct RawPart {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    text: String,
+}
+
+impl<'de> Deserialize<'de> for RawContent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ContentVisitor;
+        impl<'de> Visitor<'de> for ContentVisitor {
+            type Value = RawContent;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of text parts")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawContent, E> {
+                Ok(RawContent(text.to_owned()))
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<RawContent, E> {
+                Ok(RawContent::default())
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<RawContent, A::Error> {
+                let mut joined = String::new();
+                while let Some(part) = items.next_element::<RawPart>()? {
+                    if part.kind != "text" {
+                        return Err(de::Error::custom(format_args!(
+                            "a part of type {:?} is not supported, only \"text\"",
+                            part.kind
+                        )));
+                    }
+                    joined.push_str(&part.text);
+                }
+                Ok(RawContent(joined))
+            }
+        }
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+/// `false`, `true` (chat) or a number (completion): anything but `false` wants log-probabilities.
+#[derive(Debug)]
+pub(super) struct RawLogprobs(pub(super) bool);
+
+impl<'de> Deserialize<'de> for RawLogprobs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LogprobsVisitor;
+        impl Visitor<'_> for LogprobsVisitor {
+            type Value = RawLogprobs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or a number")
+            }
+            fn visit_bool<E: de::Error>(self, wanted: bool) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs(wanted))
+            }
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs(true))
+            }
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs(true))
+            }
+        }
+        deserializer.deserialize_any(LogprobsVisitor)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RawResponseFormat {
+    pub(super) kind: String,
+}
+
+impl<'de> Deserialize<'de> for RawResponseFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FormatVisitor;
+        impl<'de> Visitor<'de> for FormatVisitor {
+            type Value = RawResponseFormat;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a type")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawResponseFormat, A::Error> {
+                let mut kind = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "type" {
+                        kind = Some(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                kind.map(|kind| RawResponseFormat { kind })
+                    .ok_or_else(|| de::Error::missing_field("type"))
+            }
+        }
+        deserializer.deserialize_map(FormatVisitor)
+    }
+}
