@@ -68,6 +68,24 @@ async fn data_folder_that_cannot_be_written_is_named() -> Result<()> {
 }
 
 #[tokio::test]
+async fn store_that_the_server_cannot_use_is_told_in_the_servers_words() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir(folder.path().join(".flotilla"))?;
+    std::fs::write(folder.path().join(".flotilla/nats"), "")?;
+    let (server, port) = (
+        nats_server_binary().display().to_string(),
+        free_port().to_string(),
+    );
+    let (code, log) = run(folder.path(), &["up", "--port", &port, "--nats-server", &server]).await?;
+    assert_eq!(code, 1, "{log}");
+    assert!(
+        log.contains("storage directory is not a directory") && log.contains("nats-server.log"),
+        "{log}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn every_fault_of_the_configuration_is_told_at_once() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("bad.toml");
