@@ -15,8 +15,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Command};
 use crate::context::Context;
 use crate::exit::Exit;
 
@@ -35,9 +36,20 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let context = Context::load(arguments.global)?;
     telemetry::start(&context, &arguments.command);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime(&arguments.command)?;
     let ended = runtime.block_on(commands::run(&context, arguments.command));
     // A read of standard input cannot be interrupted: waiting for it would hang the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
+}
+
+/// A role runs on one thread: its traffic goes through one connection's task and one owner's task anyway, and
+/// handing each message from thread to thread costs more than what is done with it. What computes, the engine
+/// and long prompts, has threads of its own.
+fn runtime(command: &Command) -> std::io::Result<Runtime> {
+    let mut builder = match command.is_role() {
+        true => Builder::new_current_thread(),
+        false => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
