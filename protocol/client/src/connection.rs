@@ -1,6 +1,8 @@
 //! Connecting: credentials, TLS, and the checks that a server must pass.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -68,6 +70,13 @@ pub enum ConnectError {
 /// A connection with everything that hangs on it. Cheap to clone; all clones share one socket.
 #[derive(Debug, Clone)]
 pub struct Connection {
+    // A clone of async-nats' client allocates, and every order, append and request has a clone of ours.
+    parts: Arc<ConnectionParts>,
+}
+
+/// What hangs on a connection.
+#[derive(Debug)]
+pub struct ConnectionParts {
     /// The core client.
     pub client: Client,
     /// JetStream over it, with the configured time limit on every request.
@@ -102,12 +111,15 @@ impl Connection {
             .timeout(nats.request_timeout)
             .ack_timeout(nats.request_timeout)
             .build(client.clone());
-        Ok(Self {
+        let parts = ConnectionParts {
             client,
             jetstream,
             subjects,
             server,
             request_timeout: nats.request_timeout,
+        };
+        Ok(Self {
+            parts: Arc::new(parts),
         })
     }
 
@@ -115,6 +127,14 @@ impl Connection {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+}
+
+impl Deref for Connection {
+    type Target = ConnectionParts;
+
+    fn deref(&self) -> &ConnectionParts {
+        &self.parts
     }
 }
 

@@ -17,7 +17,7 @@ mod version;
 
 pub use answer::{Answer, AnswerBuilder};
 pub use catalog::{Catalog, CatalogChange, CatalogError};
-pub use connection::{ConnectError, Connection};
+pub use connection::{ConnectError, Connection, ConnectionParts};
 pub use events::{Delivered, Events, EventsError};
 pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};
 pub use submit::{NewRequest, SubmitError, new_request_id, submit};

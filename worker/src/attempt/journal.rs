@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_client::{AppendError, Entry, Journal, NewEntry, ReadError};
@@ -51,7 +52,7 @@ pub(super) enum JournalFault {
 /// One attempt's way to its journal.
 #[derive(Debug)]
 pub(super) struct JournalHand {
-    hand: Hand,
+    hand: Arc<Hand>,
     /// Waited before the next try; zero after a success.
     pause: Duration,
     /// Refusals by another entry since the last success.
@@ -59,7 +60,7 @@ pub(super) struct JournalHand {
 }
 
 /// What an append needs, owned.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Hand {
     journal: Journal,
     request: RequestId,
@@ -73,7 +74,7 @@ struct Hand {
 impl JournalHand {
     pub(super) fn new(assignment: &Assignment, context: &AttemptContext) -> Self {
         Self {
-            hand: Hand {
+            hand: Arc::new(Hand {
                 journal: context.journal.clone(),
                 request: assignment.request.clone(),
                 attempt: assignment.attempt,
@@ -82,7 +83,7 @@ impl JournalHand {
                 encoding: assignment.encoding,
                 // The client has a limit of its own, which does not count a send queue that is full.
                 timeout: context.connection.request_timeout * 2,
-            },
+            }),
             pause: Duration::ZERO,
             conflicts: 0,
         }
@@ -109,7 +110,7 @@ impl JournalHand {
 
     /// Begins an append.
     pub(super) fn append(&self, append: Append) -> Io {
-        let (hand, pause) = (self.hand.clone(), self.pause);
+        let (hand, pause) = (Arc::clone(&self.hand), self.pause);
         Box::pin(async move {
             rest(pause).await;
             hand.append(append.expected_last_sequence, &append.event).await
@@ -118,7 +119,7 @@ impl JournalHand {
 
     /// Begins a read of everything after a sequence.
     pub(super) fn read(&self, after_sequence: u64) -> Io {
-        let (hand, pause) = (self.hand.clone(), self.pause);
+        let (hand, pause) = (Arc::clone(&self.hand), self.pause);
         Box::pin(async move {
             rest(pause).await;
             hand.read(after_sequence).await
