@@ -145,6 +145,10 @@ pub fn decode_internal<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeErro
 }
 
 fn decode_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    // Keeping track of the path takes longer than decoding: only what is wrong is read again with it.
+    if let Ok(value) = serde_json::from_slice(body) {
+        return Ok(value);
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(malformed)?;
     deserializer.end().map_err(|error| DecodeError::Malformed {
@@ -158,7 +162,16 @@ fn decode_message_pack<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeErro
     let mut unread = body;
     let mut deserializer = rmp_serde::Deserializer::new(&mut unread);
     deserializer.set_max_depth(MESSAGE_PACK_DEPTH_MAX);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(malformed)?;
+    // As for JSON, the path is only looked for when something is wrong.
+    let value = match T::deserialize(&mut deserializer) {
+        Ok(value) => value,
+        Err(_) => {
+            unread = body;
+            let mut deserializer = rmp_serde::Deserializer::new(&mut unread);
+            deserializer.set_max_depth(MESSAGE_PACK_DEPTH_MAX);
+            serde_path_to_error::deserialize(&mut deserializer).map_err(malformed)?
+        }
+    };
     let rest = unread.len();
     if rest > 0 {
         let message = format!("{rest} bytes follow the message");
