@@ -47,7 +47,7 @@ pub struct Dispatcher {
     cancelled: Cancelled,
     timers: Timers,
     actions: VecDeque<Action>,
-    /// Queued since the last [`Dispatcher::settle`], and still to be told their places.
+    /// Queued a moment ago, and still to be told their places.
     newly_queued: Vec<RequestId>,
     /// A newer leader exists.
     deposed: bool,
@@ -101,16 +101,17 @@ impl Dispatcher {
                     self.exclusions.remove(&model, &worker);
                 }
                 Timer::Deadline(request) => self.end_late(now, &request),
+                Timer::Newcomers => self.tell_newcomers(),
                 Timer::Progress => self.tell_positions(),
             }
         }
         self.settle(now);
     }
 
-    /// What every input ends with: free slots are used, newcomers hear of their places.
+    /// What every input ends with: free slots are used, those who wait will hear of their places.
     fn settle(&mut self, now: Moment) {
         self.place(now);
-        self.tell_newcomers(now);
+        self.schedule_news(now);
     }
 
     fn push(&mut self, action: Action) {

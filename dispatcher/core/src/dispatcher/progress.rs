@@ -1,5 +1,7 @@
 //! What waiting clients hear.
 
+use std::time::Duration;
+
 use flotilla_protocol::event::{Phase, Progress};
 use flotilla_protocol::{Encoding, Moment, RequestId};
 
@@ -10,8 +12,21 @@ use crate::request::Held;
 use crate::timers::Timer;
 
 impl Dispatcher {
-    /// Tells those who were queued by this input and still wait, and starts the clock for the rest.
-    pub(super) fn tell_newcomers(&mut self, now: Moment) {
+    /// Sees to it that those who were queued hear of their places, now and again.
+    pub(super) fn schedule_news(&mut self, now: Moment) {
+        if !self.newly_queued.is_empty() && !self.timers.is_set(&Timer::Newcomers) {
+            self.timers.set(Timer::Newcomers, now + NEWS_AFTER);
+        }
+        if self.queue.is_empty() {
+            self.timers.clear(&Timer::Progress);
+        } else if !self.timers.is_set(&Timer::Progress) {
+            self.timers
+                .set(Timer::Progress, now + self.settings.progress_interval);
+        }
+    }
+
+    /// Tells those who were queued a moment ago and still wait.
+    pub(super) fn tell_newcomers(&mut self) {
         for request in std::mem::take(&mut self.newly_queued) {
             let Some(Held::Queued { job, .. }) = self.held.get(&request) else {
                 continue;
@@ -19,12 +34,6 @@ impl Dispatcher {
             if let Some(position) = self.queue.position(job.rank) {
                 self.tell_position(&request, position);
             }
-        }
-        if self.queue.is_empty() {
-            self.timers.clear(&Timer::Progress);
-        } else if !self.timers.is_set(&Timer::Progress) {
-            self.timers
-                .set(Timer::Progress, now + self.settings.progress_interval);
         }
     }
 
@@ -65,3 +74,7 @@ fn queued_at(request: &RequestId, encoding: Encoding, position: u64) -> Action {
         },
     }
 }
+
+/// A wait that a person notices: under load most requests wait for less, and news of it would cost more than it
+/// is worth.
+const NEWS_AFTER: Duration = Duration::from_millis(50);

@@ -629,6 +629,8 @@ fn clients_hear_of_their_places_at_first_and_then_when_they_change() {
     let mut bench = Bench::new();
     bench.arrive("a", 1);
     bench.arrive("b", 2);
+    assert!(bench.places().is_empty(), "nobody notices so short a wait");
+    bench.wait(0.05);
     assert_eq!(bench.places(), [("a".to_owned(), 0), ("b".to_owned(), 1)]);
     bench.wait(1.0);
     assert!(bench.places().is_empty());
