@@ -56,8 +56,12 @@ async fn operators_commands_show_the_fleet() -> Result<()> {
     let fleet = Fleet::builder().start().await?;
     let question = Question::prompt("adder", "1+1=");
     fleet.ask(&question).await?;
-    let ps = stdout(&flotilla(&fleet, &["ps"])?)?;
-    assert!(ps.contains("w0") && ps.contains("adder"), "{ps}");
+    // The worker's next report may be a moment behind the answer.
+    eventually("the adder in ps", async || {
+        let ps = stdout(&flotilla(&fleet, &["ps"]).ok()?).ok()?;
+        (ps.contains("w0") && ps.contains("adder")).then_some(())
+    })
+    .await;
     let ps: Value = serde_json::from_str(&stdout(&flotilla(&fleet, &["ps", "--json"])?)?)?;
     assert!(ps.to_string().contains("\"w0\""), "{ps}");
     let models = stdout(&flotilla(&fleet, &["models", "list"])?)?;
