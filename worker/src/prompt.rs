@@ -174,7 +174,6 @@ fn sampling(id: &RequestId, params: &SamplingParams, config: &ModelConfig) -> Re
     }
 }
 
-/// The field that holds an input.
 /// A prompt of more than `u32::MAX` tokens is beyond every context.
 fn count(tokens: usize) -> u32 {
     u32::try_from(tokens).unwrap_or(u32::MAX)

@@ -38,7 +38,8 @@ pub struct ModelConfig {
     pub sampling_defaults: SamplingDefaults,
 }
 
-/// Sampling parameters from `generation_config.json`; none where it is silent.
+/// Sampling parameters from `generation_config.json`. As with transformers, a file without `do_sample: true`
+/// means greedy whatever else it names, and one with it means temperature 1 unless it names another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SamplingDefaults {
     /// See [`crate::Sampling::temperature`].
@@ -118,6 +119,7 @@ struct RawRope {
 struct RawGeneration {
     bos_token_id: Option<u64>,
     eos_token_id: Option<TokenIds>,
+    do_sample: Option<bool>,
     temperature: Option<f32>,
     top_k: Option<u32>,
     top_p: Option<f32>,
@@ -264,8 +266,11 @@ impl RawGeneration {
                 ),
             );
         }
+        if self.do_sample != Some(true) {
+            return Ok(SamplingDefaults::default());
+        }
         Ok(SamplingDefaults {
-            temperature: self.temperature,
+            temperature: Some(sampling.temperature),
             top_k: sampling.top_k,
             top_p: self.top_p,
         })

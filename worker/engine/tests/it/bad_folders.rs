@@ -4,7 +4,9 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use flotilla_worker_engine::{ConfigError, HeaderError, ModelError, ModelFolder, TensorsError};
+use flotilla_worker_engine::{
+    ConfigError, HeaderError, ModelError, ModelFolder, SamplingDefaults, TensorsError,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -104,6 +106,7 @@ fn generation_config_overrules_config() {
     let folder = copy("wide-heads-bf16");
     edit_json(&folder.path().join("generation_config.json"), |config| {
         config["eos_token_id"] = json!(7);
+        config["do_sample"] = json!(true);
         config["temperature"] = json!(0.6);
         config["top_k"] = json!(0);
     });
@@ -114,6 +117,25 @@ fn generation_config_overrules_config() {
         (defaults.temperature, defaults.top_k, defaults.top_p),
         (Some(0.6), None, None)
     );
+}
+
+#[test]
+fn a_model_samples_only_when_its_makers_say_so() {
+    let folder = copy("wide-heads-bf16");
+    let path = folder.path().join("generation_config.json");
+    let defaults = || {
+        ModelFolder::open(folder.path())
+            .unwrap()
+            .config()
+            .sampling_defaults
+    };
+    edit_json(&path, |config| config["temperature"] = json!(0.6));
+    assert_eq!(defaults(), SamplingDefaults::default());
+    edit_json(&path, |config| {
+        config["do_sample"] = json!(true);
+        config.as_object_mut().unwrap().remove("temperature");
+    });
+    assert_eq!(defaults().temperature, Some(1.0));
 }
 
 #[test]
