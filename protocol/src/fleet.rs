@@ -138,3 +138,18 @@ pub struct DeviceReport {
     /// Pages that hold intermediate results.
     pub pages_workspace: u64,
 }
+
+impl DeviceReport {
+    /// Pages that nobody has reserved.
+    #[must_use]
+    pub fn pages_free(&self) -> u64 {
+        let used = [self.pages_weights, self.pages_kv, self.pages_workspace];
+        used.into_iter().fold(self.pages_total, u64::saturating_sub)
+    }
+
+    /// Bytes of the free pages.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.pages_free().saturating_mul(self.page_bytes)
+    }
+}

@@ -80,13 +80,12 @@ fn device_row(worker: &WorkerStatus, device: &DeviceReport) -> [String; 9] {
     let mut descriptions = worker.registration.iter().flat_map(|it| &it.devices);
     let description = descriptions.find(|description| description.index == device.device);
     let pages = |count: u64| bytes(count.saturating_mul(device.page_bytes));
-    let used = device.pages_weights + device.pages_kv + device.pages_workspace;
     [
         worker.report.worker.to_string(),
         device.device.to_string(),
         or_dash(description.map(|it| &it.kind)),
         pages(device.pages_total),
-        pages(device.pages_total.saturating_sub(used)),
+        bytes(device.free_bytes()),
         pages(device.pages_weights),
         pages(device.pages_kv),
         pages(device.pages_workspace),

@@ -57,7 +57,7 @@ pub(crate) fn residency(
         Some(ModelState::Loading) => Residency::Loading,
         None if devices
             .iter()
-            .any(|device| free_bytes(device) >= weights_bytes.unwrap_or(1).max(1)) =>
+            .any(|device| device.free_bytes() >= weights_bytes.unwrap_or(1).max(1)) =>
         {
             Residency::AbsentWithRoom
         }
@@ -72,14 +72,6 @@ pub(crate) fn choose<'a>(candidates: impl Iterator<Item = Candidate<'a>>) -> Opt
     candidates
         .min_by_key(|c| (c.avoided, c.residency, Reverse(c.free_slots), c.worker))
         .map(|c| c.worker)
-}
-
-fn free_bytes(device: &DeviceReport) -> u64 {
-    let used = device.pages_weights + device.pages_kv + device.pages_workspace;
-    device
-        .pages_total
-        .saturating_sub(used)
-        .saturating_mul(device.page_bytes)
 }
 
 #[cfg(test)]

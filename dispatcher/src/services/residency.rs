@@ -2,11 +2,12 @@
 
 use async_nats::Request;
 use flotilla_client::Catalog;
-use flotilla_protocol::admin::{FleetStatus, ResidencyReply, ResidencyRequest, WorkerStatus};
+use flotilla_dispatcher_core::{worker_to_load, workers_to_unload};
+use flotilla_protocol::admin::{FleetStatus, ResidencyReply, ResidencyRequest};
 use flotilla_protocol::assignment::{Control, ControlReply};
 use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::fleet::{DeviceReport, WorkerState};
+use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{DecodeError, ModelName, WorkerId};
 use futures_util::future::join_all;
 use thiserror::Error;
@@ -37,7 +38,7 @@ pub(super) async fn load(
     check_model(ground, &asked.model).await?;
     let worker = match &asked.worker {
         Some(worker) => known(fleet, worker)?,
-        None => roomiest(fleet, &asked.model).ok_or_else(|| RequestError {
+        None => worker_to_load(reports(fleet), &asked.model).ok_or_else(|| RequestError {
             code: ErrorCode::ModelUnloadable,
             message: "no worker takes work".to_owned(),
             param: None,
@@ -61,7 +62,7 @@ pub(super) async fn unload(
 ) -> Result<ResidencyReply, RequestError> {
     let workers = match &asked.worker {
         Some(worker) => vec![known(fleet, worker)?.clone()],
-        None => holders(fleet, &asked.model),
+        None => workers_to_unload(reports(fleet), &asked.model),
     };
     let control = Control::Unload {
         model: asked.model.clone(),
@@ -100,40 +101,8 @@ fn known<'a>(fleet: &'a FleetStatus, worker: &WorkerId) -> Result<&'a WorkerId, 
         })
 }
 
-/// The worker that has the model already, else the one with most free bytes on one device.
-fn roomiest<'a>(fleet: &'a FleetStatus, model: &ModelName) -> Option<&'a WorkerId> {
-    let ready = fleet
-        .workers
-        .iter()
-        .filter(|status| status.report.state == WorkerState::Ready);
-    ready
-        .max_by_key(|status| {
-            let free_bytes = status.report.devices.iter().map(free_bytes).max();
-            (holds(status, model), free_bytes)
-        })
-        .map(|status| &status.report.worker)
-}
-
-fn holders(fleet: &FleetStatus, model: &ModelName) -> Vec<WorkerId> {
-    fleet
-        .workers
-        .iter()
-        .filter(|status| holds(status, model))
-        .map(|status| status.report.worker.clone())
-        .collect()
-}
-
-fn holds(status: &WorkerStatus, model: &ModelName) -> bool {
-    let mut models = status.report.models.iter();
-    models.any(|held| held.model == *model && held.device.is_some())
-}
-
-fn free_bytes(device: &DeviceReport) -> u64 {
-    let used = device.pages_weights + device.pages_kv + device.pages_workspace;
-    device
-        .pages_total
-        .saturating_sub(used)
-        .saturating_mul(device.page_bytes)
+fn reports(fleet: &FleetStatus) -> impl Iterator<Item = &Report> {
+    fleet.workers.iter().map(|status| &status.report)
 }
 
 /// Gives an order to workers, all at once; good when one accepts or there is none to be told.
@@ -170,69 +139,5 @@ async fn tell_one(ground: &Ground, worker: &WorkerId, control: &Control) -> Resu
     match decode_internal(&message?.payload)? {
         ControlReply::Accepted => Ok(()),
         ControlReply::Refused { reason } => Err(ControlFault::Refused { reason }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use flotilla_protocol::Epoch;
-    use flotilla_protocol::fleet::{ModelReport, ModelState, Report};
-
-    use super::*;
-
-    fn status(worker: &str, pages_free: u64, state: WorkerState) -> WorkerStatus {
-        let report = Report {
-            worker: WorkerId::new(worker).unwrap(),
-            incarnation: 1,
-            seq: 1,
-            epoch_seen: Epoch(1),
-            state,
-            free_slots: 1,
-            running: Vec::new(),
-            models: Vec::new(),
-            devices: vec![DeviceReport {
-                device: 0,
-                page_bytes: 10,
-                pages_total: 100,
-                pages_weights: 100 - pages_free,
-                pages_kv: 0,
-                pages_workspace: 0,
-            }],
-        };
-        WorkerStatus {
-            registration: None,
-            report,
-            report_age_ms: 0,
-        }
-    }
-
-    fn resident(model: &ModelName) -> ModelReport {
-        ModelReport {
-            model: model.clone(),
-            state: ModelState::Ready,
-            device: Some(0),
-            leases: 0,
-            waiting: 0,
-            weights_bytes: 1,
-            expires_in_ms: None,
-            load_ms: None,
-        }
-    }
-
-    #[test]
-    fn load_goes_to_the_holder_else_to_most_room_and_never_to_one_that_drains() {
-        let model = ModelName::new("m").unwrap();
-        let mut fleet = FleetStatus {
-            workers: vec![
-                status("a", 10, WorkerState::Ready),
-                status("b", 20, WorkerState::Ready),
-                status("c", 90, WorkerState::Draining),
-            ],
-        };
-        assert_eq!(roomiest(&fleet, &model).unwrap().as_str(), "b");
-        assert!(holders(&fleet, &model).is_empty());
-        fleet.workers[0].report.models.push(resident(&model));
-        assert_eq!(roomiest(&fleet, &model).unwrap().as_str(), "a");
-        assert_eq!(holders(&fleet, &model), [WorkerId::new("a").unwrap()]);
     }
 }
