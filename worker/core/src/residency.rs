@@ -289,11 +289,6 @@ impl Residency {
 
     /// A request no longer wants its model. One that waits is detached; one that holds a lease gives it back,
     /// so nothing of it may run on the model any more.
-    pub fn handle_abandoned(&mut self, now: Moment, request: &RequestId) {
-        self.detach(now, request);
-    }
-
-    /// A request's lease ends: nothing of it runs on the model any more.
     pub fn handle_released(&mut self, now: Moment, request: &RequestId) {
         self.detach(now, request);
     }

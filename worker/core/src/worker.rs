@@ -214,18 +214,13 @@ impl Desk {
         }
     }
 
-    /// Nothing of a request runs on its model any more, while its last events may still be on their way.
-    pub fn handle_released(&mut self, now: Moment, request: &RequestId) {
-        self.residency.handle_released(now, request);
-    }
-
     /// A request's attempt ended: its slot is free, and its hold on the model if it still had one.
     pub fn handle_ended(&mut self, now: Moment, request: &RequestId) {
         if self.runs.remove(request).is_some() {
             self.reporting.changes += 1;
         }
         self.stops.retain(|stop| stop.stops() != Some(request));
-        self.residency.handle_abandoned(now, request);
+        self.residency.handle_released(now, request);
     }
 
     /// The worker takes no new work. What runs has some time to finish and is handed back after it.

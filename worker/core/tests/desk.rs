@@ -246,7 +246,6 @@ fn needs() -> ModelNeeds {
 #[derive(Debug, Clone)]
 enum Step {
     Assign { number: u64, attempt: u32, epoch: u64 },
-    Release { number: u64 },
     End { number: u64 },
     Drain,
     Wait { ms: u64 },
@@ -257,7 +256,6 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..8_u64, 1..3_u32, 0..3_u64)
             .prop_map(|(number, attempt, epoch)| Step::Assign { number, attempt, epoch }),
-        3 => (0..8_u64).prop_map(|number| Step::Release { number }),
         3 => (0..8_u64).prop_map(|number| Step::End { number }),
         1 => prop::bool::weighted(0.2).prop_map(|drains| if drains { Step::Drain } else { Step::Report }),
         2 => (0..2000_u64).prop_map(|ms| Step::Wait { ms }),
@@ -296,7 +294,6 @@ proptest! {
                     }
                     epoch_seen = epoch_seen.max(Epoch(epoch));
                 }
-                Step::Release { number } => desk.handle_released(now, &request(number)),
                 Step::End { number } => {
                     desk.handle_ended(now, &request(number));
                     held.remove(&request(number));

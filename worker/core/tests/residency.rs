@@ -19,10 +19,9 @@ enum Step {
         model: u8,
         keep_alive: Option<KeepAlive>,
     },
-    /// A request ends; the flag says whether it gives up or gives its lease back.
+    /// A request gives up waiting, or gives its lease back.
     End {
         request: prop::sample::Index,
-        gives_up: bool,
     },
     LoadOrder {
         model: u8,
@@ -60,7 +59,7 @@ fn step() -> impl Strategy<Value = Step> {
     let pin = prop_oneof![Just(Pin::Pinned), Just(Pin::Evictable)];
     prop_oneof![
         8 => (model(), keep_alive()).prop_map(|(model, keep_alive)| Step::Want { model, keep_alive }),
-        6 => (index(), any::<bool>()).prop_map(|(request, gives_up)| Step::End { request, gives_up }),
+        6 => index().prop_map(|request| Step::End { request }),
         1 => (model(), keep_alive()).prop_map(|(model, keep_alive)| Step::LoadOrder { model, keep_alive }),
         1 => model().prop_map(|model| Step::UnloadOrder { model }),
         1 => (model(), pin).prop_map(|(model, pin)| Step::Pin { model, pin }),
@@ -128,19 +127,15 @@ impl World {
                 self.residency
                     .handle_wanted(now, &request, &name(model), keep_alive);
             }
-            Step::End { request, gives_up } => {
+            Step::End { request } => {
                 let ids: Vec<_> = self.waiting.keys().chain(self.leases.keys()).cloned().collect();
                 if ids.is_empty() {
                     return;
                 }
                 let request = ids[request.index(ids.len())].clone();
-                let has_lease = self.leases.remove(&request).is_some();
+                self.leases.remove(&request);
                 self.waiting.remove(&request);
-                if has_lease && !gives_up {
-                    self.residency.handle_released(now, &request);
-                } else {
-                    self.residency.handle_abandoned(now, &request);
-                }
+                self.residency.handle_released(now, &request);
             }
             Step::LoadOrder { model, keep_alive } => {
                 self.residency.handle_load_order(now, &name(model), keep_alive);
@@ -598,7 +593,7 @@ fn a_load_that_nobody_waits_for_is_finished_and_leaves_the_model_idle() {
     bench.inspect("a", 10);
     bench
         .residency
-        .handle_abandoned(bench.now, &RequestId::new("r1").unwrap());
+        .handle_released(bench.now, &RequestId::new("r1").unwrap());
     bench.loaded("a");
     assert_eq!(bench.actions(), ["inspect a", "load a kv 1"]);
     assert_eq!(
@@ -608,7 +603,7 @@ fn a_load_that_nobody_waits_for_is_finished_and_leaves_the_model_idle() {
     bench.want("r2", "b", None);
     bench
         .residency
-        .handle_abandoned(bench.now, &RequestId::new("r2").unwrap());
+        .handle_released(bench.now, &RequestId::new("r2").unwrap());
     bench.inspect("b", 95);
     assert_eq!(
         bench.actions(),
