@@ -5,20 +5,27 @@
 //! writes the same keys and values each time, so a step that failed is planned and run again after
 //! [`Batch::abandon`].
 //!
-//! A sequence is admitted when the blocks for its whole possible length are free, so it never runs out
+//! A sequence is admitted when the blocks for its whole possible length can be had, so it never runs out
 //! midway. What the tokens mean and when a stop text ends an answer is decided outside.
+//!
+//! Full blocks outlive their sequence and are found by later ones that begin with the same tokens, so that
+//! these are not read again. Blocks become known when a token is drawn after them: their steps were complete
+//! then, and finite logits show that what they hold is sound. A sequence always reads at least its last
+//! token itself, because the engine needs one to draw from.
 
 mod blocks;
+mod invariants;
+mod joining;
 mod plan;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use flotilla_protocol::Class;
-use thiserror::Error;
 
 use crate::isolate::Verdict;
-use blocks::BlockPool;
+use blocks::{BlockPool, BlockTable};
+pub use joining::{AddError, NewSequence};
 pub use plan::{PlanEntry, StepPlan};
 use plan::{Planned, plan_step};
 
@@ -41,53 +48,6 @@ pub struct BatchSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
 
-/// A sequence that joins a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewSequence {
-    /// Its name; unused in this batch.
-    pub id: SequenceId,
-    /// How urgent it is.
-    pub class: Class,
-    /// The prompt, followed by the tokens of the answer that earlier attempts made.
-    pub tokens: Vec<u32>,
-    /// How many of `tokens` are the prompt.
-    pub prompt_tokens: usize,
-    /// Most tokens that may still be made; at least 1.
-    pub new_tokens_max: usize,
-    /// Tokens that end the answer and are no part of it.
-    pub stop_token_ids: Arc<[u32]>,
-}
-
-/// Why a sequence cannot join.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum AddError {
-    /// The batch has a sequence of this name.
-    #[error("sequence {0:?} is in the batch already")]
-    Duplicate(SequenceId),
-    /// There is no token to start from.
-    #[error("the sequence has no prompt token")]
-    NoPrompt,
-    /// Nothing may be made.
-    #[error("no token may be made")]
-    NoNewTokens,
-    /// No token fits after those that are there.
-    #[error("{tokens} tokens leave no room in a context of {context_tokens_max}")]
-    ContextFull {
-        /// Tokens that are there.
-        tokens: usize,
-        /// The context.
-        context_tokens_max: usize,
-    },
-    /// The whole KV memory is too small.
-    #[error("{blocks_needed} blocks are needed, the model has {blocks_total}")]
-    TooLong {
-        /// Blocks for the longest possible answer.
-        blocks_needed: usize,
-        /// Blocks that there are.
-        blocks_total: u32,
-    },
-}
-
 /// Why a sequence ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
@@ -102,6 +62,14 @@ pub enum EndReason {
 /// What a step led to. A sequence that ended has left the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
+    /// A sequence has found the first of its tokens in cached blocks. Told at most once, before its first
+    /// token or its end.
+    Reused {
+        /// The sequence.
+        sequence: SequenceId,
+        /// How many of its tokens were not read; at least 1.
+        tokens: usize,
+    },
     /// A sequence has a new token.
     Token {
         /// The sequence.
@@ -129,6 +97,15 @@ pub enum Outcome {
     },
 }
 
+/// What a batch has counted since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BatchStats {
+    /// Tokens of [`Outcome::Reused`].
+    pub reused_tokens: u64,
+    /// Cached blocks whose memory was needed for other tokens.
+    pub evicted_blocks: u64,
+}
+
 /// The sequences of one loaded model.
 #[derive(Debug)]
 pub struct Batch {
@@ -142,6 +119,9 @@ pub struct Batch {
     /// The open plan; kept between rounds so that planning does not allocate.
     planned: Vec<Planned>,
     outcomes: Vec<Outcome>,
+    /// Since blocks were last looked for, some became cached or were given back.
+    has_new_blocks: bool,
+    reused_tokens: u64,
 }
 
 #[derive(Debug)]
@@ -165,11 +145,16 @@ enum Flow {
 #[derive(Debug)]
 enum Stage {
     Waiting,
-    /// `read` tokens are in its blocks; always fewer than there are.
-    Admitted {
-        blocks: Vec<u32>,
-        read: usize,
-    },
+    Admitted(Admitted),
+}
+
+#[derive(Debug)]
+struct Admitted {
+    table: BlockTable,
+    /// Tokens that are in its blocks; always fewer than there are.
+    read: usize,
+    /// How many of them it has not read itself and has not told yet.
+    reused: usize,
 }
 
 impl Batch {
@@ -186,13 +171,15 @@ impl Batch {
             "every running sequence can advance in each step"
         );
         Self {
-            pool: BlockPool::new(settings.blocks_total),
+            pool: BlockPool::new(settings.blocks_total, settings.block_tokens),
             settings,
             sequences: BTreeMap::new(),
             admitted: Vec::new(),
             waiting: [VecDeque::new(), VecDeque::new()],
             planned: Vec::new(),
             outcomes: Vec::new(),
+            has_new_blocks: false,
+            reused_tokens: 0,
         }
     }
 
@@ -219,16 +206,7 @@ impl Batch {
 
     /// Takes a sequence out, wherever it stands; one that has left already is no fault.
     pub fn remove(&mut self, id: SequenceId) {
-        let Some(sequence) = self.sequences.remove(&id) else {
-            return;
-        };
-        match sequence.stage {
-            Stage::Waiting => self.waiting[class_index(sequence.class)].retain(|waiting| *waiting != id),
-            Stage::Admitted { blocks, .. } => {
-                self.admitted.retain(|admitted| *admitted != id);
-                self.pool.give_back(blocks);
-            }
-        }
+        self.take_out(id);
         self.admit();
     }
 
@@ -284,7 +262,7 @@ impl Batch {
             match verdict.result {
                 Ok(token) => self.advance(planned, token),
                 Err(panic) => {
-                    self.remove(planned.sequence);
+                    self.take_out(planned.sequence);
                     let sequence = planned.sequence;
                     self.outcomes.push(Outcome::Panicked {
                         sequence,
@@ -313,77 +291,19 @@ impl Batch {
         self.admitted.len()
     }
 
-    /// Blocks that no sequence holds.
+    /// Blocks that no sequence holds, those included that are kept for later ones.
     #[must_use]
     pub fn blocks_free(&self) -> usize {
-        self.pool.free_count()
+        self.pool.unheld_count()
     }
 
-    /// Checks that blocks are held once and sequences stand where they say.
-    ///
-    /// # Panics
-    /// When they do not.
-    pub fn check_invariants(&self) {
-        let mut held = Vec::new();
-        for (id, sequence) in &self.sequences {
-            let is_waiting = self.waiting[class_index(sequence.class)].contains(id);
-            match &sequence.stage {
-                Stage::Waiting => assert!(is_waiting, "{id:?} waits in the queue of its class"),
-                Stage::Admitted { blocks, read } => {
-                    assert!(!is_waiting && self.admitted.contains(id), "{id:?} is admitted");
-                    assert!(*read < sequence.tokens.len(), "{id:?} has a token to read");
-                    assert!(
-                        sequence.tokens.len() < sequence.tokens_max,
-                        "{id:?} may make a token"
-                    );
-                    assert_eq!(
-                        blocks.len(),
-                        self.blocks_for(sequence.tokens_max),
-                        "blocks for all of it"
-                    );
-                    held.extend_from_slice(blocks);
-                }
-            }
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> BatchStats {
+        BatchStats {
+            reused_tokens: self.reused_tokens,
+            evicted_blocks: self.pool.evicted_blocks(),
         }
-        let queued: usize = self.waiting.iter().map(VecDeque::len).sum();
-        assert_eq!(
-            self.admitted.len() + queued,
-            self.sequences.len(),
-            "each stands in one place"
-        );
-        assert!(
-            self.admitted.len() <= self.settings.sequences_max,
-            "no more than allowed"
-        );
-        self.pool.check_invariants(held);
-    }
-
-    fn check(&self, new: &NewSequence) -> Result<usize, AddError> {
-        let (tokens, context_tokens_max) = (new.tokens.len(), self.settings.context_tokens_max);
-        if self.sequences.contains_key(&new.id) {
-            return Err(AddError::Duplicate(new.id));
-        }
-        if new.prompt_tokens == 0 || new.prompt_tokens > tokens {
-            return Err(AddError::NoPrompt);
-        }
-        if new.new_tokens_max == 0 {
-            return Err(AddError::NoNewTokens);
-        }
-        if tokens >= context_tokens_max {
-            return Err(AddError::ContextFull {
-                tokens,
-                context_tokens_max,
-            });
-        }
-        let tokens_max = tokens.saturating_add(new.new_tokens_max).min(context_tokens_max);
-        let (blocks_needed, blocks_total) = (self.blocks_for(tokens_max), self.settings.blocks_total);
-        if usize::try_from(blocks_total).is_ok_and(|total| blocks_needed > total) {
-            return Err(AddError::TooLong {
-                blocks_needed,
-                blocks_total,
-            });
-        }
-        Ok(tokens_max)
     }
 
     fn set_flow(&mut self, id: SequenceId, flow: Flow) {
@@ -400,14 +320,36 @@ impl Batch {
                 return;
             };
             let id = self.waiting[queue][0];
-            let tokens_max = self.sequences[&id].tokens_max;
-            let Some(blocks) = self.pool.take(self.blocks_for(tokens_max)) else {
+            let sequence = &self.sequences[&id];
+            let blocks_needed = self.blocks_for(sequence.tokens_max);
+            let Some(table) = self.pool.reserve(reusable(&sequence.tokens), blocks_needed) else {
                 return;
             };
             self.waiting[queue].pop_front();
             self.admitted.push(id);
+            let mut admitted = Admitted {
+                table,
+                read: 0,
+                reused: 0,
+            };
+            admitted.skip_cached(self.settings.block_tokens);
             let sequence = self.sequences.get_mut(&id).expect("who waits is a sequence");
-            sequence.stage = Stage::Admitted { blocks, read: 0 };
+            sequence.stage = Stage::Admitted(admitted);
+        }
+    }
+
+    /// Lets those whose prompt is not read yet find blocks that others have read meanwhile.
+    fn adopt(&mut self) {
+        for id in &self.admitted {
+            let sequence = self.sequences.get_mut(id).expect("who is admitted is a sequence");
+            let Stage::Admitted(admitted) = &mut sequence.stage else {
+                unreachable!("who is admitted has blocks")
+            };
+            let reusable = reusable(&sequence.tokens);
+            if admitted.read < reusable.len() {
+                self.pool.adopt(&mut admitted.table, reusable);
+                admitted.skip_cached(self.settings.block_tokens);
+            }
         }
     }
 
@@ -417,18 +359,28 @@ impl Batch {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return;
         };
-        let Stage::Admitted { read, .. } = &mut sequence.stage else {
+        let Stage::Admitted(admitted) = &mut sequence.stage else {
             return;
         };
-        *read = planned.end;
+        admitted.read = planned.end;
         if !planned.samples {
             assert!(result.is_none(), "only what was to be sampled gives a token");
             return;
+        }
+        let tokens = std::mem::take(&mut admitted.reused);
+        if tokens > 0 {
+            self.reused_tokens += tokens as u64;
+            self.outcomes.push(Outcome::Reused { sequence: id, tokens });
         }
         let index = sequence.tokens.len() - sequence.prompt_tokens;
         let Some(token) = result else {
             return self.finish(id, EndReason::NoToken, index);
         };
+        if planned.end / self.settings.block_tokens > admitted.table.cached_count() {
+            self.pool
+                .share(&mut admitted.table, &sequence.tokens[..planned.end]);
+            self.has_new_blocks = true;
+        }
         if sequence.stop_token_ids.contains(&token) {
             return self.finish(id, EndReason::Stop, index);
         }
@@ -445,7 +397,7 @@ impl Batch {
     }
 
     fn finish(&mut self, sequence: SequenceId, reason: EndReason, answer_tokens: usize) {
-        self.remove(sequence);
+        self.take_out(sequence);
         self.outcomes.push(Outcome::Finished {
             sequence,
             reason,
@@ -453,14 +405,47 @@ impl Batch {
         });
     }
 
+    /// Takes a sequence out; what its blocks may lead to is looked for later.
+    fn take_out(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.remove(&id) else {
+            return;
+        };
+        match sequence.stage {
+            Stage::Waiting => self.waiting[class_index(sequence.class)].retain(|waiting| *waiting != id),
+            Stage::Admitted(admitted) => {
+                self.admitted.retain(|admitted| *admitted != id);
+                self.pool.release(admitted.table);
+            }
+        }
+        self.has_new_blocks = true;
+    }
+
     fn close(&mut self) -> &[Outcome] {
         self.planned.clear();
+        if std::mem::take(&mut self.has_new_blocks) {
+            self.adopt();
+            self.admit();
+        }
         &self.outcomes
     }
 
     fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.settings.block_tokens)
     }
+}
+
+impl Admitted {
+    /// Passes over the tokens that its cached blocks hold.
+    fn skip_cached(&mut self, block_tokens: usize) {
+        let skipped = (self.table.cached_count() * block_tokens).saturating_sub(self.read);
+        self.read += skipped;
+        self.reused += skipped;
+    }
+}
+
+/// The tokens that may be found in blocks: all but the last, which is read to draw the next.
+fn reusable(tokens: &[u32]) -> &[u32] {
+    &tokens[..tokens.len() - 1]
 }
 
 /// Where a class's queue is.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flotilla_protocol::Class;
 
-use super::{BatchSettings, Flow, Sequence, SequenceId, Stage};
+use super::{Admitted, BatchSettings, Flow, Sequence, SequenceId, Stage};
 
 /// One sequence's part of a step, by place.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,8 @@ pub struct PlanEntry<'a> {
     pub start: usize,
     /// The tokens to read, at least one.
     pub tokens: &'a [u32],
-    /// The sequence's blocks from position 0 on, for its whole possible length.
+    /// The sequence's blocks from position 0 on, for its whole possible length. Those that `tokens` are
+    /// written to are its alone; those before may be other sequences' too.
     pub blocks: &'a [u32],
     /// When the next token is to be sampled: its index in the answer, from 0, earlier attempts included.
     pub sample: Option<usize>,
@@ -88,7 +89,7 @@ pub(super) fn plan_step(
 /// Tokens that are in the blocks already; `None` when the sequence is left out of steps.
 fn tokens_read(sequence: &Sequence) -> Option<usize> {
     match (sequence.flow, &sequence.stage) {
-        (Flow::Running, Stage::Admitted { read, .. }) => Some(*read),
+        (Flow::Running, Stage::Admitted(Admitted { read, .. })) => Some(*read),
         (Flow::Paused, _) | (_, Stage::Waiting) => None,
     }
 }
@@ -108,7 +109,7 @@ fn take(id: SequenceId, sequence: &Sequence, start: usize, budget: &mut usize) -
 fn entry<'a>(sequences: &'a BTreeMap<SequenceId, Sequence>, planned: &Planned) -> PlanEntry<'a> {
     let sequence = &sequences[&planned.sequence];
     let blocks: &[u32] = match &sequence.stage {
-        Stage::Admitted { blocks, .. } => blocks,
+        Stage::Admitted(admitted) => admitted.table.blocks(),
         Stage::Waiting => unreachable!("only admitted sequences are planned"),
     };
     PlanEntry {
