@@ -188,6 +188,16 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Their sum.
     pub total_tokens: u32,
+    /// More about the prompt, where there is something to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+/// More about the tokens of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptTokensDetails {
+    /// How many did not have to be read because the worker kept their keys and values.
+    pub cached_tokens: u32,
 }
 
 impl Usage {
@@ -198,6 +208,16 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: None,
+        }
+    }
+
+    /// Adds how many of the prompt's tokens did not have to be read; 0 is left out.
+    #[must_use]
+    pub fn with_cached_tokens(self, cached_tokens: u32) -> Self {
+        Self {
+            prompt_tokens_details: (cached_tokens > 0).then_some(PromptTokensDetails { cached_tokens }),
+            ..self
         }
     }
 }

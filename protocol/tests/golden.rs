@@ -168,6 +168,13 @@ fn events_keep_their_shape() {
     };
     golden("event-finished", &finished);
     golden(
+        "event-finished-cached",
+        &Finished {
+            usage: finished.usage.with_cached_tokens(8),
+            ..finished.clone()
+        },
+    );
+    golden(
         "event-finished-embedding",
         &Finished {
             data: Some(vec![vec![0.5, -0.25]]),
