@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use flotilla_client::{Connection, Journal};
 use flotilla_protocol::assignment::{Assignment, AttemptEnd};
-use flotilla_protocol::event::{ErrorCode, Event, FinishReason, Phase, Progress, RequestError};
+use flotilla_protocol::event::{ErrorCode, Event, FinishReason, Phase, Progress, RequestError, Usage};
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{RequestId, WorkerId, headers};
 use flotilla_worker_core::answer::{Answer, Writer};
@@ -187,9 +187,9 @@ impl Attempt {
         }
     }
 
-    /// A `finished` event for what was cancelled; `counts` are the tokens of the prompt and of the answer.
-    fn cancelled(&self, counts: (usize, usize)) -> Event {
-        generation::finished(FinishReason::Cancelled, counts, self.timings())
+    /// A `finished` event for what was cancelled.
+    fn cancelled(&self, usage: Usage) -> Event {
+        generation::finished(FinishReason::Cancelled, usage, self.timings())
     }
 
     /// Nobody can continue a journal that our writers cannot have made: a strike leads it to the dead letters.

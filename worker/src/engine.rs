@@ -97,6 +97,7 @@ pub(crate) struct Run {
     model: ModelName,
     sequence: SequenceId,
     made: mpsc::Receiver<Made>,
+    reused: oneshot::Receiver<usize>,
     commands: mpsc::Sender<Command>,
     /// Tokens taken since the thread was last told.
     taken: usize,
@@ -132,6 +133,7 @@ struct Joining {
     sequence: NewSequence,
     sampling: Sampling,
     made: mpsc::Sender<Made>,
+    reused: oneshot::Sender<usize>,
 }
 
 impl Engine {
@@ -192,11 +194,13 @@ impl Engine {
     pub(crate) async fn join(&self, new: NewRun) -> Result<Run, EngineEnded> {
         // Beside the tokens there is room for the end, so that a step never waits to tell it.
         let (made, receiver) = mpsc::channel(new.ahead_tokens_max + 1);
+        let (reused, reused_receiver) = oneshot::channel();
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
         let run = Run {
             model: new.model.clone(),
             sequence,
             made: receiver,
+            reused: reused_receiver,
             commands: self.commands.clone(),
             taken: 0,
             notice_tokens: new.ahead_tokens_max.div_ceil(2),
@@ -213,6 +217,7 @@ impl Engine {
             },
             sampling: new.sampling,
             made,
+            reused,
         };
         self.command(Command::Join {
             new: Box::new(joining),
@@ -239,6 +244,13 @@ impl Run {
         if let Err(error) = self.commands.try_send(Command::Drained) {
             debug!(sequence = self.sequence.0, %error, "the engine was not told of a drained channel");
         }
+    }
+
+    /// How many of the first tokens the engine did not have to read. Told once, at the latest with the first
+    /// token; `None` before, after, and when it read them all.
+    pub(crate) fn take_reused_tokens(&mut self) -> Option<usize> {
+        // Not sent yet, taken already and never sent are all the same here.
+        self.reused.try_recv().ok()
     }
 }
 

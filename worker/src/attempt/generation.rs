@@ -24,6 +24,8 @@ pub(super) struct Generation {
     model: Arc<ModelText>,
     stage: Stage,
     output_tokens: usize,
+    /// Tokens that the engine did not have to read, from the prompt's first on.
+    reused_tokens: usize,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Generation {
             model,
             stage: Stage::Waiting,
             output_tokens: 0,
+            reused_tokens: 0,
         }
     }
 
@@ -121,6 +124,9 @@ impl Generation {
         };
         let mut made = Vec::new();
         run.take(&mut made).await;
+        if let Some(tokens) = run.take_reused_tokens() {
+            self.reused_tokens = tokens;
+        }
         let mut taken = Taken::default();
         if made.is_empty() {
             taken.end = Some(gone("the engine has ended"));
@@ -169,12 +175,14 @@ impl Generation {
     }
 
     /// Tokens of the prompt and of the answer.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        (self.prompt.tokens.len(), self.output_tokens)
+    pub(super) fn usage(&self) -> Usage {
+        let prompt_tokens = self.prompt.tokens.len();
+        Usage::new(count(prompt_tokens), count(self.output_tokens))
+            .with_cached_tokens(count(self.reused_tokens.min(prompt_tokens)))
     }
 
     pub(super) fn finished(&self, reason: FinishReason, timings: Timings) -> Event {
-        finished(reason, self.counts(), timings)
+        finished(reason, self.usage(), timings)
     }
 }
 
@@ -218,11 +226,11 @@ impl End {
     }
 }
 
-/// A `finished` event; `counts` are the tokens of the prompt and of the answer.
-pub(super) fn finished(finish_reason: FinishReason, counts: (usize, usize), timings: Timings) -> Event {
+/// A `finished` event.
+pub(super) fn finished(finish_reason: FinishReason, usage: Usage, timings: Timings) -> Event {
     Event::Finished(Finished {
         finish_reason,
-        usage: Usage::new(count(counts.0), count(counts.1)),
+        usage,
         timings,
         data: None,
     })

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use flotilla_protocol::assignment::AttemptEnd;
-use flotilla_protocol::event::Event;
+use flotilla_protocol::event::{Event, Usage};
 use flotilla_worker_core::answer::{Action, Answer, Ended};
 use tokio::time::{Instant, sleep_until};
 
 use super::generation::{End, Generation, Taken};
 use super::journal::{Io, JournalFault, JournalHand, Settled};
 use super::opening::Opening;
-use super::{Attempt, deadline_exceeded};
+use super::{Attempt, count, deadline_exceeded};
 
 /// An attempt that may write.
 pub(super) struct Writing {
@@ -30,7 +30,7 @@ enum Happened {
     Settled(Result<Settled, JournalFault>),
     Made(Taken),
     /// With the tokens of the prompt and of the answer so far.
-    Cancelled((usize, usize)),
+    Cancelled(Usage),
     Expired,
     HandBack,
     GraceOver,
@@ -45,7 +45,7 @@ impl Writing {
                 None
             }
             Opening::Cancel => {
-                let end = attempt.cancelled((0, answer.stored_tokens()));
+                let end = attempt.cancelled(Usage::new(0, count(answer.stored_tokens())));
                 answer.handle_end(end);
                 None
             }
@@ -100,7 +100,7 @@ impl Writing {
             .generation
             .as_ref()
             .filter(|generation| generation.has_started());
-        let counts = started.map(Generation::counts);
+        let usage = started.map(Generation::usage);
         let (may_take, grace) = (self.io.is_none(), self.grace);
         let settled = async {
             match &mut self.io {
@@ -116,8 +116,8 @@ impl Writing {
         };
         let cancelled = async {
             switches.cancel.cancelled().await;
-            match counts {
-                Some(counts) => counts,
+            match usage {
+                Some(usage) => usage,
                 None => std::future::pending().await,
             }
         };
@@ -125,7 +125,7 @@ impl Writing {
         tokio::select! {
             biased;
             () = switches.hand_back.cancelled(), if grace.is_none() => Happened::HandBack,
-            counts = cancelled => Happened::Cancelled(counts),
+            usage = cancelled => Happened::Cancelled(usage),
             () = switches.expire.cancelled(), if is_open => Happened::Expired,
             settled = settled => Happened::Settled(settled),
             made = made => Happened::Made(made),
@@ -145,7 +145,7 @@ impl Writing {
                 let making = self.generation.take();
                 self.absorb(making.expect("what was made was made by a generation"), taken);
             }
-            Happened::Cancelled(counts) => self.conclude(self.attempt.cancelled(counts)),
+            Happened::Cancelled(usage) => self.conclude(self.attempt.cancelled(usage)),
             Happened::Expired => self.conclude(deadline_exceeded()),
             Happened::HandBack => {
                 self.generation = None;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use flotilla_worker_core::batch::{Batch, EndReason, Outcome, PlanEntry, SequenceId};
 use flotilla_worker_engine::{Backend, LlamaModel, Sampling, SequenceStep, Step, StepError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::round;
 use super::{Joining, LoadedModel, Made, RunEnd, end};
@@ -20,6 +20,8 @@ pub(super) struct EngineModel {
 struct Running {
     sampling: Sampling,
     made: mpsc::Sender<Made>,
+    /// Where to tell what was reused; nothing once it is told.
+    reused: Option<oneshot::Sender<usize>>,
 }
 
 impl EngineModel {
@@ -38,6 +40,7 @@ impl EngineModel {
                 let running = Running {
                     sampling: new.sampling,
                     made: new.made,
+                    reused: Some(new.reused),
                 };
                 self.runs.insert(id, running);
             }
@@ -124,6 +127,11 @@ fn sequence_step<'a>(runs: &HashMap<SequenceId, Running>, entry: &PlanEntry<'a>)
 
 fn tell(runs: &mut HashMap<SequenceId, Running>, outcome: &Outcome) {
     match outcome {
+        Outcome::Reused { sequence, tokens } => {
+            let reused = runs.get_mut(sequence).and_then(|running| running.reused.take());
+            // Who left does not want to know.
+            let _ = reused.map(|reused| reused.send(*tokens));
+        }
         Outcome::Token { sequence, token, .. } => {
             let made = &runs[sequence].made;
             if let Err(error) = made.try_send(Made::Token(*token)) {

@@ -105,7 +105,7 @@ mod tests {
             .iter()
             .filter_map(|outcome| match outcome {
                 Outcome::Panicked { sequence, message } => Some((*sequence, message.clone())),
-                Outcome::Token { .. } | Outcome::Finished { .. } => None,
+                Outcome::Reused { .. } | Outcome::Token { .. } | Outcome::Finished { .. } => None,
             })
             .collect();
         assert_eq!(panicked, [(bad, "bad sequence".to_owned())]);

@@ -130,6 +130,28 @@ async fn continued_answer_is_the_same_as_an_uninterrupted_one() {
 }
 
 #[tokio::test]
+async fn prompt_that_was_read_before_gives_the_same_answer_and_is_not_read_again() {
+    let loaded = loaded(4).await;
+    let long = || NewRun {
+        tokens: (0..40).map(|n| n % 16).collect(),
+        prompt_tokens: 40,
+        ..loaded.sum("", 64)
+    };
+    let mut answers = Vec::new();
+    for reused in [None, Some(32)] {
+        let mut run = loaded.engine.join(long()).await.unwrap();
+        let mut made = Vec::new();
+        timeout(PATIENCE, run.take(&mut made)).await.unwrap();
+        assert_eq!(run.take_reused_tokens(), reused);
+        if !matches!(made.last(), Some(Made::Ended(_))) {
+            made.extend(everything(run).await);
+        }
+        answers.push(made);
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[tokio::test]
 async fn unloading_ends_what_runs_and_refuses_what_comes() {
     let loaded = loaded(4).await;
     let paused = loaded.engine.join(loaded.sum("123+456=", 1)).await.unwrap();
