@@ -101,6 +101,28 @@ async fn limits_of_the_answer_are_kept() -> Result<()> {
 }
 
 #[tokio::test]
+async fn prompt_that_a_worker_has_read_before_is_taken_from_its_cache_and_answered_the_same() -> Result<()> {
+    let fleet = Fleet::builder().start().await?;
+    let prompt: Vec<u32> = (0..40).map(|n| n % 16).collect();
+    let body = json!({"prompt": prompt, "max_tokens": 8, "temperature": 0});
+    let first = fleet.ask(&Question::new("adder", body.clone())).await?;
+    let second = fleet.ask(&Question::new("adder", body)).await?;
+    assert_eq!(first.token_ids, second.token_ids);
+    let [first, second] = [first, second].map(|answer| answer.end.expect("an answer").usage);
+    assert_eq!(
+        first,
+        first.with_cached_tokens(0),
+        "nothing was there to be found"
+    );
+    assert_eq!(
+        second,
+        first.with_cached_tokens(32),
+        "two blocks of 16 tokens, and the rest is read"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn same_seed_gives_same_answer_and_another_seed_another() -> Result<()> {
     let fleet = Fleet::builder().start().await?;
     let ask = async |seed: i64| {

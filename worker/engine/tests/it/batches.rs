@@ -1,6 +1,6 @@
 //! A token's logits are the same bits alone, in any batch, whole or in chunks, resumed or not.
 
-use flotilla_worker_engine::{CpuBackend, LlamaModel, Sampling, Step};
+use flotilla_worker_engine::{BLOCK_TOKENS, CpuBackend, LlamaModel, Sampling, Step};
 use proptest::prelude::*;
 
 use crate::fixture::{GOLDEN, Sequence, bits, blocks_of, generate, golden_folder, load, read_chunk};
@@ -68,6 +68,40 @@ proptest! {
             let mut alone = Sequence::new(&sequence.tokens, blocks_of(7));
             let whole = alone.tokens.len();
             prop_assert_eq!(bits(&read_chunk(&mut model, &mut alone, whole)), bits(&logits));
+        }
+    }
+
+    #[test]
+    fn prefix_in_blocks_of_another_sequence_gives_the_bits_of_reading_it(
+        model in 0..GOLDEN.len(),
+        common in prop::collection::vec(0u32..96, 1..70),
+        (first_rest, second_rest) in (prompt(), prompt()),
+        beside: bool,
+    ) {
+        let mut model = load(&golden_folder(GOLDEN[model]));
+        let mut first = Sequence::new(&[&common[..], &first_rest].concat(), blocks_of(0));
+        first.tokens.truncate(128);
+        let whole = first.tokens.len();
+        read_chunk(&mut model, &mut first, whole);
+
+        let mut tokens = [&common[..], &second_rest].concat();
+        tokens.truncate(128);
+        let full_blocks = common.len().min(tokens.len() - 1) / BLOCK_TOKENS;
+        let shared = first.block_table[..full_blocks].iter().copied();
+        let mut second = Sequence::new(&tokens, shared.chain(blocks_of(2)));
+        second.read = full_blocks * BLOCK_TOKENS;
+        let mut alone = Sequence::new(&tokens, blocks_of(4));
+        let expected = read_chunk(&mut model, &mut alone, tokens.len());
+        let unread = tokens.len() - second.read;
+        if beside {
+            // Both read from the shared blocks in one step.
+            first.read -= 1;
+            let parts = [first.part(1, None), second.part(unread, Some(Sampling::GREEDY))];
+            let pending = model.submit(&Step { sequences: &parts }).unwrap();
+            let (_, logits) = pending.wait_with_logits().unwrap();
+            prop_assert_eq!(bits(&logits[0]), bits(&expected));
+        } else {
+            prop_assert_eq!(bits(&read_chunk(&mut model, &mut second, unread)), bits(&expected));
         }
     }
 
