@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::llama::weights::{self, TensorsError};
+use crate::decoder::weights::{self, TensorsError};
 use crate::mapping::FileMapping;
 use crate::{ConfigError, Header, HeaderError, ModelConfig, TensorInfo};
 

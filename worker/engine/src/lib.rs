@@ -2,7 +2,7 @@
 //!
 //! The way through the crate: [`ModelFolder`] checks a model's files before a byte of them is believed,
 //! [`MemoryPlan`] says to the byte what the model needs, [`ModelLoader`] places the weights in device
-//! memory as they arrive, and [`LlamaModel`] runs [`Step`]s over many sequences at once.
+//! memory as they arrive, and [`DecoderModel`] runs [`Step`]s over many sequences at once.
 //!
 //! The crate knows tensors, not requests: which sequences run, which KV blocks they own and how many pages
 //! of device memory a model may have is decided outside. Model code is written once, over [`Backend`].
@@ -10,9 +10,9 @@
 mod backend;
 mod config;
 mod cpu;
+mod decoder;
 mod folder;
 mod header;
-mod llama;
 mod loader;
 mod mapping;
 mod plan;
@@ -26,10 +26,10 @@ pub use backend::{
 };
 pub use config::{ConfigError, ModelConfig, SamplingDefaults};
 pub use cpu::CpuBackend;
+pub use decoder::DecoderModel;
+pub use decoder::weights::TensorsError;
 pub use folder::{FolderTensor, ModelError, ModelFolder};
 pub use header::{Header, HeaderError, HeaderTensor, StoredDtype};
-pub use llama::LlamaModel;
-pub use llama::weights::TensorsError;
 pub use loader::{LoadError, ModelLoader};
 pub use plan::{MemoryPlan, PlanError, PlannedTensor, StepLimits};
 pub use sampling::{NO_TOKEN, PARAMETER_WORDS, Sampling, uniform};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::backend::{Backend, DeviceError, Matrix, NO_ELEMENT, RegionId, WORD_BYTES};
-use crate::llama::LlamaModel;
+use crate::decoder::DecoderModel;
 use crate::{MemoryPlan, PAGE_BYTES};
 
 /// A model that is being loaded: its memory is there, its weights arrive in any order.
@@ -94,7 +94,7 @@ impl<B: Backend> ModelLoader<B> {
     ///
     /// # Errors
     /// Tensors are missing or incomplete, a weight is NaN or infinite, or the device failed.
-    pub fn finish(mut self) -> Result<LlamaModel<B>, LoadError> {
+    pub fn finish(mut self) -> Result<DecoderModel<B>, LoadError> {
         let missing: Vec<String> = self
             .plan
             .tensors()
@@ -107,7 +107,7 @@ impl<B: Backend> ModelLoader<B> {
             return Err(LoadError::Missing { tensors: missing });
         }
         self.check_finite()?;
-        LlamaModel::new(self.backend, self.plan, self.weights, self.workspace, self.kv)
+        DecoderModel::new(self.backend, self.plan, self.weights, self.workspace, self.kv)
             .map_err(LoadError::Device)
     }
 

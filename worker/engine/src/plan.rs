@@ -1,7 +1,7 @@
 //! How much device memory a model needs, to the byte, and what lies where in it.
 
 use crate::backend::{KvLayout, RegionId, Span, WORD_BYTES};
-use crate::llama::weights::{self, Role, TensorsError};
+use crate::decoder::weights::{self, Role, TensorsError};
 use crate::{BLOCK_TOKENS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo};
 
 /// The largest step that a model can be given.

@@ -1,7 +1,7 @@
 //! One step of a model: what goes in, what comes out, and what is refused before anything runs.
 
 use crate::backend::{Backend, DeviceError};
-use crate::llama::LlamaModel;
+use crate::decoder::DecoderModel;
 use crate::{BLOCK_TOKENS, MemoryPlan, Sampling};
 
 /// The sequences that advance together; each brings one token (decode) or several (prefill, whole or a chunk).
@@ -59,7 +59,7 @@ impl SequenceOutput {
 #[must_use = "tokens are lost unless somebody waits for them"]
 #[derive(Debug)]
 pub struct PendingStep<'m, B: Backend> {
-    pub(crate) model: &'m mut LlamaModel<B>,
+    pub(crate) model: &'m mut DecoderModel<B>,
     /// For each sequence, whether it draws a token.
     pub(crate) draws: Vec<bool>,
 }

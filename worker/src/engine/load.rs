@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flotilla_worker_core::batch::{Batch, BatchSettings};
 use flotilla_worker_core::residency::Grant;
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, DeviceError, LlamaModel, LoadError, ModelLoader, PAGE_BYTES,
+    BLOCK_TOKENS, CpuBackend, DecoderModel, DeviceError, LoadError, ModelLoader, PAGE_BYTES,
 };
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use crate::model::OpenedModel;
 /// A model whose weights are in device memory.
 #[derive(Debug)]
 pub(crate) struct LoadedModel {
-    pub(super) llama: LlamaModel<CpuBackend>,
+    pub(super) decoder: DecoderModel<CpuBackend>,
     pub(super) batch: Batch,
 }
 
@@ -86,10 +86,10 @@ pub(crate) fn load(
             placed_bytes += slice.len() as u64;
         }
     }
-    let mut llama = loader.finish()?;
-    llama.set_kv_blocks(kv_blocks).map_err(LoadFault::Kv)?;
-    let batch = Batch::new(batch_settings(&llama));
-    Ok(LoadedModel { llama, batch })
+    let mut decoder = loader.finish()?;
+    decoder.set_kv_blocks(kv_blocks).map_err(LoadFault::Kv)?;
+    let batch = Batch::new(batch_settings(&decoder));
+    Ok(LoadedModel { decoder, batch })
 }
 
 impl LoadLimits {
@@ -99,13 +99,13 @@ impl LoadLimits {
     }
 }
 
-fn batch_settings(llama: &LlamaModel<CpuBackend>) -> BatchSettings {
-    let plan = llama.plan();
+fn batch_settings(decoder: &DecoderModel<CpuBackend>) -> BatchSettings {
+    let plan = decoder.plan();
     BatchSettings {
         batch_tokens_max: plan.limits().batch_tokens_max,
         sequences_max: plan.limits().sequences_max,
         block_tokens: BLOCK_TOKENS,
-        blocks_total: u32::try_from(llama.kv_blocks()).expect("the blocks were counted as u32"),
+        blocks_total: u32::try_from(decoder.kv_blocks()).expect("the blocks were counted as u32"),
         context_tokens_max: plan.config().context_tokens_max,
     }
 }

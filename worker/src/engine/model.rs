@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use flotilla_worker_core::batch::{Batch, EndReason, Outcome, PlanEntry, SequenceId};
-use flotilla_worker_engine::{Backend, LlamaModel, Sampling, SequenceStep, Step, StepError};
+use flotilla_worker_engine::{Backend, DecoderModel, Sampling, SequenceStep, Step, StepError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::round;
@@ -58,8 +58,8 @@ impl EngineModel {
     pub(super) fn advance(&mut self) -> bool {
         self.regulate();
         let Self { loaded, runs } = self;
-        let LoadedModel { llama, batch } = loaded;
-        match round::advance(batch, |entries| run_step(llama, runs, entries)) {
+        let LoadedModel { decoder, batch } = loaded;
+        match round::advance(batch, |entries| run_step(decoder, runs, entries)) {
             Some(outcomes) => {
                 outcomes.iter().for_each(|outcome| tell(runs, outcome));
                 true
@@ -99,7 +99,7 @@ fn regulate_flow(batch: &mut Batch, sequence: SequenceId, room: usize) {
 }
 
 fn run_step<B: Backend>(
-    llama: &mut LlamaModel<B>,
+    decoder: &mut DecoderModel<B>,
     runs: &HashMap<SequenceId, Running>,
     entries: &[PlanEntry<'_>],
 ) -> Result<Vec<Option<u32>>, StepError> {
@@ -107,7 +107,7 @@ fn run_step<B: Backend>(
     let step = Step {
         sequences: &sequences,
     };
-    let output = llama.submit(&step)?.wait()?;
+    let output = decoder.submit(&step)?.wait()?;
     Ok(output.sequences.iter().map(|sequence| sequence.token()).collect())
 }
 

@@ -1,6 +1,6 @@
 //! A token's logits are the same bits alone, in any batch, whole or in chunks, resumed or not.
 
-use flotilla_worker_engine::{BLOCK_TOKENS, CpuBackend, LlamaModel, Sampling, Step};
+use flotilla_worker_engine::{BLOCK_TOKENS, CpuBackend, DecoderModel, Sampling, Step};
 use proptest::prelude::*;
 
 use crate::fixture::{GOLDEN, Sequence, bits, blocks_of, generate, golden_folder, load, read_chunk};
@@ -8,7 +8,7 @@ use crate::fixture::{GOLDEN, Sequence, bits, blocks_of, generate, golden_folder,
 /// Runs sequences together until all are read; `chunks[i]` says how many tokens the `i`-th takes each step.
 /// Gives each sequence's logits after its last token.
 fn read_together(
-    model: &mut LlamaModel<CpuBackend>,
+    model: &mut DecoderModel<CpuBackend>,
     sequences: &mut [Sequence],
     chunks: &[Vec<usize>],
 ) -> Vec<Vec<f32>> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, LlamaModel, MemoryPlan, ModelFolder, ModelLoader, Sampling, SequenceOutput,
+    BLOCK_TOKENS, CpuBackend, DecoderModel, MemoryPlan, ModelFolder, ModelLoader, Sampling, SequenceOutput,
     SequenceStep, Step, StepLimits,
 };
 
@@ -39,7 +39,7 @@ pub fn loader(folder: &ModelFolder) -> ModelLoader<CpuBackend> {
 }
 
 /// A model with all its tensors and [`KV_BLOCKS`] blocks.
-pub fn load(path: &Path) -> LlamaModel<CpuBackend> {
+pub fn load(path: &Path) -> DecoderModel<CpuBackend> {
     let folder = ModelFolder::open(path).unwrap();
     let mut loader = loader(&folder);
     for tensor in folder.tensors() {
@@ -88,7 +88,7 @@ pub fn blocks_of(index: u32) -> impl Iterator<Item = u32> {
 }
 
 /// Reads tokens `read..read + count` alone and gives the logits after the last of them.
-pub fn read_chunk(model: &mut LlamaModel<CpuBackend>, sequence: &mut Sequence, count: usize) -> Vec<f32> {
+pub fn read_chunk(model: &mut DecoderModel<CpuBackend>, sequence: &mut Sequence, count: usize) -> Vec<f32> {
     let part = [sequence.part(count, Some(Sampling::GREEDY))];
     let pending = model.submit(&Step { sequences: &part }).unwrap();
     let (_, mut logits) = pending.wait_with_logits().unwrap();
@@ -98,7 +98,7 @@ pub fn read_chunk(model: &mut LlamaModel<CpuBackend>, sequence: &mut Sequence, c
 
 /// Reads what is unread, then draws tokens alone, one a step.
 pub fn generate(
-    model: &mut LlamaModel<CpuBackend>,
+    model: &mut DecoderModel<CpuBackend>,
     sequence: &mut Sequence,
     count: usize,
     sampling: Sampling,

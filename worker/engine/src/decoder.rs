@@ -1,4 +1,4 @@
-//! The Llama family: one definition over any [`Backend`].
+//! Decoders of the Llama kind: one definition over any [`Backend`].
 
 mod forward;
 mod inputs;
@@ -12,7 +12,7 @@ use weights::{LayerRole, Role};
 
 /// A loaded model: weights, workspace and KV blocks on a device. Dropping it gives all its memory back.
 #[derive(Debug)]
-pub struct LlamaModel<B: Backend> {
+pub struct DecoderModel<B: Backend> {
     backend: B,
     plan: MemoryPlan,
     weights: Weights,
@@ -44,7 +44,7 @@ struct Layer {
     down: Matrix,
 }
 
-impl<B: Backend> LlamaModel<B> {
+impl<B: Backend> DecoderModel<B> {
     /// Takes over loaded weights and a workspace, and writes the constants.
     pub(crate) fn new(
         backend: B,
@@ -222,7 +222,7 @@ fn matrix(tensor: &PlannedTensor, region: RegionId) -> Matrix {
     let (rows, columns) = match tensor.info.shape.as_slice() {
         [rows, columns] => (*rows, *columns),
         [columns] => (1, *columns),
-        shape => unreachable!("a Llama model has vectors and matrices only, not {shape:?}"),
+        shape => unreachable!("a decoder has vectors and matrices only, not {shape:?}"),
     };
     Matrix {
         span: tensor.area.in_region(region),

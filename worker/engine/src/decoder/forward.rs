@@ -1,6 +1,6 @@
 //! The launches of one step, in order.
 
-use super::LlamaModel;
+use super::DecoderModel;
 use crate::backend::{
     Attention, Backend, BatchView, DeviceError, KvLayer, QkvPrep, RegionId, RmsNorm, Sample, Span,
 };
@@ -40,7 +40,7 @@ impl Activations {
     }
 }
 
-impl<B: Backend> LlamaModel<B> {
+impl<B: Backend> DecoderModel<B> {
     /// Launches a checked step of at least one sequence.
     pub(super) fn launch(&mut self, step: &Step<'_>) -> Result<(), DeviceError> {
         let batch = self.upload_inputs(step)?;

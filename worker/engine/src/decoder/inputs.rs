@@ -1,11 +1,11 @@
 //! A step's sequences on their way to the device.
 
-use super::LlamaModel;
+use super::DecoderModel;
 use crate::backend::{Backend, BatchView, DeviceError, Span};
 use crate::step::{SequenceStep, Step};
 use crate::{BLOCK_TOKENS, Sampling};
 
-impl<B: Backend> LlamaModel<B> {
+impl<B: Backend> DecoderModel<B> {
     /// Uploads all inputs of a checked step to their places in the workspace.
     pub(super) fn upload_inputs(&mut self, step: &Step<'_>) -> Result<BatchView, DeviceError> {
         let workspace = *self.plan.workspace();

@@ -1,4 +1,4 @@
-//! The tensors of a Llama model: their names, shapes and load order.
+//! The tensors of a decoder: their names, shapes and load order.
 
 use std::collections::HashMap;
 
