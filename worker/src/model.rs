@@ -10,7 +10,6 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource};
 use flotilla_text::{ChatError, ChatTemplate, Tokenizer, TokenizerError};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::{MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, StepLimits};
-use serde::Deserialize;
 use thiserror::Error;
 
 /// What requests need of a model: everything but its weights.
@@ -81,7 +80,7 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
     let model = ModelFolder::open(&folder)?;
     let text = open_text(&folder, model.config())?;
     let facts = ModelFacts {
-        architecture: architecture(&folder),
+        architecture: model.config().family.architecture().to_owned(),
         context_tokens_max: fact("the context", text.config.context_tokens_max)?,
         vocabulary_size: fact("the vocabulary", text.config.vocab_size)?,
         weights_bytes: model.weights_bytes() as u64,
@@ -140,21 +139,6 @@ fn open_text(folder: &Path, config: &ModelConfig) -> Result<ModelText, OpenError
 
 fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
     u32::try_from(value).map_err(|_| OpenError::TooLarge { quantity, value })
-}
-
-/// The architecture's name, for people. The engine has checked the same file, and knows one family only.
-fn architecture(folder: &Path) -> String {
-    #[derive(Deserialize)]
-    struct RawArchitecture {
-        #[serde(default)]
-        architectures: Vec<String>,
-    }
-    let named = fs::read(folder.join("config.json"))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<RawArchitecture>(&bytes).ok())
-        .and_then(|raw| raw.architectures.into_iter().next());
-    // A configuration without the list is taken for what the engine took it for.
-    named.unwrap_or_else(|| "LlamaForCausalLM".to_owned())
 }
 
 /// Keys and values of one model take at most this part of a device, or one full context where that is more,

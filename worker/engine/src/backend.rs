@@ -66,11 +66,11 @@ pub trait Backend {
     /// The launch failed.
     fn first_non_finite(&mut self, weights: Matrix, out: Span) -> Result<(), DeviceError>;
 
-    /// `out[i] = table[tokens[i]]`; `tokens` u32 \[n], `out` f32 \[n, columns].
+    /// Looks embeddings up and scales them.
     ///
     /// # Errors
     /// The launch failed.
-    fn embed_gather(&mut self, table: Matrix, tokens: Span, out: Span) -> Result<(), DeviceError>;
+    fn embed_gather(&mut self, operation: EmbedGather) -> Result<(), DeviceError>;
 
     /// Root-mean-square normalisation of rows, with the residual addition before it.
     ///
@@ -78,13 +78,19 @@ pub trait Backend {
     /// The launch failed.
     fn rms_norm(&mut self, operation: RmsNorm) -> Result<(), DeviceError>;
 
-    /// `out = x * weights^T`; `x` f32 \[n, columns], `out` f32 \[n, rows], accumulated in f32.
+    /// A linear layer, accumulated in f32.
     ///
     /// # Errors
     /// The launch failed.
-    fn linear(&mut self, weights: Matrix, x: Span, out: Span) -> Result<(), DeviceError>;
+    fn linear(&mut self, operation: Linear) -> Result<(), DeviceError>;
 
-    /// Rotates q and k by their positions and writes k and v to the KV blocks.
+    /// Computes the sines and cosines by which a step's tokens rotate, once for all layers.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn rotations(&mut self, operation: Rotations) -> Result<(), DeviceError>;
+
+    /// Normalises and rotates q and k, and writes k and v to the KV blocks.
     ///
     /// # Errors
     /// The launch failed.
@@ -96,11 +102,11 @@ pub trait Backend {
     /// The launch failed.
     fn attention(&mut self, operation: Attention) -> Result<(), DeviceError>;
 
-    /// `gate = silu(gate) * up`, elementwise; both f32 of one length.
+    /// `gate = activation(gate) * up`, elementwise.
     ///
     /// # Errors
     /// The launch failed.
-    fn silu_mul(&mut self, gate: Span, up: Span) -> Result<(), DeviceError>;
+    fn gated(&mut self, operation: Gated) -> Result<(), DeviceError>;
 
     /// `out[i] = x[rows[i]]`; `rows` u32 \[n], `out` f32 \[n, columns] gives the row length.
     ///
@@ -233,6 +239,45 @@ pub struct KvLayer {
     pub layer: usize,
 }
 
+/// Arguments of [`Backend::embed_gather`].
+#[derive(Clone, Copy, Debug)]
+pub struct EmbedGather {
+    /// One row for each token id.
+    pub table: Matrix,
+    /// u32 \[n].
+    pub tokens: Span,
+    /// What the embeddings are multiplied by.
+    pub scale: f32,
+    /// f32 \[n, columns]: receives `table[tokens[i]] * scale`.
+    pub out: Span,
+}
+
+/// Arguments of [`Backend::linear`].
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// One row for each output.
+    pub weights: Matrix,
+    /// One row of as many f32 as there are outputs.
+    pub bias: Option<Matrix>,
+    /// f32 \[n, columns].
+    pub x: Span,
+    /// f32 \[n, rows]: receives `x * weights^T + bias`.
+    pub out: Span,
+}
+
+/// Arguments of [`Backend::rotations`].
+#[derive(Clone, Copy, Debug)]
+pub struct Rotations {
+    /// u32 \[tokens].
+    pub positions: Span,
+    /// f32 \[head_dim / 2]: by how much each pair turns from one position to the next, in radians.
+    pub inverse_frequencies: Span,
+    /// What sines and cosines are multiplied by.
+    pub attention_factor: f32,
+    /// f32 \[tokens, 2, head_dim / 2]: receives the cosines, then the sines, of position times frequency.
+    pub out: Span,
+}
+
 /// Arguments of [`Backend::rms_norm`].
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNorm {
@@ -240,25 +285,36 @@ pub struct RmsNorm {
     pub x: Span,
     /// f32 \[n, columns]: added to `x` first.
     pub add: Option<Span>,
-    /// One row of `columns` scales.
+    /// One row of `columns` f32 scales.
     pub weight: Matrix,
+    /// Added to each weight.
+    pub weight_offset: f32,
     /// Added to the mean square.
     pub epsilon: f32,
-    /// f32 \[n, columns]: receives `x / sqrt(mean(x^2) + epsilon) * weight`.
+    /// f32 \[n, columns]: receives `x / sqrt(mean(x^2) + epsilon) * (weight + weight_offset)`.
     pub out: Span,
 }
 
 /// Arguments of [`Backend::qkv_prep`].
 #[derive(Clone, Copy, Debug)]
 pub struct QkvPrep {
-    /// f32 \[tokens, heads, head_dim]: rotated in place.
+    /// f32 \[tokens, heads, head_dim]: normalised and rotated in place.
     pub q: Span,
-    /// f32 \[tokens, kv_heads, head_dim]: rotated in place, then written to the KV blocks.
+    /// f32 \[tokens, kv_heads, head_dim]: normalised and rotated in place, then written to the KV blocks.
     pub k: Span,
     /// f32 \[tokens, kv_heads, head_dim]: written to the KV blocks.
     pub v: Span,
-    /// f32 \[head_dim / 2]: element `i` of a head turns with element `i + head_dim / 2`.
-    pub inverse_frequencies: Span,
+    /// One row of head_dim f32 scales for each head of q, as [`RmsNorm::weight`]; none leaves q as it is.
+    pub q_norm: Option<Matrix>,
+    /// The same for k.
+    pub k_norm: Option<Matrix>,
+    /// Added to each weight of both.
+    pub norm_weight_offset: f32,
+    /// Added to the mean square of each head.
+    pub norm_epsilon: f32,
+    /// f32 \[tokens, 2, head_dim / 2], from [`Backend::rotations`]: element `i` of a head turns with element
+    /// `i + head_dim / 2`; none turns nothing.
+    pub rotations: Option<Span>,
     /// Which token belongs where.
     pub batch: BatchView,
     /// Where keys and values go.
@@ -274,10 +330,35 @@ pub struct Attention {
     pub out: Span,
     /// The number of query heads, a multiple of the KV heads.
     pub heads: usize,
-    /// Which token sees what: position `p` of a sequence sees positions `0..=p` of its blocks.
+    /// What products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// How many positions a token sees, its own and those before it, at least 1; none means all of them.
+    pub window: Option<usize>,
+    /// Which token sees what: position `p` of a sequence sees positions up to `p` of its blocks.
     pub batch: BatchView,
     /// Where keys and values are.
     pub kv: KvLayer,
+}
+
+/// What gates a feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// The Gaussian error linear unit in its tanh form:
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    GeluTanh,
+}
+
+/// Arguments of [`Backend::gated`].
+#[derive(Clone, Copy, Debug)]
+pub struct Gated {
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// f32 \[n]: receives the product.
+    pub gate: Span,
+    /// f32 \[n].
+    pub up: Span,
 }
 
 /// Arguments of [`Backend::sample`].

@@ -16,7 +16,8 @@ use half::{bf16, f16};
 
 use crate::Dtype;
 use crate::backend::{
-    Attention, Backend, DeviceError, Matrix, NO_ELEMENT, QkvPrep, RegionId, RmsNorm, Sample, Span, WORD_BYTES,
+    Attention, Backend, DeviceError, EmbedGather, Gated, Linear, Matrix, NO_ELEMENT, QkvPrep, RegionId,
+    RmsNorm, Rotations, Sample, Span, WORD_BYTES,
 };
 use memory::Memory;
 
@@ -84,13 +85,22 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn embed_gather(&mut self, table: Matrix, tokens: Span, out: Span) -> Result<(), DeviceError> {
+    fn embed_gather(&mut self, operation: EmbedGather) -> Result<(), DeviceError> {
+        let EmbedGather {
+            table,
+            tokens,
+            scale,
+            out,
+        } = operation;
         let ([weights, tokens], out) = self.memory.borrow([table.span, tokens], out);
         let (tokens, out) = (cast(tokens), cast_mut(out));
         match table.dtype {
             Dtype::F32 => elementwise::gather_widened::<f32>(cast(weights), tokens, out, table.columns),
             Dtype::F16 => elementwise::gather_widened::<f16>(cast(weights), tokens, out, table.columns),
             Dtype::Bf16 => elementwise::gather_widened::<bf16>(cast(weights), tokens, out, table.columns),
+        }
+        if scale != 1.0 {
+            elementwise::scale(out, scale);
         }
         Ok(())
     }
@@ -100,46 +110,68 @@ impl Backend for CpuBackend {
             let ([add], x) = self.memory.borrow([add], operation.x);
             elementwise::add(cast_mut(x), cast(add));
         }
-        let weight = operation.weight;
-        let ([weights, x], out) = self.memory.borrow([weight.span, operation.x], operation.out);
-        let (x, out) = (cast(x), cast_mut(out));
-        match weight.dtype {
-            Dtype::F32 => norm::rms_norm::<f32>(cast(weights), x, out, operation.epsilon),
-            Dtype::F16 => norm::rms_norm::<f16>(cast(weights), x, out, operation.epsilon),
-            Dtype::Bf16 => norm::rms_norm::<bf16>(cast(weights), x, out, operation.epsilon),
-        }
+        let reads = [floats(operation.weight), operation.x];
+        let ([weights, x], out) = self.memory.borrow(reads, operation.out);
+        let scales = norm::Scales {
+            weights: cast(weights),
+            offset: operation.weight_offset,
+            epsilon: operation.epsilon,
+        };
+        norm::rms_norm(scales, cast(x), cast_mut(out));
         Ok(())
     }
 
-    fn linear(&mut self, weights: Matrix, x: Span, out: Span) -> Result<(), DeviceError> {
-        let ([bytes, x], out) = self.memory.borrow([weights.span, x], out);
-        let (x, out) = (cast(x), cast_mut(out));
+    fn linear(&mut self, operation: Linear) -> Result<(), DeviceError> {
+        let Linear {
+            weights,
+            bias,
+            x,
+            out,
+        } = operation;
+        let ([bytes, x], rows) = self.memory.borrow([weights.span, x], out);
+        let (x, rows) = (cast(x), cast_mut(rows));
         let shape = linear::Shape {
             inputs: weights.columns,
             outputs: weights.rows,
         };
         match weights.dtype {
-            Dtype::F32 => linear::linear::<f32>(cast(bytes), shape, x, out),
-            Dtype::F16 => linear::linear::<f16>(cast(bytes), shape, x, out),
-            Dtype::Bf16 => linear::linear::<bf16>(cast(bytes), shape, x, out),
+            Dtype::F32 => linear::linear::<f32>(cast(bytes), shape, x, rows),
+            Dtype::F16 => linear::linear::<f16>(cast(bytes), shape, x, rows),
+            Dtype::Bf16 => linear::linear::<bf16>(cast(bytes), shape, x, rows),
         }
+        if let Some(bias) = bias {
+            let ([bias], rows) = self.memory.borrow([floats(bias)], out);
+            elementwise::add_to_rows(cast_mut(rows), cast(bias));
+        }
+        Ok(())
+    }
+
+    fn rotations(&mut self, operation: Rotations) -> Result<(), DeviceError> {
+        let reads = [operation.positions, operation.inverse_frequencies];
+        let ([positions, frequencies], out) = self.memory.borrow(reads, operation.out);
+        let factor = operation.attention_factor;
+        qkv::rotations(cast(positions), cast(frequencies), factor, cast_mut(out));
         Ok(())
     }
 
     fn qkv_prep(&mut self, operation: QkvPrep) -> Result<(), DeviceError> {
         let QkvPrep {
-            q,
-            k,
-            v,
-            inverse_frequencies,
-            batch,
-            kv,
+            q, k, v, batch, kv, ..
         } = operation;
-        for rotated in [q, k] {
-            let ([frequencies, positions], rotated) = self
-                .memory
-                .borrow([inverse_frequencies, batch.positions], rotated);
-            qkv::rotate(cast_mut(rotated), cast(frequencies), cast(positions));
+        for (x, norm) in [(q, operation.q_norm), (k, operation.k_norm)] {
+            if let Some(norm) = norm {
+                let ([weights], x) = self.memory.borrow([floats(norm)], x);
+                let scales = norm::Scales {
+                    weights: cast(weights),
+                    offset: operation.norm_weight_offset,
+                    epsilon: operation.norm_epsilon,
+                };
+                norm::rms_norm_in_place(scales, cast_mut(x));
+            }
+            if let Some(rotations) = operation.rotations {
+                let ([rotations], x) = self.memory.borrow([rotations], x);
+                qkv::rotate(cast_mut(x), cast(rotations), kv.layout.head_dim);
+            }
         }
         let reads = [k, v, batch.positions, batch.starts, batch.tables];
         let ([k, v, positions, starts, tables], blocks) = self.memory.borrow(reads, kv.blocks);
@@ -153,19 +185,27 @@ impl Backend for CpuBackend {
             q,
             out,
             heads,
+            scale,
+            window,
             batch,
             kv,
         } = operation;
         let reads = [q, kv.blocks, batch.positions, batch.starts, batch.tables];
         let ([q, blocks, positions, starts, tables], out) = self.memory.borrow(reads, out);
         let rows = qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch);
-        attention::attention(cast(q), heads, rows, cast(blocks), &kv, cast_mut(out));
+        let layer = attention::Layer {
+            blocks: cast(blocks),
+            kv: &kv,
+            scale,
+            window,
+        };
+        attention::attention(cast(q), heads, rows, layer, cast_mut(out));
         Ok(())
     }
 
-    fn silu_mul(&mut self, gate: Span, up: Span) -> Result<(), DeviceError> {
-        let ([up], gate) = self.memory.borrow([up], gate);
-        elementwise::silu_mul(cast_mut(gate), cast(up));
+    fn gated(&mut self, operation: Gated) -> Result<(), DeviceError> {
+        let ([up], gate) = self.memory.borrow([operation.up], operation.gate);
+        elementwise::gated(operation.activation, cast_mut(gate), cast(up));
         Ok(())
     }
 
@@ -203,6 +243,16 @@ impl Backend for CpuBackend {
         }
         Ok(())
     }
+}
+
+/// Where a vector that was widened when it was loaded lies.
+fn floats(vector: Matrix) -> Span {
+    assert_eq!(
+        vector.dtype,
+        Dtype::F32,
+        "norms and biases are f32 in device memory"
+    );
+    vector.span
 }
 
 fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> &[T] {

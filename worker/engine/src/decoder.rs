@@ -4,11 +4,13 @@ mod forward;
 mod inputs;
 pub(crate) mod weights;
 
+use std::collections::HashMap;
+
 use crate::backend::{Backend, DeviceError, Matrix, RegionId, Span, WORD_BYTES};
 use crate::plan::{Area, PlannedTensor};
 use crate::step::{PendingStep, SequenceOutput, Step, StepError, StepOutput};
 use crate::{MemoryPlan, NO_TOKEN, PAGE_BYTES};
-use weights::{LayerRole, Role};
+use weights::{LayerNorm, LayerRole, Linear, Role};
 
 /// A loaded model: weights, workspace and KV blocks on a device. Dropping it gives all its memory back.
 #[derive(Debug)]
@@ -34,14 +36,25 @@ struct Weights {
 #[derive(Clone, Copy, Debug)]
 struct Layer {
     input_norm: Matrix,
-    query: Matrix,
-    key: Matrix,
-    value: Matrix,
-    output: Matrix,
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    query_norm: Option<Matrix>,
+    key_norm: Option<Matrix>,
+    output: Projection,
+    output_norm: Option<Matrix>,
     feed_forward_norm: Matrix,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+    down_norm: Option<Matrix>,
+}
+
+/// The weights of a linear layer.
+#[derive(Clone, Copy, Debug)]
+struct Projection {
+    weights: Matrix,
+    bias: Option<Matrix>,
 }
 
 impl<B: Backend> DecoderModel<B> {
@@ -53,7 +66,6 @@ impl<B: Backend> DecoderModel<B> {
         workspace: RegionId,
         kv: RegionId,
     ) -> Result<Self, DeviceError> {
-        let frequencies = inverse_frequencies(plan.config().head_dim, plan.config().rope_theta);
         let weights = Weights::new(&plan, weights);
         let mut model = Self {
             backend,
@@ -64,8 +76,11 @@ impl<B: Backend> DecoderModel<B> {
             kv_blocks: 0,
             staging: Vec::new(),
         };
-        model.staging.extend(frequencies.map(f32::to_bits));
-        model.upload_staging(model.plan.workspace().inverse_frequencies)?;
+        for (index, rope) in model.plan.config().ropes.clone().into_iter().enumerate() {
+            let frequencies = rope.inverse_frequencies(model.plan.config().head_dim);
+            model.staging.extend(frequencies.into_iter().map(f32::to_bits));
+            model.upload_staging(model.plan.workspace().ropes[index].inverse_frequencies)?;
+        }
         Ok(model)
     }
 
@@ -189,31 +204,45 @@ impl<B: Backend> DecoderModel<B> {
 
 impl Weights {
     fn new(plan: &MemoryPlan, region: RegionId) -> Self {
-        let place = |role: Role| {
-            let tensor = plan.tensors().iter().find(|tensor| tensor.role == role);
-            tensor.map(|tensor| matrix(tensor, region))
-        };
-        let planned = |role| place(role).expect("a plan has every weight of its model");
-        let embedding = planned(Role::Embedding);
-        let layer = |index| {
-            let planned = |role| planned(Role::Layer(index, role));
-            Layer {
-                input_norm: planned(LayerRole::InputNorm),
-                query: planned(LayerRole::Query),
-                key: planned(LayerRole::Key),
-                value: planned(LayerRole::Value),
-                output: planned(LayerRole::Output),
-                feed_forward_norm: planned(LayerRole::FeedForwardNorm),
-                gate: planned(LayerRole::Gate),
-                up: planned(LayerRole::Up),
-                down: planned(LayerRole::Down),
-            }
-        };
+        let by_role: HashMap<Role, Matrix> = plan
+            .tensors()
+            .iter()
+            .map(|tensor| (tensor.role, matrix(tensor, region)))
+            .collect();
+        let planned = |role| by_role.get(&role).copied();
+        let embedding = planned(Role::Embedding).expect(PLANNED);
         Self {
             embedding,
-            layers: (0..plan.config().layers).map(layer).collect(),
-            norm: planned(Role::Norm),
-            head: place(Role::Head).unwrap_or(embedding),
+            layers: (0..plan.config().layers.len())
+                .map(|index| Layer::new(|role| planned(Role::Layer(index, role))))
+                .collect(),
+            norm: planned(Role::Norm).expect(PLANNED),
+            head: planned(Role::Head).unwrap_or(embedding),
+        }
+    }
+}
+
+impl Layer {
+    fn new(planned: impl Fn(LayerRole) -> Option<Matrix>) -> Self {
+        let norm = |norm| planned(LayerRole::Norm(norm));
+        let projection = |linear| Projection {
+            weights: planned(LayerRole::Weights(linear)).expect(PLANNED),
+            bias: planned(LayerRole::Bias(linear)),
+        };
+        Self {
+            input_norm: norm(LayerNorm::Input).expect(PLANNED),
+            query: projection(Linear::Query),
+            key: projection(Linear::Key),
+            value: projection(Linear::Value),
+            query_norm: norm(LayerNorm::Query),
+            key_norm: norm(LayerNorm::Key),
+            output: projection(Linear::Output),
+            output_norm: norm(LayerNorm::AttentionOutput),
+            feed_forward_norm: norm(LayerNorm::FeedForward).expect(PLANNED),
+            gate: projection(Linear::Gate),
+            up: projection(Linear::Up),
+            down: projection(Linear::Down),
+            down_norm: norm(LayerNorm::FeedForwardOutput),
         }
     }
 }
@@ -226,14 +255,10 @@ fn matrix(tensor: &PlannedTensor, region: RegionId) -> Matrix {
     };
     Matrix {
         span: tensor.area.in_region(region),
-        dtype: tensor.info.dtype,
+        dtype: tensor.placed_dtype(),
         rows,
         columns,
     }
 }
 
-/// `theta^(-2i / head_dim)`, rounded as the reference implementation rounds it: angles are position times this.
-#[expect(clippy::cast_precision_loss, reason = "head_dim is at most 2^20")]
-fn inverse_frequencies(head_dim: usize, theta: f32) -> impl Iterator<Item = f32> {
-    (0..head_dim / 2).map(move |pair| 1.0 / theta.powf((2 * pair) as f32 / head_dim as f32))
-}
+const PLANNED: &str = "a plan has every weight that each model needs";

@@ -1,6 +1,6 @@
 //! A model's folder: its files are mapped and checked, nothing is copied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -181,6 +181,26 @@ impl Shards {
     }
 
     fn resolve(&self, config: &ModelConfig) -> Result<Vec<Placed>, ModelError> {
+        let placed = self.resolve_required(config)?;
+        let known: HashSet<&str> = placed.iter().map(|placed| placed.info.name.as_str()).collect();
+        // The first in order, so that the same folder gives the same error.
+        let unexpected = self
+            .file_of
+            .iter()
+            .filter(|(tensor, _)| !known.contains(tensor.as_str()) && !weights::is_ignored(tensor))
+            .min();
+        match unexpected {
+            None => Ok(placed),
+            Some((tensor, file)) => Err(ModelError::Tensors {
+                path: self.files[*file].path.clone(),
+                source: TensorsError::Unexpected {
+                    tensor: tensor.clone(),
+                },
+            }),
+        }
+    }
+
+    fn resolve_required(&self, config: &ModelConfig) -> Result<Vec<Placed>, ModelError> {
         weights::required(config)
             .into_iter()
             .map(|weight| {

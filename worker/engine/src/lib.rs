@@ -21,10 +21,13 @@ mod step;
 mod tensor;
 
 pub use backend::{
-    Attention, Backend, BatchView, DeviceError, KvLayer, KvLayout, Matrix, NO_ELEMENT, QkvPrep, RegionId,
-    RmsNorm, Sample, Span,
+    Activation, Attention, Backend, BatchView, DeviceError, EmbedGather, Gated, KvLayer, KvLayout, Linear,
+    Matrix, NO_ELEMENT, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
 };
-pub use config::{ConfigError, ModelConfig, SamplingDefaults};
+pub use config::{
+    Biases, ConfigError, Family, LayerAttention, ModelConfig, Norms, Rope, RopeScaling, SamplingDefaults,
+    Yarn,
+};
 pub use cpu::CpuBackend;
 pub use decoder::DecoderModel;
 pub use decoder::weights::TensorsError;

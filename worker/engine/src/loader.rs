@@ -19,6 +19,8 @@ pub struct ModelLoader<B: Backend> {
     kv: RegionId,
     by_name: HashMap<String, usize>,
     arrived: Vec<ByteRanges>,
+    /// Tensors that are widened on their way, by index, as they are stored: pieces may end within an element.
+    widened: HashMap<usize, Vec<u8>>,
 }
 
 impl<B: Backend> ModelLoader<B> {
@@ -45,6 +47,13 @@ impl<B: Backend> ModelLoader<B> {
             .map(|(index, tensor)| (tensor.info.name.clone(), index))
             .collect();
         let arrived = plan.tensors().iter().map(|_| ByteRanges::default()).collect();
+        let widened = plan
+            .tensors()
+            .iter()
+            .enumerate()
+            .filter(|(_, tensor)| tensor.placed_dtype() != tensor.info.dtype)
+            .map(|(index, tensor)| (index, vec![0; tensor.stored_bytes()]))
+            .collect();
         Ok(Self {
             backend,
             plan,
@@ -53,6 +62,7 @@ impl<B: Backend> ModelLoader<B> {
             kv,
             by_name,
             arrived,
+            widened,
         })
     }
 
@@ -71,21 +81,27 @@ impl<B: Backend> ModelLoader<B> {
                 tensor: tensor.to_owned(),
             });
         };
-        let mut target = self.plan.tensors()[index].area.in_region(self.weights);
+        let planned = &self.plan.tensors()[index];
+        let tensor_bytes = planned.stored_bytes();
         let end = offset_bytes
             .checked_add(bytes.len())
-            .filter(|end| *end <= target.len_bytes);
+            .filter(|end| *end <= tensor_bytes);
         let Some(end) = end else {
             return Err(LoadError::PieceOutOfBounds {
                 tensor: tensor.to_owned(),
                 offset_bytes,
                 piece_bytes: bytes.len(),
-                tensor_bytes: target.len_bytes,
+                tensor_bytes,
             });
         };
-        target.offset_bytes += offset_bytes;
-        target.len_bytes = bytes.len();
-        self.backend.upload(target, bytes)?;
+        if let Some(stored) = self.widened.get_mut(&index) {
+            stored[offset_bytes..end].copy_from_slice(bytes);
+        } else {
+            let mut target = planned.area.in_region(self.weights);
+            target.offset_bytes += offset_bytes;
+            target.len_bytes = bytes.len();
+            self.backend.upload(target, bytes)?;
+        }
         self.arrived[index].add(offset_bytes..end);
         Ok(())
     }
@@ -100,25 +116,37 @@ impl<B: Backend> ModelLoader<B> {
             .tensors()
             .iter()
             .zip(&self.arrived)
-            .filter(|(tensor, arrived)| !arrived.cover(tensor.area.len_bytes))
+            .filter(|(tensor, arrived)| !arrived.cover(tensor.stored_bytes()))
             .map(|(tensor, _)| tensor.info.name.clone())
             .collect();
         if !missing.is_empty() {
             return Err(LoadError::Missing { tensors: missing });
         }
+        self.place_widened()?;
         self.check_finite()?;
         DecoderModel::new(self.backend, self.plan, self.weights, self.workspace, self.kv)
             .map_err(LoadError::Device)
+    }
+
+    fn place_widened(&mut self) -> Result<(), DeviceError> {
+        for (index, stored) in self.widened.drain() {
+            let tensor = &self.plan.tensors()[index];
+            let elements = tensor.info.dtype.widen(&stored);
+            let target = tensor.area.in_region(self.weights);
+            self.backend.upload(target, bytemuck::cast_slice(&elements))?;
+        }
+        Ok(())
     }
 
     /// Looks at the weights where they lie: pieces may end within an element, and a device reads them fastest.
     fn check_finite(&mut self) -> Result<(), LoadError> {
         let answers = self.plan.workspace().non_finite.in_region(self.workspace);
         for (index, tensor) in self.plan.tensors().iter().enumerate() {
-            let elements = tensor.area.len_bytes / tensor.info.dtype.size_bytes();
+            let dtype = tensor.placed_dtype();
+            let elements = tensor.area.len_bytes / dtype.size_bytes();
             let weights = Matrix {
                 span: tensor.area.in_region(self.weights),
-                dtype: tensor.info.dtype,
+                dtype,
                 rows: 1,
                 columns: elements,
             };

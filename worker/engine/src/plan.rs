@@ -2,7 +2,7 @@
 
 use crate::backend::{KvLayout, RegionId, Span, WORD_BYTES};
 use crate::decoder::weights::{self, Role, TensorsError};
-use crate::{BLOCK_TOKENS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo};
+use crate::{BLOCK_TOKENS, Dtype, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo};
 
 /// The largest step that a model can be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +31,32 @@ pub struct MemoryPlan {
 /// One tensor and its place in the weights.
 #[derive(Clone, Debug)]
 pub struct PlannedTensor {
-    /// What it is.
+    /// What it is, as its file stores it.
     pub info: TensorInfo,
     pub(crate) role: Role,
     pub(crate) area: Area,
+}
+
+impl PlannedTensor {
+    /// How its elements lie in device memory. Vectors (norms and biases) are f32 there, so that no operation
+    /// has to widen them at every step; they are small.
+    pub fn placed_dtype(&self) -> Dtype {
+        placed_dtype(&self.info)
+    }
+
+    /// Its size in its file.
+    pub(crate) fn stored_bytes(&self) -> usize {
+        self.info
+            .size_bytes()
+            .expect("no larger than in device memory, where it was counted")
+    }
+}
+
+fn placed_dtype(info: &TensorInfo) -> Dtype {
+    match info.shape.len() {
+        1 => Dtype::F32,
+        _ => info.dtype,
+    }
 }
 
 /// A range of a region that is not reserved yet.
@@ -57,8 +79,8 @@ impl Area {
 /// Where the inputs, activations and results of a step lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workspace {
-    /// f32 \[head_dim / 2]: written once.
-    pub(crate) inverse_frequencies: Area,
+    /// One for each of the model's rotary embeddings; those beyond are empty.
+    pub(crate) ropes: [RopeAreas; ROPES_MAX],
     /// u32 \[tensors]: one answer of `first_non_finite` each; used while loading only.
     pub(crate) non_finite: Area,
     /// u32 \[tokens].
@@ -106,6 +128,18 @@ pub(crate) struct Workspace {
     len_bytes: usize,
 }
 
+/// What rotation needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RopeAreas {
+    /// f32 \[head_dim / 2]: written once.
+    pub(crate) inverse_frequencies: Area,
+    /// f32 \[tokens, 2, head_dim / 2]: written at the start of each step.
+    pub(crate) rotations: Area,
+}
+
+/// No family has more rotary embeddings: one for layers that see everything, one for layers with a window.
+const ROPES_MAX: usize = 2;
+
 impl MemoryPlan {
     /// Plans a model of the given tensors; tensors that the model does not need are left out.
     ///
@@ -127,7 +161,7 @@ impl MemoryPlan {
         let tensors: Vec<PlannedTensor> = resolved
             .into_iter()
             .map(|(role, info)| PlannedTensor {
-                area: weights.take_bytes(info.size_bytes()),
+                area: weights.take_bytes(info.size_bytes_as(placed_dtype(&info))),
                 info,
                 role,
             })
@@ -140,7 +174,7 @@ impl MemoryPlan {
             weights_bytes: weights.len_bytes()?,
             workspace,
             kv_layout: KvLayout {
-                layers: config.layers,
+                layers: config.layers.len(),
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
             },
@@ -214,7 +248,7 @@ impl Workspace {
         } = limits;
         let mut areas = Areas::default();
         let mut workspace = Self {
-            inverse_frequencies: areas.take_words(1, config.head_dim / 2),
+            ropes: areas.take_ropes(config, tokens),
             non_finite: areas.take_words(1, tensors),
             tokens: areas.take_words(1, tokens),
             positions: areas.take_words(1, tokens),
@@ -260,6 +294,20 @@ impl Default for Areas {
 }
 
 impl Areas {
+    fn take_ropes(&mut self, config: &ModelConfig, tokens: usize) -> [RopeAreas; ROPES_MAX] {
+        assert!(
+            config.ropes.len() <= ROPES_MAX,
+            "a family has at most {ROPES_MAX} rotary embeddings"
+        );
+        std::array::from_fn(|index| {
+            let rows = usize::from(index < config.ropes.len());
+            RopeAreas {
+                inverse_frequencies: self.take_words(rows, config.head_dim / 2),
+                rotations: self.take_words(rows * tokens, config.head_dim),
+            }
+        })
+    }
+
     fn take_words(&mut self, rows: usize, columns: usize) -> Area {
         self.take_bytes(
             rows.checked_mul(columns)

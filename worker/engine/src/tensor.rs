@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-/// How a weight's elements are stored, in files and in device memory alike.
+use half::{bf16, f16};
+
+/// How a weight's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE 754 single precision.
@@ -19,6 +21,39 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The nearest number that it can store.
+    pub(crate) fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// Elements as they are stored, as f32.
+    pub(crate) fn widen(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Self::F32 => {
+                let (elements, _) = bytes.as_chunks();
+                elements.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            }
+            Self::F16 => {
+                let (elements, _) = bytes.as_chunks();
+                elements
+                    .iter()
+                    .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
+                    .collect()
+            }
+            Self::Bf16 => {
+                let (elements, _) = bytes.as_chunks();
+                elements
+                    .iter()
+                    .map(|bytes| bf16::from_le_bytes(*bytes).to_f32())
+                    .collect()
+            }
         }
     }
 
@@ -52,10 +87,13 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// The size in bytes, or none when it does not fit a `usize`.
     pub fn size_bytes(&self) -> Option<usize> {
+        self.size_bytes_as(self.dtype)
+    }
+
+    /// The size in bytes if its elements were stored as `dtype`, or none when it does not fit a `usize`.
+    pub(crate) fn size_bytes_as(&self, dtype: Dtype) -> Option<usize> {
         self.shape
             .iter()
-            .try_fold(self.dtype.size_bytes(), |bytes, extent| {
-                bytes.checked_mul(*extent)
-            })
+            .try_fold(dtype.size_bytes(), |bytes, extent| bytes.checked_mul(*extent))
     }
 }

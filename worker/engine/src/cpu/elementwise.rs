@@ -1,6 +1,9 @@
 //! Operations that look at one element, or copy one row, at a time.
 
+use std::f32::consts::FRAC_2_PI;
+
 use super::dot::Weight;
+use crate::backend::Activation;
 
 /// `x += add`.
 pub(super) fn add(x: &mut [f32], add: &[f32]) {
@@ -10,12 +13,39 @@ pub(super) fn add(x: &mut [f32], add: &[f32]) {
     }
 }
 
-/// `gate = silu(gate) * up`.
-pub(super) fn silu_mul(gate: &mut [f32], up: &[f32]) {
+/// `gate = activation(gate) * up`.
+pub(super) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => gated_by(silu, gate, up),
+        Activation::GeluTanh => gated_by(gelu_tanh, gate, up),
+    }
+}
+
+fn gated_by(activate: impl Fn(f32) -> f32, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "one factor for each element");
     for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + (-*gate).exp()) * up;
+        *gate = activate(*gate) * up;
     }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh())
+}
+
+/// `x[row] += bias`.
+pub(super) fn add_to_rows(x: &mut [f32], bias: &[f32]) {
+    for row in x.chunks_exact_mut(bias.len()) {
+        add(row, bias);
+    }
+}
+
+/// `x *= factor`.
+pub(super) fn scale(x: &mut [f32], factor: f32) {
+    x.iter_mut().for_each(|x| *x *= factor);
 }
 
 /// `out[i] = table[rows[i]]`, as f32.

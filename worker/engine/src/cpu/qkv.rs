@@ -63,18 +63,34 @@ impl TokenRow<'_> {
     }
 }
 
-/// Turns each pair `(i, i + head_dim / 2)` of each head of each row by position times inverse frequency.
+/// For each position, the cosines and then the sines of position times frequency, all times `factor`.
 #[expect(clippy::cast_precision_loss, reason = "positions are below 2^24")]
-pub(super) fn rotate(x: &mut [f32], inverse_frequencies: &[f32], positions: &[u32]) {
+pub(super) fn rotations(positions: &[u32], inverse_frequencies: &[f32], factor: f32, out: &mut [f32]) {
     let pairs = inverse_frequencies.len();
-    let columns = x.len() / positions.len();
-    for (row, position) in x.chunks_exact_mut(columns).zip(positions) {
-        for (pair, frequency) in inverse_frequencies.iter().enumerate() {
+    assert_eq!(
+        out.len(),
+        positions.len() * 2 * pairs,
+        "a cosine and a sine for each pair"
+    );
+    for (position, out) in positions.iter().zip(out.chunks_exact_mut(2 * pairs)) {
+        let (cosines, sines) = out.split_at_mut(pairs);
+        for ((frequency, cosine), sine) in inverse_frequencies.iter().zip(cosines).zip(sines) {
             let (sin, cos) = (*position as f32 * frequency).sin_cos();
-            for head in row.chunks_exact_mut(2 * pairs) {
-                let (a, b) = (head[pair], head[pair + pairs]);
-                head[pair] = a * cos - b * sin;
-                head[pair + pairs] = b * cos + a * sin;
+            (*cosine, *sine) = (cos * factor, sin * factor);
+        }
+    }
+}
+
+/// Turns each pair `(i, i + head_dim / 2)` of each head of each row by the row's rotation.
+pub(super) fn rotate(x: &mut [f32], rotations: &[f32], head_dim: usize) {
+    let tokens = rotations.len() / head_dim;
+    let columns = x.len() / tokens;
+    for (row, rotation) in x.chunks_exact_mut(columns).zip(rotations.chunks_exact(head_dim)) {
+        let (cosines, sines) = rotation.split_at(head_dim / 2);
+        for head in row.chunks_exact_mut(head_dim) {
+            let (first, second) = head.split_at_mut(head_dim / 2);
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
         }
     }

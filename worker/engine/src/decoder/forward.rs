@@ -1,8 +1,9 @@
 //! The launches of one step, in order.
 
-use super::DecoderModel;
+use super::{DecoderModel, Projection};
 use crate::backend::{
-    Attention, Backend, BatchView, DeviceError, KvLayer, QkvPrep, RegionId, RmsNorm, Sample, Span,
+    Attention, Backend, BatchView, DeviceError, EmbedGather, Gated, KvLayer, Linear, Matrix, QkvPrep,
+    RegionId, RmsNorm, Rotations, Sample, Span,
 };
 use crate::plan::Area;
 use crate::step::Step;
@@ -51,11 +52,18 @@ impl<B: Backend> DecoderModel<B> {
             .filter(|sequence| sequence.sample.is_some())
             .count();
         let activations = Activations::new(&self.plan, self.workspace, tokens);
-        let token_ids = self.span(self.plan.workspace().tokens).first_words(tokens);
-        self.backend
-            .embed_gather(self.weights.embedding, token_ids, activations.residual)?;
+        let table = self.weights.embedding;
+        self.backend.embed_gather(EmbedGather {
+            table,
+            tokens: self.span(self.plan.workspace().tokens).first_words(tokens),
+            scale: table.dtype.round(self.plan.config().embedding_scale),
+            out: activations.residual,
+        })?;
+        self.launch_rotations(tokens, batch.positions)?;
         for layer in 0..self.weights.layers.len() {
-            self.launch_attention(layer, &activations, batch)?;
+            let rope = self.plan.config().layers[layer].rope;
+            let rotations = rope.map(|rope| self.rotations(rope, tokens));
+            self.launch_attention(layer, &activations, batch, rotations)?;
             self.launch_feed_forward(layer, &activations)?;
         }
         if draws > 0 {
@@ -65,11 +73,33 @@ impl<B: Backend> DecoderModel<B> {
         }
     }
 
+    fn launch_rotations(&mut self, tokens: usize, positions: Span) -> Result<(), DeviceError> {
+        for (index, rope) in self.plan.config().ropes.iter().enumerate() {
+            let out = self.rotations(index, tokens);
+            let inverse_frequencies = self.plan.workspace().ropes[index].inverse_frequencies;
+            self.backend.rotations(Rotations {
+                positions,
+                inverse_frequencies: inverse_frequencies.in_region(self.workspace),
+                attention_factor: rope.attention_factor(),
+                out,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// By what the step's tokens turn, for one of the model's rotary embeddings.
+    fn rotations(&self, rope: usize, tokens: usize) -> Span {
+        let rotations = self.plan.workspace().ropes[rope].rotations;
+        self.span(rotations)
+            .first_words(tokens * self.plan.config().head_dim)
+    }
+
     fn launch_attention(
         &mut self,
         index: usize,
         activations: &Activations,
         batch: BatchView,
+        rotations: Option<Span>,
     ) -> Result<(), DeviceError> {
         let Activations {
             residual,
@@ -82,31 +112,29 @@ impl<B: Backend> DecoderModel<B> {
             ..
         } = *activations;
         let layer = self.weights.layers[index];
-        let (heads, epsilon) = (self.plan.config().heads, self.plan.config().rms_norm_epsilon);
+        let config = self.plan.config();
+        let (heads, scale, window) = (config.heads, config.attention_scale, config.layers[index].window);
+        let (norm_epsilon, norm_weight_offset) = (config.rms_norm_epsilon, config.norm_weight_offset);
         let kv = KvLayer {
             blocks: self.kv_span(),
             layout: self.plan.kv_layout(),
             layer: index,
         };
-        let inverse_frequencies = self.span(self.plan.workspace().inverse_frequencies);
         // The layer before has left its result to be added here.
         let add = (index > 0).then_some(addend);
-        let weight = layer.input_norm;
-        self.backend.rms_norm(RmsNorm {
-            x: residual,
-            add,
-            weight,
-            epsilon,
-            out: normed,
-        })?;
-        self.backend.linear(layer.query, normed, q)?;
-        self.backend.linear(layer.key, normed, k)?;
-        self.backend.linear(layer.value, normed, v)?;
+        self.norm(layer.input_norm, residual, add, normed)?;
+        self.linear(layer.query, normed, q)?;
+        self.linear(layer.key, normed, k)?;
+        self.linear(layer.value, normed, v)?;
         self.backend.qkv_prep(QkvPrep {
             q,
             k,
             v,
-            inverse_frequencies,
+            q_norm: layer.query_norm,
+            k_norm: layer.key_norm,
+            norm_weight_offset,
+            norm_epsilon,
+            rotations,
             batch,
             kv,
         })?;
@@ -114,10 +142,12 @@ impl<B: Backend> DecoderModel<B> {
             q,
             out: attended,
             heads,
+            scale,
+            window,
             batch,
             kv,
         })?;
-        self.backend.linear(layer.output, attended, addend)
+        self.linear_to_addend(layer.output, layer.output_norm, attended, activations)
     }
 
     fn launch_feed_forward(&mut self, index: usize, activations: &Activations) -> Result<(), DeviceError> {
@@ -130,26 +160,59 @@ impl<B: Backend> DecoderModel<B> {
             ..
         } = *activations;
         let layer = self.weights.layers[index];
-        let epsilon = self.plan.config().rms_norm_epsilon;
-        let weight = layer.feed_forward_norm;
-        let add = Some(addend);
+        let activation = self.plan.config().activation;
+        self.norm(layer.feed_forward_norm, residual, Some(addend), normed)?;
+        self.linear(layer.gate, normed, gate)?;
+        self.linear(layer.up, normed, up)?;
+        self.backend.gated(Gated { activation, gate, up })?;
+        self.linear_to_addend(layer.down, layer.down_norm, gate, activations)
+    }
+
+    /// The end of half a layer: what the next normalisation adds to the residual stream.
+    fn linear_to_addend(
+        &mut self,
+        projection: Projection,
+        norm: Option<Matrix>,
+        x: Span,
+        activations: &Activations,
+    ) -> Result<(), DeviceError> {
+        let Activations { addend, normed, .. } = *activations;
+        match norm {
+            None => self.linear(projection, x, addend),
+            Some(weight) => {
+                // What was normed has been read by now.
+                self.linear(projection, x, normed)?;
+                self.norm(weight, normed, None, addend)
+            }
+        }
+    }
+
+    fn linear(&mut self, projection: Projection, x: Span, out: Span) -> Result<(), DeviceError> {
+        let Projection { weights, bias } = projection;
+        self.backend.linear(Linear {
+            weights,
+            bias,
+            x,
+            out,
+        })
+    }
+
+    fn norm(&mut self, weight: Matrix, x: Span, add: Option<Span>, out: Span) -> Result<(), DeviceError> {
+        let config = self.plan.config();
         self.backend.rms_norm(RmsNorm {
-            x: residual,
+            x,
             add,
             weight,
-            epsilon,
-            out: normed,
-        })?;
-        self.backend.linear(layer.gate, normed, gate)?;
-        self.backend.linear(layer.up, normed, up)?;
-        self.backend.silu_mul(gate, up)?;
-        self.backend.linear(layer.down, gate, addend)
+            weight_offset: config.norm_weight_offset,
+            epsilon: config.rms_norm_epsilon,
+            out,
+        })
     }
 
     /// Norm, output layer and draw, for the last row of each sequence that draws.
     fn launch_sampling(&mut self, draws: usize, activations: &Activations) -> Result<(), DeviceError> {
         let (workspace, config) = (*self.plan.workspace(), self.plan.config());
-        let (width, vocab_size, epsilon) = (config.hidden, config.vocab_size, config.rms_norm_epsilon);
+        let (width, vocab_size) = (config.hidden, config.vocab_size);
         let rows = |area: Area, columns: usize| area.in_region(self.workspace).first_words(draws * columns);
         let x = rows(workspace.last_residual, width);
         let addend = rows(workspace.last_addend, width);
@@ -159,18 +222,16 @@ impl<B: Backend> DecoderModel<B> {
         let parameters = rows(workspace.parameters, PARAMETER_WORDS);
         let scratch = rows(workspace.sample_scratch, vocab_size);
         let out = rows(workspace.drawn, 1);
-        let weight = self.weights.norm;
         self.backend.gather_rows(activations.residual, sampled_rows, x)?;
         self.backend
             .gather_rows(activations.addend, sampled_rows, addend)?;
-        self.backend.rms_norm(RmsNorm {
-            x,
-            add: Some(addend),
-            weight,
-            epsilon,
-            out: normed,
+        self.norm(self.weights.norm, x, Some(addend), normed)?;
+        self.backend.linear(Linear {
+            weights: self.weights.head,
+            bias: None,
+            x: normed,
+            out: logits,
         })?;
-        self.backend.linear(self.weights.head, normed, logits)?;
         self.backend.sample(Sample {
             logits,
             vocab_size,

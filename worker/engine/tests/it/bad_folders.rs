@@ -4,16 +4,14 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use flotilla_worker_engine::{
-    ConfigError, HeaderError, ModelError, ModelFolder, SamplingDefaults, TensorsError,
-};
+use flotilla_worker_engine::{HeaderError, ModelError, ModelFolder, TensorsError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fixture::golden_folder;
 
 /// A copy of a golden model, to be damaged.
-fn copy(name: &str) -> TempDir {
+pub fn copy(name: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
     for entry in fs::read_dir(golden_folder(name)).unwrap() {
         let entry = entry.unwrap();
@@ -22,11 +20,11 @@ fn copy(name: &str) -> TempDir {
     folder
 }
 
-fn refusal(folder: &Path) -> ModelError {
+pub fn refusal(folder: &Path) -> ModelError {
     ModelFolder::open(folder).map(|_| ()).unwrap_err()
 }
 
-fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
+pub fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     edit(&mut value);
     fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
@@ -43,19 +41,6 @@ fn edit_header(folder: &Path, edit: impl FnOnce(&mut Value)) {
     let json = serde_json::to_vec(&header).unwrap();
     let edited = [&(json.len() as u64).to_le_bytes()[..], &json, data].concat();
     fs::write(path, edited).unwrap();
-}
-
-/// The refusal after an edit of `config.json`.
-fn config_refusal(edit: impl FnOnce(&mut Value)) -> ConfigError {
-    let folder = copy("gqa-f32");
-    edit_json(&folder.path().join("config.json"), edit);
-    match refusal(folder.path()) {
-        ModelError::Config { path, source } => {
-            assert!(path.ends_with("config.json"));
-            source
-        }
-        other => panic!("the configuration is at fault, not {other:?}"),
-    }
 }
 
 fn header_refusal(folder: &Path) -> HeaderError {
@@ -91,51 +76,6 @@ fn missing_files_are_named() {
     assert!(
         matches!(error, ModelError::Read { path, .. } if path.ends_with("model-00002-of-00004.safetensors"))
     );
-}
-
-#[test]
-fn a_missing_generation_config_is_no_fault() {
-    let folder = copy("wide-heads-bf16");
-    fs::remove_file(folder.path().join("generation_config.json")).unwrap();
-    let opened = ModelFolder::open(folder.path()).unwrap();
-    assert_eq!(opened.config().eos_token_ids, [2, 5]);
-}
-
-#[test]
-fn generation_config_overrules_config() {
-    let folder = copy("wide-heads-bf16");
-    edit_json(&folder.path().join("generation_config.json"), |config| {
-        config["eos_token_id"] = json!(7);
-        config["do_sample"] = json!(true);
-        config["temperature"] = json!(0.6);
-        config["top_k"] = json!(0);
-    });
-    let opened = ModelFolder::open(folder.path()).unwrap();
-    assert_eq!(opened.config().eos_token_ids, [7]);
-    let defaults = opened.config().sampling_defaults;
-    assert_eq!(
-        (defaults.temperature, defaults.top_k, defaults.top_p),
-        (Some(0.6), None, None)
-    );
-}
-
-#[test]
-fn a_model_samples_only_when_its_makers_say_so() {
-    let folder = copy("wide-heads-bf16");
-    let path = folder.path().join("generation_config.json");
-    let defaults = || {
-        ModelFolder::open(folder.path())
-            .unwrap()
-            .config()
-            .sampling_defaults
-    };
-    edit_json(&path, |config| config["temperature"] = json!(0.6));
-    assert_eq!(defaults(), SamplingDefaults::default());
-    edit_json(&path, |config| {
-        config["do_sample"] = json!(true);
-        config.as_object_mut().unwrap().remove("temperature");
-    });
-    assert_eq!(defaults().temperature, Some(1.0));
 }
 
 #[test]
@@ -215,6 +155,88 @@ fn missing_tensors_are_named_with_their_shape() {
         TensorsError::Missing { tensor, shape }
             if tensor == "model.layers.1.mlp.up_proj.weight" && shape == [80, 40]
     ));
+}
+
+/// A bias that the configuration does not ask for would be left out, and the model would be another.
+#[test]
+fn tensors_that_the_model_has_no_use_for_are_named() {
+    let folder = copy("biases-f16");
+    edit_json(&folder.path().join("config.json"), |config| {
+        config["attention_bias"] = json!(false);
+    });
+    assert!(matches!(
+        tensors_refusal(folder.path(), "model.safetensors"),
+        TensorsError::Unexpected { tensor } if tensor == "model.layers.0.self_attn.k_proj.bias"
+    ));
+    let folder = copy("gqa-f32");
+    edit_json(&folder.path().join("config.json"), |config| {
+        config["num_hidden_layers"] = json!(1);
+    });
+    assert!(matches!(
+        tensors_refusal(folder.path(), "model.safetensors"),
+        TensorsError::Unexpected { tensor } if tensor.starts_with("model.layers.1.")
+    ));
+}
+
+/// Files of old versions of transformers.
+#[test]
+fn stored_rotary_frequencies_are_ignored() {
+    let folder = copy("gqa-f32");
+    edit_header(folder.path(), |header| {
+        let end = header["model.norm.weight"]["data_offsets"][1].clone();
+        header["model.layers.0.self_attn.rotary_emb.inv_freq"] =
+            json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
+    });
+    ModelFolder::open(folder.path()).unwrap();
+}
+
+#[test]
+fn tensors_of_each_feature_must_be_there_in_shape() {
+    for (model, tensor, shape) in [
+        ("biases-f16", "model.layers.2.self_attn.o_proj.bias", vec![48]),
+        ("biases-f16", "model.layers.0.mlp.gate_proj.bias", vec![80]),
+        ("qwen2-bf16", "model.layers.1.self_attn.k_proj.bias", vec![24]),
+        ("qwen3-f16", "model.layers.0.self_attn.q_norm.weight", vec![16]),
+        ("qwen3-f16", "model.layers.0.self_attn.k_norm.weight", vec![16]),
+        (
+            "gemma3-bf16",
+            "model.layers.0.pre_feedforward_layernorm.weight",
+            vec![48],
+        ),
+        (
+            "gemma3-bf16",
+            "model.layers.2.post_feedforward_layernorm.weight",
+            vec![48],
+        ),
+        (
+            "gemma3-bf16",
+            "model.layers.2.post_attention_layernorm.weight",
+            vec![48],
+        ),
+    ] {
+        let folder = copy(model);
+        edit_header(folder.path(), |header| {
+            let extents = json!([1, shape[0]]);
+            header[tensor]["shape"] = extents;
+        });
+        let refused = tensors_refusal(folder.path(), "model.safetensors");
+        assert!(
+            matches!(&refused, TensorsError::Shape { tensor: named, expected, .. }
+                if named == tensor && *expected == shape),
+            "{model}: {refused:?}"
+        );
+        edit_header(folder.path(), |header| {
+            let header = header.as_object_mut().unwrap();
+            let other = header.remove(tensor).unwrap();
+            header.insert("other".to_owned(), other);
+        });
+        let refused = tensors_refusal(folder.path(), "model.safetensors");
+        assert!(
+            matches!(&refused, TensorsError::Missing { tensor: named, shape: named_shape }
+                if named == tensor && *named_shape == shape),
+            "{model}: {refused:?}"
+        );
+    }
 }
 
 #[test]
@@ -303,200 +325,6 @@ fn a_tensor_that_the_index_leaves_out_is_missing() {
         tensors_refusal(folder.path(), "model.safetensors.index.json"),
         TensorsError::Missing { tensor, .. } if tensor == "model.norm.weight"
     ));
-}
-
-#[test]
-fn what_the_engine_cannot_do_is_refused_by_field() {
-    let cases: [(&str, Value, &str); 11] = [
-        ("architectures", json!(["MambaForCausalLM"]), "architectures"),
-        (
-            "architectures",
-            json!(["LlamaForCausalLM", "Other"]),
-            "architectures",
-        ),
-        ("hidden_act", json!("gelu"), "hidden_act"),
-        ("attention_bias", json!(true), "attention_bias"),
-        ("mlp_bias", json!(true), "mlp_bias"),
-        (
-            "quantization_config",
-            json!({"quant_method": "awq"}),
-            "quantization_config",
-        ),
-        ("dtype", json!("float8_e4m3fn"), "dtype"),
-        (
-            "rope_parameters",
-            json!({"rope_type": "yarn", "rope_theta": 1e4}),
-            "rope_parameters",
-        ),
-        (
-            "rope_scaling",
-            json!({"type": "linear", "factor": 2.0}),
-            "rope_scaling",
-        ),
-        ("rope_scaling", json!({"rope_type": "llama3"}), "rope_scaling"),
-        (
-            "rope_parameters",
-            json!({"partial_rotary_factor": 0.5}),
-            "rope_parameters",
-        ),
-    ];
-    for (key, value, at_fault) in cases {
-        let error = config_refusal(|config| config[key] = value.clone());
-        assert!(
-            matches!(&error, ConfigError::Unsupported { field, .. } if *field == at_fault),
-            "{key} {value}: {error:?}"
-        );
-    }
-}
-
-#[test]
-fn insane_numbers_are_refused_by_field() {
-    let cases = [
-        ("vocab_size", json!(0)),
-        ("vocab_size", json!(1u64 << 40)),
-        ("hidden_size", json!(u64::MAX)),
-        ("intermediate_size", json!(0)),
-        ("num_hidden_layers", json!(0)),
-        ("num_hidden_layers", json!(1_000_000)),
-        ("num_attention_heads", json!(0)),
-        ("num_key_value_heads", json!(0)),
-        ("head_dim", json!(0)),
-        ("max_position_embeddings", json!(0)),
-    ];
-    for (key, value) in cases {
-        let error = config_refusal(|config| config[key] = value.clone());
-        assert!(
-            matches!(&error, ConfigError::OutOfRange { field, .. } if *field == key),
-            "{key} {value}: {error:?}"
-        );
-    }
-    let error = config_refusal(|config| config["num_key_value_heads"] = json!(3));
-    assert!(
-        matches!(
-            error,
-            ConfigError::NotDivisible {
-                field: "num_attention_heads",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    let error = config_refusal(|config| config["head_dim"] = json!(7));
-    assert!(
-        matches!(
-            error,
-            ConfigError::NotDivisible {
-                field: "head_dim",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    let error = config_refusal(|config| {
-        config["head_dim"] = json!(null);
-        config["hidden_size"] = json!(41);
-    });
-    assert!(
-        matches!(
-            error,
-            ConfigError::NotDivisible {
-                field: "hidden_size",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    let error = config_refusal(|config| config["rms_norm_eps"] = json!(-1.0));
-    assert!(
-        matches!(
-            error,
-            ConfigError::NotPositive {
-                field: "rms_norm_eps",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    let error = config_refusal(|config| config["rope_theta"] = json!(0.0));
-    assert!(
-        matches!(
-            error,
-            ConfigError::NotPositive {
-                field: "rope_theta",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-}
-
-#[test]
-fn fields_without_a_default_must_be_there() {
-    for key in [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-    ] {
-        let error = config_refusal(|config| config[key] = Value::Null);
-        assert!(
-            matches!(error, ConfigError::Missing { field } if field == key),
-            "{key}: {error:?}"
-        );
-    }
-}
-
-#[test]
-fn token_ids_outside_the_vocabulary_are_refused() {
-    let folder = copy("gqa-f32");
-    edit_json(&folder.path().join("generation_config.json"), |config| {
-        config["eos_token_id"] = json!([2, 96])
-    });
-    let ModelError::Config { source, .. } = refusal(folder.path()) else {
-        panic!("a field is at fault")
-    };
-    assert!(matches!(
-        source,
-        ConfigError::TokenId {
-            field: "eos_token_id",
-            found: 96,
-            vocab_size: 96
-        }
-    ));
-}
-
-/// Files of transformers before version 5.
-#[test]
-fn older_spellings_are_understood() {
-    let folder = copy("wide-heads-bf16");
-    edit_json(&folder.path().join("config.json"), |config| {
-        let config = config.as_object_mut().unwrap();
-        config.remove("rope_parameters");
-        config.remove("architectures");
-        config.remove("dtype");
-        config.insert("rope_theta".to_owned(), json!(500_000.0));
-        config.insert("rope_scaling".to_owned(), Value::Null);
-        config.insert("torch_dtype".to_owned(), json!("bfloat16"));
-    });
-    let opened = ModelFolder::open(folder.path()).unwrap();
-    let newer = ModelFolder::open(&golden_folder("wide-heads-bf16")).unwrap();
-    assert_eq!(opened.config(), newer.config());
-}
-
-/// Files that carry both spellings, as some converters write them.
-#[test]
-fn both_spellings_at_once_are_understood() {
-    let folder = copy("wide-heads-bf16");
-    edit_json(&folder.path().join("config.json"), |config| {
-        config["torch_dtype"] = json!("bfloat16");
-        config["rope_theta"] = json!(500_000.0);
-        config["rope_scaling"] = json!({"type": "default", "rope_type": "default"});
-    });
-    let opened = ModelFolder::open(folder.path()).unwrap();
-    let newer = ModelFolder::open(&golden_folder("wide-heads-bf16")).unwrap();
-    assert_eq!(opened.config(), newer.config());
 }
 
 #[test]

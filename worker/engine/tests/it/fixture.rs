@@ -7,12 +7,25 @@ use flotilla_worker_engine::{
     SequenceStep, Step, StepLimits,
 };
 
-pub const GOLDEN: [&str; 5] = [
+/// The models of `tests/golden/make.py`: every family, every feature in a model of at least one dtype.
+pub const GOLDEN: [&str; 17] = [
     "gqa-f32",
     "mha-bf16-tied",
     "gqa-f16",
     "wide-heads-bf16",
     "sharded-bf16",
+    "llama3-rope-f32",
+    "yarn-bf16",
+    "linear-rope-f16",
+    "biases-f16",
+    "mistral-f32",
+    "mistral-bf16",
+    "qwen2-bf16",
+    "qwen3-f16",
+    "qwen3-bf16",
+    "smollm3-f32",
+    "gemma3-f32",
+    "gemma3-bf16",
 ];
 
 pub const LIMITS: StepLimits = StepLimits {

@@ -6,6 +6,7 @@
 
 mod bad_folders;
 mod batches;
+mod configs;
 mod demo_models;
 mod fixture;
 mod headers;

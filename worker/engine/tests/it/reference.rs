@@ -7,32 +7,46 @@ use safetensors::SafeTensors;
 
 use crate::fixture::{GOLDEN, Sequence, blocks_of, generate, golden_folder, load, read_chunk};
 
-/// Both sides compute in f32 and differ in the order of additions alone. Of the largest logit, the reference
-/// differs by up to 2.5e-6 from itself in f64, and the engine by up to 3.0e-6 from the reference.
-const LOGIT_TOLERANCE: f32 = 1e-5;
+/// Whether the engine rounds the inputs of linear layers with bf16 weights to bf16, as a part of the references
+/// of such models does.
+const BF16_INPUTS_ARE_ROUNDED: bool = false;
 
+/// A reference's prompt, its logits and its greedy continuation.
 struct Expected {
     tokens: Vec<u32>,
     logits: Vec<f32>,
     generated: Vec<u32>,
+    /// The largest difference to be accepted, of the largest logit.
+    tolerance: f32,
 }
 
 impl Expected {
     fn read(name: &str) -> Self {
         let bytes = fs::read(golden_folder(name).join("expected.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
+        let rounds = name.contains("bf16") && BF16_INPUTS_ARE_ROUNDED;
+        // With inputs in f32, both sides differ in the order of additions alone: the reference by up to 2.5e-6
+        // from itself in f64, the engine by up to 3.0e-6 from the reference. An input that lies close to the
+        // middle of two bf16 values may be rounded to the other one, and that difference grows from layer to
+        // layer: the reference with rounded inputs differs by up to 2.2e-3 from itself in f64.
+        let (suffix, tolerance) = if rounds {
+            ("_bf16_inputs", 5e-3)
+        } else {
+            ("", 1e-5)
+        };
         let ids = |name: &str| {
             let (ids, _) = file.tensor(name).unwrap().data().as_chunks::<8>();
             ids.iter()
                 .map(|id| u32::try_from(i64::from_le_bytes(*id)).unwrap())
                 .collect()
         };
-        let logits = file.tensor("logits").unwrap();
+        let logits = file.tensor(&format!("logits{suffix}")).unwrap();
         let (logits, _) = logits.data().as_chunks::<4>();
         Self {
             tokens: ids("tokens"),
             logits: logits.iter().map(|logit| f32::from_le_bytes(*logit)).collect(),
-            generated: ids("generated"),
+            generated: ids(&format!("generated{suffix}")),
+            tolerance,
         }
     }
 }
@@ -41,6 +55,7 @@ impl Expected {
 fn logits_of_every_position_equal_the_reference() {
     for name in GOLDEN {
         let expected = Expected::read(name);
+        let tolerance = expected.tolerance;
         let mut model = load(&golden_folder(name));
         let mut sequence = Sequence::new(&expected.tokens, blocks_of(0));
         let largest = expected
@@ -57,7 +72,7 @@ fn logits_of_every_position_equal_the_reference() {
                 .fold(0f32, f32::max);
             let relative = difference / largest;
             assert!(
-                relative <= LOGIT_TOLERANCE,
+                relative <= tolerance,
                 "{name}: {relative:e} at position {position}"
             );
         }
@@ -85,7 +100,7 @@ fn folders_say_what_the_files_say() {
             config.vocab_size,
             config.hidden,
             config.intermediate,
-            config.layers,
+            config.layers.len(),
             config.heads
         ),
         (96, 48, 80, 3, 4)
@@ -98,7 +113,7 @@ fn folders_say_what_the_files_say() {
         (config.bos_token_id, &config.eos_token_ids[..]),
         (Some(1), &[2, 5][..])
     );
-    assert_eq!(config.rope_theta, 500_000.0);
+    assert_eq!(config.ropes[0].theta, 500_000.0);
     assert!(!config.tied_embeddings);
 
     let names: Vec<&str> = folder.tensor_infos().map(|info| info.name.as_str()).collect();
