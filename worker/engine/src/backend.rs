@@ -114,7 +114,13 @@ pub trait Backend {
     /// The launch failed.
     fn gather_rows(&mut self, x: Span, rows: Span, out: Span) -> Result<(), DeviceError>;
 
-    /// Draws one token from each row of logits.
+    /// Changes single logits, each at most once: see [`crate::LogitEdit::edited`].
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn edit_logits(&mut self, operation: EditLogits) -> Result<(), DeviceError>;
+
+    /// Draws one token from each row of logits, and tells its log-probability where that is asked for.
     ///
     /// # Errors
     /// The launch failed.
@@ -361,6 +367,17 @@ pub struct Gated {
     pub up: Span,
 }
 
+/// Arguments of [`Backend::edit_logits`].
+#[derive(Clone, Copy, Debug)]
+pub struct EditLogits {
+    /// f32 \[rows, vocab_size]: edited in place.
+    pub logits: Span,
+    /// The row length of `logits`.
+    pub vocab_size: usize,
+    /// u32 \[n, EDIT_WORDS]: see [`crate::LogitEdit::to_words`].
+    pub edits: Span,
+}
+
 /// Arguments of [`Backend::sample`].
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
@@ -374,6 +391,11 @@ pub struct Sample {
     pub scratch: Span,
     /// u32 \[n]: receives token ids, [`crate::NO_TOKEN`] where a logit is not finite.
     pub out: Span,
+    /// u32 \[n, LOGPROB_WORDS]: each row whose parameters ask for log-probabilities receives the bits of the
+    /// drawn token's, the number of alternatives, then id and log-probability bits of each, likeliest first; all
+    /// zero where there is no token. They are of the logits as given: the softmax without temperature and cuts.
+    /// Other rows and what is beyond the last alternative are undefined.
+    pub logprobs: Span,
 }
 
 /// Why a device could not do what it was asked.

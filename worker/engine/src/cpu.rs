@@ -14,11 +14,11 @@ mod sample;
 
 use half::{bf16, f16};
 
-use crate::Dtype;
 use crate::backend::{
-    Attention, Backend, DeviceError, EmbedGather, Gated, Linear, Matrix, NO_ELEMENT, QkvPrep, RegionId,
-    RmsNorm, Rotations, Sample, Span, WORD_BYTES,
+    Attention, Backend, DeviceError, EditLogits, EmbedGather, Gated, Linear, Matrix, NO_ELEMENT, QkvPrep,
+    RegionId, RmsNorm, Rotations, Sample, Span, WORD_BYTES,
 };
+use crate::{Dtype, LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling};
 use memory::Memory;
 
 /// One model's place on the CPU.
@@ -216,6 +216,18 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn edit_logits(&mut self, operation: EditLogits) -> Result<(), DeviceError> {
+        let ([edits], logits) = self.memory.borrow([operation.edits], operation.logits);
+        let (edits, []) = cast(edits).as_chunks() else {
+            panic!("edits are whole");
+        };
+        for words in edits {
+            let (row, edit) = LogitEdit::from_words(words);
+            sample::edit(cast_mut(logits), operation.vocab_size, row, &edit);
+        }
+        Ok(())
+    }
+
     fn sample(&mut self, operation: Sample) -> Result<(), DeviceError> {
         let Sample {
             logits,
@@ -223,23 +235,28 @@ impl Backend for CpuBackend {
             parameters,
             scratch,
             out,
+            logprobs,
         } = operation;
         for row in 0..out.len_bytes / WORD_BYTES {
-            let reads = [
-                logits.words(row * vocab_size, vocab_size),
-                parameters.words(row * crate::PARAMETER_WORDS, crate::PARAMETER_WORDS),
-            ];
-            let ([logits, parameters], candidates) = self.memory.borrow(reads, scratch.words(0, vocab_size));
+            let logits = logits.words(row * vocab_size, vocab_size);
+            let parameters = parameters.words(row * PARAMETER_WORDS, PARAMETER_WORDS);
+            let reads = [logits, parameters];
+            let ([values, parameters], candidates) = self.memory.borrow(reads, scratch.words(0, vocab_size));
             let words = cast(parameters)
                 .first_chunk()
                 .expect("the span has this many words");
-            let token = sample::draw(
-                cast(logits),
-                &crate::Sampling::from_words(words),
-                cast_mut(candidates),
-            );
+            let sampling = Sampling::from_words(words);
+            let token = sample::draw(cast(values), &sampling, cast_mut(candidates));
             let ([], out) = self.memory.borrow([], out.words(row, 1));
             cast_mut(out)[0] = token;
+            if let Some(count) = sampling.logprobs {
+                let written = logprobs.words(row * LOGPROB_WORDS, LOGPROB_WORDS);
+                let ([values], written) = self.memory.borrow([logits], written);
+                let written = cast_mut(written)
+                    .first_chunk_mut()
+                    .expect("the span has this many words");
+                sample::write_logprobs(cast(values), token, count.into(), written);
+            }
         }
         Ok(())
     }

@@ -2,14 +2,16 @@
 
 mod forward;
 mod inputs;
+mod results;
 pub(crate) mod weights;
 
 use std::collections::HashMap;
 
 use crate::backend::{Backend, DeviceError, Matrix, RegionId, Span, WORD_BYTES};
 use crate::plan::{Area, PlannedTensor};
-use crate::step::{PendingStep, SequenceOutput, Step, StepError, StepOutput};
-use crate::{MemoryPlan, NO_TOKEN, PAGE_BYTES};
+use crate::step::{PendingStep, Step, StepError};
+use crate::{MemoryPlan, PAGE_BYTES};
+use results::Results;
 use weights::{LayerNorm, LayerRole, Linear, Role};
 
 /// A loaded model: weights, workspace and KV blocks on a device. Dropping it gives all its memory back.
@@ -23,6 +25,7 @@ pub struct DecoderModel<B: Backend> {
     kv_blocks: usize,
     /// Step inputs on their way to the device; kept so that a step does not allocate.
     staging: Vec<u32>,
+    results: Results,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,8 @@ impl<B: Backend> DecoderModel<B> {
         kv: RegionId,
     ) -> Result<Self, DeviceError> {
         let weights = Weights::new(&plan, weights);
+        let staging = Vec::with_capacity(plan.staging_words_max());
+        let results = Results::new(plan.limits());
         let mut model = Self {
             backend,
             plan,
@@ -74,7 +79,8 @@ impl<B: Backend> DecoderModel<B> {
             workspace,
             kv,
             kv_blocks: 0,
-            staging: Vec::new(),
+            staging,
+            results,
         };
         for (index, rope) in model.plan.config().ropes.clone().into_iter().enumerate() {
             let frequencies = rope.inverse_frequencies(model.plan.config().head_dim);
@@ -129,46 +135,13 @@ impl<B: Backend> DecoderModel<B> {
     /// Or the device failed.
     pub fn submit(&mut self, step: &Step<'_>) -> Result<PendingStep<'_, B>, StepError> {
         step.check(&self.plan, self.kv_blocks)?;
+        // A step that was given up in its middle may have left something.
+        self.staging.clear();
+        self.results.expect(step);
         if !step.sequences.is_empty() {
             self.launch(step)?;
         }
-        let draws = step
-            .sequences
-            .iter()
-            .map(|sequence| sequence.sample.is_some())
-            .collect();
-        Ok(PendingStep { model: self, draws })
-    }
-
-    /// Reads what the last step drew.
-    pub(crate) fn drawn(&mut self, draws: &[bool]) -> Result<StepOutput, DeviceError> {
-        let rows = draws.iter().filter(|draws| **draws).count();
-        let mut tokens = vec![NO_TOKEN; rows];
-        let source = self.span(self.plan.workspace().drawn).first_words(rows);
-        self.backend
-            .download(source, bytemuck::cast_slice_mut(&mut tokens))?;
-        let mut tokens = tokens.into_iter();
-        let sequences = draws
-            .iter()
-            .map(|draws| match draws.then(|| tokens.next()).flatten() {
-                None => SequenceOutput::Read,
-                Some(NO_TOKEN) => SequenceOutput::NonFiniteLogits,
-                Some(token) => SequenceOutput::Token(token),
-            })
-            .collect();
-        Ok(StepOutput { sequences })
-    }
-
-    /// Reads the logits of the last step.
-    pub(crate) fn logits(&mut self, rows: usize) -> Result<Vec<Vec<f32>>, DeviceError> {
-        let vocab_size = self.plan.config().vocab_size;
-        let mut logits = vec![0f32; rows * vocab_size];
-        let source = self
-            .span(self.plan.workspace().logits)
-            .first_words(rows * vocab_size);
-        self.backend
-            .download(source, bytemuck::cast_slice_mut(&mut logits))?;
-        Ok(logits.chunks_exact(vocab_size).map(<[f32]>::to_vec).collect())
+        Ok(PendingStep { model: self })
     }
 
     /// Uploads what was staged to the start of an area and empties the staging.

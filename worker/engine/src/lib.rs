@@ -21,8 +21,8 @@ mod step;
 mod tensor;
 
 pub use backend::{
-    Activation, Attention, Backend, BatchView, DeviceError, EmbedGather, Gated, KvLayer, KvLayout, Linear,
-    Matrix, NO_ELEMENT, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
+    Activation, Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer,
+    KvLayout, Linear, Matrix, NO_ELEMENT, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
 };
 pub use config::{
     Biases, ConfigError, Family, LayerAttention, ModelConfig, Norms, Rope, RopeScaling, SamplingDefaults,
@@ -35,7 +35,10 @@ pub use folder::{FolderTensor, ModelError, ModelFolder};
 pub use header::{Header, HeaderError, HeaderTensor, StoredDtype};
 pub use loader::{LoadError, ModelLoader};
 pub use plan::{MemoryPlan, PlanError, PlannedTensor, StepLimits};
-pub use sampling::{NO_TOKEN, PARAMETER_WORDS, Sampling, uniform};
+pub use sampling::{
+    EDIT_WORDS, LOGPROB_WORDS, LOGPROBS_MAX, LogitBias, LogitEdit, LogitEdits, LogitEditsError, Logprobs,
+    NO_TOKEN, PARAMETER_WORDS, Penalties, Sampling, TokenLogprob, uniform,
+};
 pub use step::{PendingStep, SequenceOutput, SequenceStep, Step, StepError, StepOutput};
 pub use tensor::{Dtype, TensorInfo};
 

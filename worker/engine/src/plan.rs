@@ -2,7 +2,9 @@
 
 use crate::backend::{KvLayout, RegionId, Span, WORD_BYTES};
 use crate::decoder::weights::{self, Role, TensorsError};
-use crate::{BLOCK_TOKENS, Dtype, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo};
+use crate::{
+    BLOCK_TOKENS, Dtype, EDIT_WORDS, LOGPROB_WORDS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo,
+};
 
 /// The largest step that a model can be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,8 @@ pub(crate) struct Workspace {
     pub(crate) sampled_rows: Area,
     /// u32 \[sequences, PARAMETER_WORDS].
     pub(crate) parameters: Area,
+    /// u32 \[EDITS_AT_ONCE, EDIT_WORDS]: used again for each part of a step's edits.
+    pub(crate) edits: Area,
     /// f32 \[tokens, hidden]: the residual stream.
     pub(crate) residual: Area,
     /// f32 \[tokens, hidden]: what the next normalisation adds to it.
@@ -125,6 +129,8 @@ pub(crate) struct Workspace {
     pub(crate) sample_scratch: Area,
     /// u32 \[sequences].
     pub(crate) drawn: Area,
+    /// u32 \[sequences, LOGPROB_WORDS].
+    pub(crate) logprobs: Area,
     len_bytes: usize,
 }
 
@@ -231,6 +237,20 @@ impl MemoryPlan {
         sequence_blocks_max(&self.config)
     }
 
+    /// The most words that one upload of a step's inputs has.
+    pub(crate) fn staging_words_max(&self) -> usize {
+        let workspace = &self.workspace;
+        let staged = [
+            workspace.tokens,
+            workspace.starts,
+            workspace.tables,
+            workspace.parameters,
+            workspace.edits,
+        ];
+        let longest = staged.into_iter().map(|area| area.len_bytes).max();
+        longest.unwrap_or(0) / WORD_BYTES
+    }
+
     pub(crate) const fn workspace(&self) -> &Workspace {
         &self.workspace
     }
@@ -256,6 +276,7 @@ impl Workspace {
             tables: areas.take_words(sequences, sequence_blocks_max(config)),
             sampled_rows: areas.take_words(1, sequences),
             parameters: areas.take_words(sequences, PARAMETER_WORDS),
+            edits: areas.take_words(EDITS_AT_ONCE, EDIT_WORDS),
             residual: areas.take_words(tokens, config.hidden),
             addend: areas.take_words(tokens, config.hidden),
             normed: areas.take_words(tokens, config.hidden),
@@ -271,6 +292,7 @@ impl Workspace {
             logits: areas.take_words(sequences, config.vocab_size),
             sample_scratch: areas.take_words(sequences, config.vocab_size),
             drawn: areas.take_words(1, sequences),
+            logprobs: areas.take_words(sequences, LOGPROB_WORDS),
             len_bytes: 0,
         };
         workspace.len_bytes = areas.len_bytes()?;
@@ -333,6 +355,10 @@ impl Areas {
             .ok_or(PlanError::TooLarge)
     }
 }
+
+/// How many logits are edited by one upload and launch: a step with more of them makes several. 64 KiB of
+/// workspace, and more edits than a batch without penalties over long prompts has.
+pub(crate) const EDITS_AT_ONCE: usize = 4096;
 
 /// Every area starts at a multiple of this: the widest load of a GPU's copy engines and a cache line's double.
 const ALIGNMENT_BYTES: usize = 256;

@@ -1,13 +1,27 @@
 //! How a token is drawn from logits: parameters and random numbers.
 //!
+//! The order is that of vLLM's penalties and transformers' cuts: repetition penalty, presence and frequency
+//! penalties, logit bias (all of them [`LogitEdits`]), then temperature, top-k, top-p and min-p. Each cut
+//! counts probabilities among what the cuts before it have left. Log-probabilities are taken between the bias
+//! and the temperature.
+//!
+//! Nothing here depends on what happened before: a draw is a function of the logits, the tokens so far, the
+//! parameters, the seed and the position.
+//!
 //! Random numbers are counter-based: a function of the seed and the drawn token's index alone, so a
 //! generation that continues elsewhere draws the same tokens. See [`uniform`].
+
+mod edits;
+mod logprobs;
+
+pub use edits::{EDIT_WORDS, LogitBias, LogitEdit, LogitEdits, LogitEditsError, Penalties};
+pub use logprobs::{LOGPROB_WORDS, LOGPROBS_MAX, Logprobs, TokenLogprob};
 
 /// How one token is drawn.
 ///
 /// At temperature 0 the largest logit wins. Otherwise logits are divided by the temperature, the `top_k`
-/// largest are kept, of these the fewest whose probabilities reach `top_p`, and one of the rest is drawn.
-/// Ties go to the lowest id everywhere.
+/// largest are kept, of these the fewest whose probabilities reach `top_p`, of these the ones at least `min_p`
+/// times as likely as the likeliest, and one of the rest is drawn. Ties go to the lowest id everywhere.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 for greedy; finite and not negative.
@@ -16,6 +30,10 @@ pub struct Sampling {
     pub top_k: Option<u32>,
     /// The probability mass that takes part; above 0, at most 1.
     pub top_p: f32,
+    /// The least probability that takes part, as a share of the largest one; 0 to 1, 0 for all.
+    pub min_p: f32,
+    /// Whether log-probabilities are wanted, and of how many likeliest tokens; at most [`LOGPROBS_MAX`].
+    pub logprobs: Option<u8>,
     /// The generation's seed.
     pub seed: u64,
     /// The index in the sequence of the token that is drawn.
@@ -28,6 +46,8 @@ impl Sampling {
         temperature: 0.0,
         top_k: None,
         top_p: 1.0,
+        min_p: 0.0,
+        logprobs: None,
         seed: 0,
         position: 0,
     };
@@ -39,10 +59,15 @@ impl Sampling {
             && self.top_p > 0.0
             && self.top_p <= 1.0
             && self.top_k != Some(0)
+            && (0.0..=1.0).contains(&self.min_p)
+            && self
+                .logprobs
+                .is_none_or(|count| usize::from(count) <= LOGPROBS_MAX)
     }
 
-    /// The form in which devices read it: bits of temperature and top_p, top_k (0 for all), a zero, then seed
-    /// and position, each with its low half first.
+    /// The form in which devices read it: bits of temperature and top_p, top_k (0 for all), bits of min_p, then
+    /// seed and position, each with its low half first, then 1 more than the alternatives wanted (0 for no
+    /// log-probabilities).
     #[expect(
         clippy::cast_possible_truncation,
         reason = "each half of a u64 is taken on purpose"
@@ -55,20 +80,33 @@ impl Sampling {
                 Some(top_k) => top_k,
                 None => 0,
             },
-            0,
+            self.min_p.to_bits(),
             self.seed as u32,
             (self.seed >> 32) as u32,
             self.position as u32,
             (self.position >> 32) as u32,
+            match self.logprobs {
+                Some(count) => count as u32 + 1,
+                None => 0,
+            },
         ]
     }
 
     /// The inverse of [`Self::to_words`].
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "`to_words` wrote a u8 and one more"
+    )]
     pub const fn from_words(words: &[u32; PARAMETER_WORDS]) -> Self {
         Self {
             temperature: f32::from_bits(words[0]),
             top_p: f32::from_bits(words[1]),
             top_k: if words[2] == 0 { None } else { Some(words[2]) },
+            min_p: f32::from_bits(words[3]),
+            logprobs: match words[8] {
+                0 => None,
+                count => Some((count - 1) as u8),
+            },
             seed: words[4] as u64 | (words[5] as u64) << 32,
             position: words[6] as u64 | (words[7] as u64) << 32,
         }
@@ -95,7 +133,7 @@ const fn mix(mut z: u64) -> u64 {
 }
 
 /// How many u32 words [`Sampling::to_words`] gives.
-pub const PARAMETER_WORDS: usize = 8;
+pub const PARAMETER_WORDS: usize = 9;
 
 /// The token id that stands for "a logit was not finite"; no vocabulary reaches it.
 pub const NO_TOKEN: u32 = u32::MAX;
@@ -112,6 +150,8 @@ mod tests {
             temperature: 0.7,
             top_k: Some(40),
             top_p: 0.9,
+            min_p: 0.05,
+            logprobs: Some(0),
             seed: 0x0123_4567_89ab_cdef,
             position: u64::MAX - 5,
         };

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, DeviceError};
 use crate::decoder::DecoderModel;
-use crate::{BLOCK_TOKENS, MemoryPlan, Sampling};
+use crate::{BLOCK_TOKENS, LogitEdits, Logprobs, MemoryPlan, Sampling};
 
 /// The sequences that advance together; each brings one token (decode) or several (prefill, whole or a chunk).
 #[derive(Clone, Copy, Debug)]
@@ -23,13 +23,30 @@ pub struct SequenceStep<'a> {
     pub block_table: &'a [u32],
     /// How to draw the token after the last one, if one is wanted.
     pub sample: Option<Sampling>,
+    /// What changes the logits before that; none without penalties and biases.
+    pub edits: Option<&'a LogitEdits>,
 }
 
-/// What a step gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StepOutput {
+/// What a step gave; it lies in buffers of the model, until the next step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutput<'m> {
     /// One for each sequence, in the step's order.
-    pub sequences: Vec<SequenceOutput>,
+    pub sequences: &'m [SequenceOutput],
+    logprobs: &'m [Option<Logprobs>],
+}
+
+impl<'m> StepOutput<'m> {
+    pub(crate) const fn new(sequences: &'m [SequenceOutput], logprobs: &'m [Option<Logprobs>]) -> Self {
+        Self { sequences, logprobs }
+    }
+
+    /// How likely the token of a sequence was, if there is one and [`Sampling::logprobs`] asked for it.
+    ///
+    /// # Panics
+    /// The step had no such sequence.
+    pub fn logprobs(&self, sequence: usize) -> Option<&'m Logprobs> {
+        self.logprobs[sequence].as_ref()
+    }
 }
 
 /// What a step gave to one sequence.
@@ -60,28 +77,25 @@ impl SequenceOutput {
 #[derive(Debug)]
 pub struct PendingStep<'m, B: Backend> {
     pub(crate) model: &'m mut DecoderModel<B>,
-    /// For each sequence, whether it draws a token.
-    pub(crate) draws: Vec<bool>,
 }
 
-impl<B: Backend> PendingStep<'_, B> {
-    /// Waits for the device and reads the drawn tokens.
+impl<'m, B: Backend> PendingStep<'m, B> {
+    /// Waits for the device and reads the drawn tokens. Allocates nothing.
     ///
     /// # Errors
     /// The device failed.
-    pub fn wait(self) -> Result<StepOutput, StepError> {
-        Ok(self.model.drawn(&self.draws)?)
+    pub fn wait(self) -> Result<StepOutput<'m>, StepError> {
+        Ok(self.model.drawn()?)
     }
 
-    /// Waits for the device and reads the drawn tokens, and the logits that each was drawn from
-    /// (f32 \[vocab_size], one for each sequence that draws).
+    /// Waits for the device and reads the drawn tokens, and the logits that each was drawn from, edits
+    /// included (f32 \[vocab_size], one for each sequence that draws).
     ///
     /// # Errors
     /// The device failed.
-    pub fn wait_with_logits(self) -> Result<(StepOutput, Vec<Vec<f32>>), StepError> {
-        let output = self.model.drawn(&self.draws)?;
-        let rows = self.draws.iter().filter(|draws| **draws).count();
-        Ok((output, self.model.logits(rows)?))
+    pub fn wait_with_logits(self) -> Result<(StepOutput<'m>, Vec<Vec<f32>>), StepError> {
+        let logits = self.model.logits()?;
+        Ok((self.model.drawn()?, logits))
     }
 }
 
@@ -124,15 +138,13 @@ impl SequenceStep<'_> {
                 max: config.context_tokens_max,
             });
         }
-        if let Some(token) = self
-            .tokens
-            .iter()
-            .find(|token| **token as usize >= config.vocab_size)
-        {
-            let vocab_size = config.vocab_size;
+        let edited = self.edits.into_iter().flat_map(LogitEdits::iter);
+        let mut named = self.tokens.iter().copied().chain(edited.map(|edit| edit.token));
+        let vocab_size = config.vocab_size;
+        if let Some(token) = named.find(|token| *token as usize >= vocab_size) {
             return Err(StepError::TokenOutOfVocabulary {
                 sequence,
-                token: *token,
+                token,
                 vocab_size,
             });
         }
@@ -187,7 +199,7 @@ pub enum StepError {
         /// Which one.
         sequence: usize,
     },
-    /// A token is not in the vocabulary.
+    /// A token to read, or one whose logit is edited, is not in the vocabulary.
     #[error("sequence {sequence}: token {token} is not below the vocabulary's {vocab_size}")]
     TokenOutOfVocabulary {
         /// Which sequence.

@@ -2,12 +2,12 @@
 
 use super::{DecoderModel, Projection};
 use crate::backend::{
-    Attention, Backend, BatchView, DeviceError, EmbedGather, Gated, KvLayer, Linear, Matrix, QkvPrep,
-    RegionId, RmsNorm, Rotations, Sample, Span,
+    Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer, Linear, Matrix,
+    QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
 };
-use crate::plan::Area;
+use crate::plan::{Area, EDITS_AT_ONCE};
 use crate::step::Step;
-use crate::{MemoryPlan, PARAMETER_WORDS};
+use crate::{EDIT_WORDS, LOGPROB_WORDS, LogitEdits, MemoryPlan, PARAMETER_WORDS};
 
 /// The activations of a step, each as long as the step's tokens need.
 #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ impl<B: Backend> DecoderModel<B> {
             self.launch_feed_forward(layer, &activations)?;
         }
         if draws > 0 {
-            self.launch_sampling(draws, &activations)
+            self.launch_sampling(step, draws, &activations)
         } else {
             Ok(())
         }
@@ -209,8 +209,39 @@ impl<B: Backend> DecoderModel<B> {
         })
     }
 
-    /// Norm, output layer and draw, for the last row of each sequence that draws.
-    fn launch_sampling(&mut self, draws: usize, activations: &Activations) -> Result<(), DeviceError> {
+    /// Edits the logits of the sequences that draw, in parts of bounded size.
+    fn launch_edits(&mut self, step: &Step<'_>, logits: Span) -> Result<(), DeviceError> {
+        let drawing = step.sequences.iter().filter(|sequence| sequence.sample.is_some());
+        for (row, sequence) in (0u32..).zip(drawing) {
+            for edit in sequence.edits.into_iter().flat_map(LogitEdits::iter) {
+                self.staging.extend(edit.to_words(row));
+                if self.staging.len() == EDITS_AT_ONCE * EDIT_WORDS {
+                    self.launch_staged_edits(logits)?;
+                }
+            }
+        }
+        self.launch_staged_edits(logits)
+    }
+
+    fn launch_staged_edits(&mut self, logits: Span) -> Result<(), DeviceError> {
+        if self.staging.is_empty() {
+            return Ok(());
+        }
+        let edits = self.upload_staging(self.plan.workspace().edits)?;
+        self.backend.edit_logits(EditLogits {
+            logits,
+            vocab_size: self.plan.config().vocab_size,
+            edits,
+        })
+    }
+
+    /// Norm, output layer, edits and draw, for the last row of each sequence that draws.
+    fn launch_sampling(
+        &mut self,
+        step: &Step<'_>,
+        draws: usize,
+        activations: &Activations,
+    ) -> Result<(), DeviceError> {
         let (workspace, config) = (*self.plan.workspace(), self.plan.config());
         let (width, vocab_size) = (config.hidden, config.vocab_size);
         let rows = |area: Area, columns: usize| area.in_region(self.workspace).first_words(draws * columns);
@@ -222,6 +253,7 @@ impl<B: Backend> DecoderModel<B> {
         let parameters = rows(workspace.parameters, PARAMETER_WORDS);
         let scratch = rows(workspace.sample_scratch, vocab_size);
         let out = rows(workspace.drawn, 1);
+        let logprobs = rows(workspace.logprobs, LOGPROB_WORDS);
         self.backend.gather_rows(activations.residual, sampled_rows, x)?;
         self.backend
             .gather_rows(activations.addend, sampled_rows, addend)?;
@@ -232,12 +264,14 @@ impl<B: Backend> DecoderModel<B> {
             x: normed,
             out: logits,
         })?;
+        self.launch_edits(step, logits)?;
         self.backend.sample(Sample {
             logits,
             vocab_size,
             parameters,
             scratch,
             out,
+            logprobs,
         })
     }
 }

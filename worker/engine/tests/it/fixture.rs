@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, DecoderModel, MemoryPlan, ModelFolder, ModelLoader, Sampling, SequenceOutput,
-    SequenceStep, Step, StepLimits,
+    BLOCK_TOKENS, CpuBackend, DecoderModel, LogitEdits, MemoryPlan, ModelFolder, ModelLoader, Sampling,
+    SequenceOutput, SequenceStep, Step, StepLimits,
 };
 
 /// The models of `tests/golden/make.py`: every family, every feature in a model of at least one dtype.
@@ -47,14 +47,23 @@ pub fn demo_folder(name: &str) -> PathBuf {
 
 /// A loader whose tensors are not there yet.
 pub fn loader(folder: &ModelFolder) -> ModelLoader<CpuBackend> {
-    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), LIMITS).unwrap();
+    loader_within(folder, LIMITS)
+}
+
+fn loader_within(folder: &ModelFolder, limits: StepLimits) -> ModelLoader<CpuBackend> {
+    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits).unwrap();
     ModelLoader::new(CpuBackend::new(), plan, KV_BLOCKS).unwrap()
 }
 
 /// A model with all its tensors and [`KV_BLOCKS`] blocks.
 pub fn load(path: &Path) -> DecoderModel<CpuBackend> {
+    load_within(path, LIMITS)
+}
+
+/// As [`load`], for other steps.
+pub fn load_within(path: &Path, limits: StepLimits) -> DecoderModel<CpuBackend> {
     let folder = ModelFolder::open(path).unwrap();
-    let mut loader = loader(&folder);
+    let mut loader = loader_within(&folder, limits);
     for tensor in folder.tensors() {
         loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
     }
@@ -71,6 +80,7 @@ pub struct Sequence {
     /// How many of them have been read.
     pub read: usize,
     pub block_table: Vec<u32>,
+    pub edits: LogitEdits,
 }
 
 impl Sequence {
@@ -80,7 +90,17 @@ impl Sequence {
             tokens: tokens.to_vec(),
             read: 0,
             block_table: blocks.into_iter().collect(),
+            edits: LogitEdits::none(),
         }
+    }
+
+    /// With edits that know the first `prompt_len` tokens as the prompt, the others as the answer.
+    pub fn with_edits(mut self, mut edits: LogitEdits, prompt_len: usize) -> Self {
+        let (prompt, answer) = self.tokens.split_at(prompt_len);
+        edits.read_prompt(prompt);
+        answer.iter().for_each(|token| edits.push_answer(*token));
+        self.edits = edits;
+        self
     }
 
     /// The next `count` tokens as a part of a step.
@@ -90,6 +110,7 @@ impl Sequence {
             position: self.read,
             block_table: &self.block_table,
             sample,
+            edits: Some(&self.edits),
         }
     }
 }
@@ -127,6 +148,7 @@ pub fn generate(
         };
         sequence.read += unread;
         sequence.tokens.push(token);
+        sequence.edits.push_answer(token);
     }
     sequence.tokens[prompt_len..].to_vec()
 }

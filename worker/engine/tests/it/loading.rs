@@ -153,6 +153,7 @@ fn outputs_of_overflowing_head(folder: &ModelFolder, column: usize) -> [Vec<Sequ
             .wait()
             .unwrap()
             .sequences
+            .to_vec()
     };
     let together = run(&parts);
     let alone = parts.chunks(1).flat_map(run).collect();

@@ -8,6 +8,7 @@ mod bad_folders;
 mod batches;
 mod configs;
 mod demo_models;
+mod edits;
 mod fixture;
 mod headers;
 mod loading;

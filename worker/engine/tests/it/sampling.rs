@@ -8,6 +8,8 @@ const WARM: Sampling = Sampling {
     temperature: 4.0,
     top_k: None,
     top_p: 1.0,
+    min_p: 0.0,
+    logprobs: None,
     seed: 1,
     position: 0,
 };

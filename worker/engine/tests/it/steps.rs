@@ -14,6 +14,7 @@ const GOOD: SequenceStep<'static> = SequenceStep {
     position: 0,
     block_table: &TABLE,
     sample: None,
+    edits: None,
 };
 
 fn refusal(sequences: &[SequenceStep<'_>]) -> StepError {
@@ -153,6 +154,15 @@ fn sampling_outside_its_ranges_is_refused() {
         },
         Sampling {
             top_k: Some(0),
+            ..good
+        },
+        Sampling { min_p: 1.5, ..good },
+        Sampling {
+            min_p: f32::NAN,
+            ..good
+        },
+        Sampling {
+            logprobs: Some(21),
             ..good
         },
     ] {
