@@ -10,6 +10,7 @@ mod configs;
 mod demo_models;
 mod edits;
 mod fixture;
+mod golden_sampling;
 mod headers;
 mod loading;
 mod reference;
