@@ -21,7 +21,7 @@ use std::thread;
 
 use flotilla_protocol::{Class, ModelName};
 use flotilla_worker_core::batch::{AddError, NewSequence, SequenceId};
-use flotilla_worker_engine::Sampling;
+use flotilla_worker_engine::{LogitEdits, Logprobs, Sampling};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info};
@@ -58,15 +58,22 @@ pub(crate) struct NewRun {
     pub(crate) stop_token_ids: Arc<[u32]>,
     /// How tokens are drawn; the position is the engine's.
     pub(crate) sampling: Sampling,
+    /// The request's penalties and biases, before any token was read.
+    pub(crate) edits: LogitEdits,
     /// Tokens that may be made before their reader has taken any; at least 1.
     pub(crate) ahead_tokens_max: usize,
 }
 
 /// What the engine made for a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Made {
     /// The next token.
-    Token(u32),
+    Token {
+        /// The token.
+        id: u32,
+        /// How likely it was, if [`Sampling::logprobs`] asked for it.
+        logprobs: Option<Box<Logprobs>>,
+    },
     /// Nothing more. Last.
     Ended(RunEnd),
 }
@@ -132,6 +139,8 @@ struct Joining {
     model: ModelName,
     sequence: NewSequence,
     sampling: Sampling,
+    /// They know the prompt and what earlier attempts answered.
+    edits: LogitEdits,
     made: mpsc::Sender<Made>,
     reused: oneshot::Sender<usize>,
 }
@@ -206,6 +215,7 @@ impl Engine {
             notice_tokens: new.ahead_tokens_max.div_ceil(2),
         };
         let joining = Joining {
+            edits: edits(&new),
             model: new.model,
             sequence: NewSequence {
                 id: sequence,
@@ -266,6 +276,16 @@ impl Drop for Run {
             debug!(sequence = self.sequence.0, %error, "the engine was not told of a request that left");
         }
     }
+}
+
+/// A run's edits before its first new token, computed here so that the engine's thread need not.
+fn edits(new: &NewRun) -> LogitEdits {
+    let mut edits = new.edits.clone();
+    // A run with fewer tokens than its prompt is refused by the batch.
+    let (prompt, answer) = new.tokens.split_at(new.prompt_tokens.min(new.tokens.len()));
+    edits.read_prompt(prompt);
+    answer.iter().for_each(|token| edits.push_answer(*token));
+    edits
 }
 
 /// What lives on the thread.

@@ -6,7 +6,7 @@ use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{ChatMessage, InferenceRequest, Input, SamplingParams};
 use flotilla_text::{ChatError, ChatOptions, GenerationPrompt, SpecialTokens, StopStrings, TokenizerError};
-use flotilla_worker_engine::{ModelConfig, Sampling};
+use flotilla_worker_engine::{LogitEdits, ModelConfig, Sampling};
 use serde_json::{Map, Value};
 
 use crate::model::ModelText;
@@ -20,6 +20,8 @@ pub(crate) struct Prompt {
     pub(crate) answer_tokens_max: usize,
     /// How tokens are drawn; the position is the engine's.
     pub(crate) sampling: Sampling,
+    /// Penalties and biases, before any token was read.
+    pub(crate) edits: LogitEdits,
     /// Texts that end the answer.
     pub(crate) stops: StopStrings,
 }
@@ -49,10 +51,12 @@ impl Prompt {
         let answer_tokens_max = request.answer_tokens_max(count(tokens.len()), count(context))?;
         let stops = StopStrings::new(&request.stop)
             .map_err(|error| refused(ErrorCode::InvalidRequest, "stop", error.to_string()))?;
+        let (sampling, edits) = sampling(id, &request.sampling, &model.config)?;
         Ok(Self {
             tokens,
             answer_tokens_max: usize::try_from(answer_tokens_max).unwrap_or(usize::MAX),
-            sampling: sampling(id, &request.sampling, &model.config)?,
+            sampling,
+            edits,
             stops,
         })
     }
@@ -153,7 +157,11 @@ fn message_value(message: &ChatMessage) -> Value {
 
 /// The request's parameters, else the model's, else greedy. A request that says how random it wants to be
 /// has said all: the model's cuts belong to the model's temperature.
-fn sampling(id: &RequestId, params: &SamplingParams, config: &ModelConfig) -> Result<Sampling, RequestError> {
+fn sampling(
+    id: &RequestId,
+    params: &SamplingParams,
+    config: &ModelConfig,
+) -> Result<(Sampling, LogitEdits), RequestError> {
     let defaults = config.sampling_defaults;
     let (top_k, top_p) = match params.temperature {
         Some(_) => (params.top_k, params.top_p),
@@ -163,11 +171,13 @@ fn sampling(id: &RequestId, params: &SamplingParams, config: &ModelConfig) -> Re
         temperature: params.temperature.or(defaults.temperature).unwrap_or(0.0),
         top_k,
         top_p: top_p.unwrap_or(1.0),
+        min_p: 0.0,
+        logprobs: None,
         seed: params.seed.unwrap_or_else(|| id.seed()),
         position: 0,
     };
     if sampling.is_valid() {
-        Ok(sampling)
+        Ok((sampling, LogitEdits::none()))
     } else {
         let message = "temperature, top_k or top_p is out of range".to_owned();
         Err(refused(ErrorCode::InvalidRequest, "temperature", message))

@@ -113,6 +113,7 @@ impl Generation {
             new_tokens_max,
             stop_token_ids: self.model.config.eos_token_ids.clone().into(),
             sampling: self.prompt.sampling,
+            edits: self.prompt.edits.clone(),
             ahead_tokens_max: attempt.context.ahead_tokens_max,
         }
     }
@@ -133,7 +134,7 @@ impl Generation {
         }
         for made in made {
             match made {
-                Made::Token(token) => taken.push(text, token),
+                Made::Token { id, .. } => taken.push(text, id),
                 Made::Ended(end) => taken.end = Some(End::from_run(end)),
             }
             if taken.end.is_some() {

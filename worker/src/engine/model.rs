@@ -1,12 +1,15 @@
 //! One loaded model on the engine's thread: its batch, and where each request's tokens go.
 
 use std::collections::HashMap;
+use std::mem;
 
 use flotilla_worker_core::batch::{Batch, EndReason, Outcome, PlanEntry, SequenceId};
-use flotilla_worker_engine::{Backend, DecoderModel, Sampling, SequenceStep, Step, StepError};
+use flotilla_worker_engine::{
+    Backend, DecoderModel, LogitEdits, Logprobs, Sampling, SequenceStep, Step, StepError,
+};
 use tokio::sync::{mpsc, oneshot};
 
-use super::round;
+use super::round::{self, RoundBuffers, recycled};
 use super::{Joining, LoadedModel, Made, RunEnd, end};
 
 /// A model that can run.
@@ -14,11 +17,17 @@ use super::{Joining, LoadedModel, Made, RunEnd, end};
 pub(super) struct EngineModel {
     loaded: LoadedModel,
     runs: HashMap<SequenceId, Running>,
+    /// Kept between steps for their memory; empty there.
+    buffers: RoundBuffers,
+    steps: Vec<SequenceStep<'static>>,
 }
 
 #[derive(Debug)]
 struct Running {
     sampling: Sampling,
+    edits: LogitEdits,
+    /// Of the token that the step drew, until the batch has taken it.
+    logprobs: Option<Box<Logprobs>>,
     made: mpsc::Sender<Made>,
     /// Where to tell what was reused; nothing once it is told.
     reused: Option<oneshot::Sender<usize>>,
@@ -29,6 +38,8 @@ impl EngineModel {
         Self {
             loaded,
             runs: HashMap::new(),
+            buffers: RoundBuffers::default(),
+            steps: Vec::new(),
         }
     }
 
@@ -39,6 +50,8 @@ impl EngineModel {
             Ok(()) => {
                 let running = Running {
                     sampling: new.sampling,
+                    edits: new.edits,
+                    logprobs: None,
                     made: new.made,
                     reused: Some(new.reused),
                 };
@@ -57,9 +70,17 @@ impl EngineModel {
     /// Runs one step; tells whether there was one.
     pub(super) fn advance(&mut self) -> bool {
         self.regulate();
-        let Self { loaded, runs } = self;
+        let Self {
+            loaded,
+            runs,
+            buffers,
+            steps,
+        } = self;
         let LoadedModel { decoder, batch } = loaded;
-        match round::advance(batch, |entries| run_step(decoder, runs, entries)) {
+        let run = |entries: &[PlanEntry<'_>], drawn: &mut Vec<Option<u32>>| {
+            run_step(decoder, runs, steps, entries, drawn)
+        };
+        match round::advance(batch, buffers, run) {
             Some(outcomes) => {
                 outcomes.iter().for_each(|outcome| tell(runs, outcome));
                 true
@@ -98,20 +119,32 @@ fn regulate_flow(batch: &mut Batch, sequence: SequenceId, room: usize) {
     }
 }
 
+/// Runs entries and adds the token drawn for each to `drawn`. `steps` lends its memory.
 fn run_step<B: Backend>(
     decoder: &mut DecoderModel<B>,
-    runs: &HashMap<SequenceId, Running>,
+    runs: &mut HashMap<SequenceId, Running>,
+    steps: &mut Vec<SequenceStep<'static>>,
     entries: &[PlanEntry<'_>],
-) -> Result<Vec<Option<u32>>, StepError> {
-    let sequences: Vec<_> = entries.iter().map(|entry| sequence_step(runs, entry)).collect();
-    let step = Step {
+    drawn: &mut Vec<Option<u32>>,
+) -> Result<(), StepError> {
+    let mut sequences = recycled(mem::take(steps));
+    sequences.extend(entries.iter().map(|entry| sequence_step(runs, entry)));
+    let pending = decoder.submit(&Step {
         sequences: &sequences,
-    };
-    let output = decoder.submit(&step)?.wait()?;
-    Ok(output.sequences.iter().map(|sequence| sequence.token()).collect())
+    });
+    *steps = recycled(sequences);
+    let output = pending?.wait()?;
+    drawn.extend(output.sequences.iter().map(|sequence| sequence.token()));
+    for (index, entry) in entries.iter().enumerate() {
+        if let Some(logprobs) = output.logprobs(index) {
+            let running = runs.get_mut(&entry.sequence);
+            running.expect("who is planned runs").logprobs = Some(Box::new(*logprobs));
+        }
+    }
+    Ok(())
 }
 
-fn sequence_step<'a>(runs: &HashMap<SequenceId, Running>, entry: &PlanEntry<'a>) -> SequenceStep<'a> {
+fn sequence_step<'a>(runs: &'a HashMap<SequenceId, Running>, entry: &PlanEntry<'a>) -> SequenceStep<'a> {
     let running = &runs[&entry.sequence];
     let drawn_at = entry.start + entry.tokens.len();
     SequenceStep {
@@ -122,6 +155,7 @@ fn sequence_step<'a>(runs: &HashMap<SequenceId, Running>, entry: &PlanEntry<'a>)
             position: drawn_at as u64,
             ..running.sampling
         }),
+        edits: Some(&running.edits),
     }
 }
 
@@ -133,8 +167,13 @@ fn tell(runs: &mut HashMap<SequenceId, Running>, outcome: &Outcome) {
             let _ = reused.map(|reused| reused.send(*tokens));
         }
         Outcome::Token { sequence, token, .. } => {
-            let made = &runs[sequence].made;
-            if let Err(error) = made.try_send(Made::Token(*token)) {
+            let running = runs.get_mut(sequence).expect("who makes a token runs");
+            running.edits.push_answer(*token);
+            let made = Made::Token {
+                id: *token,
+                logprobs: running.logprobs.take(),
+            };
+            if let Err(error) = running.made.try_send(made) {
                 let is_closed = matches!(error, mpsc::error::TrySendError::Closed(_));
                 assert!(is_closed, "a request without room is paused before the step");
             }

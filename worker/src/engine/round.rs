@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::error::Error;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flotilla_worker_core::batch::{Batch, Outcome, PlanEntry};
@@ -10,37 +11,57 @@ use tracing::warn;
 
 use crate::error::chain;
 
+/// Memory that rounds lend each other; between rounds nobody looks at what is in it.
+#[derive(Debug, Default)]
+pub(super) struct RoundBuffers {
+    entries: Vec<PlanEntry<'static>>,
+    drawn: Vec<Option<u32>>,
+}
+
 /// Runs the next step of a batch; `None` when nobody can run.
 ///
-/// `run` gives, for each entry, the token that was to be drawn. It may panic or fail: then each entry is run
+/// `run` adds, for each entry, the token that was to be drawn. It may panic or fail: then each entry is run
 /// alone, and only those that panic or fail alone are put out of the batch.
-pub(super) fn advance<E: Error>(
-    batch: &mut Batch,
-    mut run: impl FnMut(&[PlanEntry<'_>]) -> Result<Vec<Option<u32>>, E>,
-) -> Option<&[Outcome]> {
+pub(super) fn advance<'b, E: Error>(
+    batch: &'b mut Batch,
+    buffers: &mut RoundBuffers,
+    mut run: impl FnMut(&[PlanEntry<'_>], &mut Vec<Option<u32>>) -> Result<(), E>,
+) -> Option<&'b [Outcome]> {
     let plan = batch.plan()?;
-    let entries: Vec<_> = plan.entries().collect();
-    match guarded(&mut run, &entries) {
-        Ok(drawn) => Some(batch.complete(&drawn)),
-        Err(panic) => {
-            warn!(sequences = entries.len(), error = %panic, "a step failed; each sequence is run alone");
-            let verdicts = isolate(&plan, panic, |entry| {
-                let alone = guarded(&mut run, &[entry])?;
-                Ok(alone.into_iter().next().flatten())
-            });
-            Some(batch.complete_isolated(verdicts))
-        }
-    }
+    let drawn = &mut buffers.drawn;
+    let mut entries = recycled(mem::take(&mut buffers.entries));
+    entries.extend(plan.entries());
+    let Err(panic) = guarded(&mut run, &entries, drawn) else {
+        buffers.entries = recycled(entries);
+        return Some(batch.complete(drawn));
+    };
+    warn!(sequences = entries.len(), error = %panic, "a step failed; each sequence is run alone");
+    let verdicts = isolate(&plan, panic, |entry| {
+        guarded(&mut run, &[entry], drawn)?;
+        Ok(drawn.first().copied().flatten())
+    });
+    buffers.entries = recycled(entries);
+    Some(batch.complete_isolated(verdicts))
+}
+
+/// The memory of a vector, for elements of the same type with another lifetime: collecting from a vector's own
+/// iterator stays in its place.
+pub(super) fn recycled<Old, New>(mut elements: Vec<Old>) -> Vec<New> {
+    elements.clear();
+    let none = elements.into_iter();
+    none.map(|_| unreachable!("the vector was cleared")).collect()
 }
 
 /// Runs entries and turns a panic, or the engine's refusal, into a value. Keys and values that a broken step
 /// has written are written again by the next one, so nothing that is looked at later is left broken.
 fn guarded<E: Error>(
-    run: &mut impl FnMut(&[PlanEntry<'_>]) -> Result<Vec<Option<u32>>, E>,
+    run: &mut impl FnMut(&[PlanEntry<'_>], &mut Vec<Option<u32>>) -> Result<(), E>,
     entries: &[PlanEntry<'_>],
-) -> Result<Vec<Option<u32>>, StepPanic> {
-    match catch_unwind(AssertUnwindSafe(|| run(entries))) {
-        Ok(Ok(drawn)) => Ok(drawn),
+    drawn: &mut Vec<Option<u32>>,
+) -> Result<(), StepPanic> {
+    drawn.clear();
+    match catch_unwind(AssertUnwindSafe(|| run(entries, drawn))) {
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(StepPanic {
             message: chain(&error),
         }),
@@ -91,16 +112,41 @@ mod tests {
         batch
     }
 
-    fn tokens_but_for(bad: SequenceId, entries: &[PlanEntry<'_>]) -> Result<Vec<Option<u32>>, Infallible> {
+    fn tokens_but_for(
+        bad: SequenceId,
+        entries: &[PlanEntry<'_>],
+        drawn: &mut Vec<Option<u32>>,
+    ) -> Result<(), Infallible> {
+        // Some are drawn before the step fails.
+        drawn.push(Some(9));
         assert!(entries.iter().all(|entry| entry.sequence != bad), "bad sequence");
-        Ok(entries.iter().map(|entry| entry.sample.map(|_| 7)).collect())
+        drawn.clear();
+        drawn.extend(entries.iter().map(|entry| entry.sample.map(|_| 7)));
+        Ok(())
+    }
+
+    /// Standard library's own way, not its promise: if it changes, a step allocates and nothing breaks.
+    #[test]
+    fn recycled_vector_keeps_its_memory() {
+        let word = 5u32;
+        let mut borrowed: Vec<&u32> = Vec::with_capacity(7);
+        borrowed.push(&word);
+        let place = borrowed.as_ptr().addr();
+        let recycled: Vec<&'static u32> = recycled(borrowed);
+        assert_eq!((recycled.capacity(), recycled.as_ptr().addr()), (7, place));
+        assert!(recycled.is_empty());
     }
 
     #[test]
     fn only_the_sequence_that_panics_alone_ends_and_the_others_get_their_token() {
         let mut batch = batch_of(3);
         let bad = SequenceId(1);
-        let outcomes = advance(&mut batch, |entries| tokens_but_for(bad, entries)).unwrap();
+        let mut buffers = RoundBuffers::default();
+        let mut round = |batch: &mut Batch| -> Vec<Outcome> {
+            let run = |entries: &[PlanEntry<'_>], drawn: &mut Vec<_>| tokens_but_for(bad, entries, drawn);
+            advance(batch, &mut buffers, run).unwrap().to_vec()
+        };
+        let outcomes = round(&mut batch);
         let panicked: Vec<_> = outcomes
             .iter()
             .filter_map(|outcome| match outcome {
@@ -115,16 +161,18 @@ mod tests {
         assert_eq!(made.count(), 2);
         assert_eq!(batch.sequence_count(), 2);
         batch.check_invariants();
-        let next = advance(&mut batch, |entries| tokens_but_for(bad, entries)).unwrap();
+        let next = round(&mut batch);
         assert_eq!(next.len(), 2, "the batch goes on without it");
     }
 
     #[test]
     fn batch_with_nobody_to_run_is_not_run() {
         let mut batch = batch_of(0);
-        let ran = advance(&mut batch, |_| -> Result<_, Infallible> {
-            panic!("there is nothing to run")
-        });
+        let ran = advance(
+            &mut batch,
+            &mut RoundBuffers::default(),
+            |_, _| -> Result<_, Infallible> { panic!("there is nothing to run") },
+        );
         assert!(ran.is_none());
     }
 }

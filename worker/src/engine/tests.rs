@@ -1,5 +1,6 @@
 use flotilla_text::SpecialTokens;
 use flotilla_worker_core::residency::Grant;
+use flotilla_worker_engine::{LogitBias, Penalties};
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,7 @@ impl Loaded {
             new_tokens_max: 16,
             stop_token_ids: self.opened.text.config.eos_token_ids.clone().into(),
             sampling: Sampling::GREEDY,
+            edits: LogitEdits::none(),
             ahead_tokens_max,
         }
     }
@@ -61,7 +63,7 @@ impl Loaded {
         let tokens: Vec<u32> = made
             .iter()
             .filter_map(|made| match made {
-                Made::Token(token) => Some(*token),
+                Made::Token { id, .. } => Some(*id),
                 Made::Ended(_) => None,
             })
             .collect();
@@ -121,12 +123,72 @@ async fn continued_answer_is_the_same_as_an_uninterrupted_one() {
     let loaded = loaded(4).await;
     let whole = everything(loaded.engine.join(loaded.sum("777+333=", 64)).await.unwrap()).await;
     let mut rest = loaded.sum("777+333=", 64);
-    let Made::Token(first) = whole[0] else {
+    let Made::Token { id: first, .. } = whole[0] else {
         panic!("an answer has a token")
     };
     rest.tokens.push(first);
     let rest = everything(loaded.engine.join(rest).await.unwrap()).await;
     assert_eq!(rest, whole[1..]);
+}
+
+/// Penalties are counted anew from the tokens that earlier attempts made: the rest is the same to the last bit.
+#[tokio::test]
+async fn continued_answer_with_penalties_and_logprobs_is_the_same_as_an_uninterrupted_one() {
+    let loaded = loaded(4).await;
+    let penalties = Penalties {
+        repetition: 1.4,
+        presence: 0.5,
+        frequency: 0.7,
+    };
+    let run = |made: &[u32]| {
+        let mut run = loaded.sum("777+333=", 64);
+        run.sampling = Sampling {
+            temperature: 3.0,
+            top_p: 0.95,
+            min_p: 0.01,
+            logprobs: Some(3),
+            seed: 2,
+            ..Sampling::GREEDY
+        };
+        run.edits = LogitEdits::new(penalties, []).unwrap();
+        run.stop_token_ids = [].into();
+        run.tokens.extend(made);
+        run.new_tokens_max -= made.len();
+        run
+    };
+    let whole = everything(loaded.engine.join(run(&[])).await.unwrap()).await;
+    let ids: Vec<u32> = whole[..16]
+        .iter()
+        .map(|made| match made {
+            Made::Token { id, logprobs } => {
+                assert_eq!(logprobs.as_ref().unwrap().top().len(), 3);
+                *id
+            }
+            Made::Ended(end) => panic!("{end:?} before all tokens were made"),
+        })
+        .collect();
+    for made in [1, 7, 15] {
+        let rest = everything(loaded.engine.join(run(&ids[..made])).await.unwrap()).await;
+        assert_eq!(rest, whole[made..]);
+    }
+}
+
+#[tokio::test]
+async fn bias_forces_a_token_and_logprobs_come_only_if_asked_for() {
+    let loaded = loaded(4).await;
+    let mut run = loaded.sum("1+1=", 64);
+    let bias = LogitBias {
+        token: 7,
+        addend: 100.0,
+    };
+    run.edits = LogitEdits::new(Penalties::NONE, [bias]).unwrap();
+    let mut made = everything(loaded.engine.join(run).await.unwrap()).await;
+    assert_eq!(made.pop(), Some(Made::Ended(RunEnd::Length)));
+    let forced = Made::Token {
+        id: 7,
+        logprobs: None,
+    };
+    assert_eq!(made, vec![forced; 16]);
 }
 
 #[tokio::test]
