@@ -21,7 +21,7 @@ use std::thread;
 
 use flotilla_protocol::{Class, ModelName};
 use flotilla_worker_core::batch::{AddError, NewSequence, SequenceId};
-use flotilla_worker_engine::{LogitEdits, Logprobs, Sampling};
+use flotilla_worker_engine::{CpuThreads, LogitEdits, Logprobs, Sampling};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info};
@@ -39,6 +39,7 @@ pub struct EngineEnded;
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
     next_sequence: Arc<AtomicU64>,
+    threads: Arc<CpuThreads>,
 }
 
 /// A request that joins the batch of its model.
@@ -150,7 +151,7 @@ impl Engine {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn start(device: u32) -> io::Result<(Self, oneshot::Receiver<()>)> {
+    pub(crate) fn start(device: u32, threads: Arc<CpuThreads>) -> io::Result<(Self, oneshot::Receiver<()>)> {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (alive, ended) = oneshot::channel();
         let engine = Thread {
@@ -169,9 +170,15 @@ impl Engine {
             Self {
                 commands,
                 next_sequence,
+                threads,
             },
             ended,
         ))
+    }
+
+    /// The threads that the device's operations run on.
+    pub(crate) fn threads(&self) -> &Arc<CpuThreads> {
+        &self.threads
     }
 
     /// Hands a loaded model to the thread. When cancelled, it may be handed over all the same.

@@ -156,7 +156,8 @@ async fn place(
     limits: LoadLimits,
     engine: Engine,
 ) -> Result<(), JobFault> {
-    let loaded = spawn_blocking(move || load(&opened, grant, &limits)).await??;
+    let threads = Arc::clone(engine.threads());
+    let loaded = spawn_blocking(move || load(&opened, grant, &limits, &threads)).await??;
     Ok(engine.install(model, loaded).await?)
 }
 

@@ -9,7 +9,9 @@ use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource};
 use flotilla_text::{ChatError, ChatTemplate, Tokenizer, TokenizerError};
 use flotilla_worker_core::residency::ModelNeeds;
-use flotilla_worker_engine::{MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, StepLimits};
+use flotilla_worker_engine::{
+    MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, Precision, StepLimits,
+};
 use thiserror::Error;
 
 /// What requests need of a model: everything but its weights.
@@ -103,7 +105,12 @@ impl OpenedModel {
     /// [`OpenError`].
     pub(crate) fn open(folder: &Path, limits: StepLimits) -> Result<Self, OpenError> {
         let folder_files = ModelFolder::open(folder)?;
-        let plan = MemoryPlan::new(folder_files.config(), folder_files.tensor_infos(), limits)?;
+        let plan = MemoryPlan::new(
+            folder_files.config(),
+            folder_files.tensor_infos(),
+            limits,
+            Precision::Stored,
+        )?;
         let text = Arc::new(open_text(folder, folder_files.config())?);
         Ok(Self {
             folder: folder_files,

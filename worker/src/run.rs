@@ -1,6 +1,7 @@
 //! A worker's life, from its first look at NATS to its last report.
 
 use std::fs;
+use std::sync::Arc;
 
 use flotilla_client::{Connection, Journal};
 use flotilla_config::{Config, KeepAlive as ConfigKeepAlive, Worker};
@@ -9,6 +10,7 @@ use flotilla_protocol::request::KeepAlive;
 use flotilla_worker_core::ledger::PAGE_BYTES;
 use flotilla_worker_core::residency::ResidencySettings;
 use flotilla_worker_core::worker::{Desk, DeskSettings};
+use flotilla_worker_engine::CpuThreads;
 use tracing::info;
 
 use crate::attempt::AttemptContext;
@@ -46,7 +48,8 @@ pub async fn run(config: &Config, connection: Connection, stop: Stop) -> Result<
             () = stop.now.cancelled() => return Ok(()),
         }
     }
-    let (engine, engine_ended) = Engine::start(CPU_DEVICE).map_err(WorkerError::Thread)?;
+    let (engine, engine_ended) =
+        Engine::start(CPU_DEVICE, Arc::new(CpuThreads::for_this_machine())).map_err(WorkerError::Thread)?;
     let parts = OwnerParts {
         settings: owner_settings(config, device_pages),
         desk: Desk::new(desk_settings(&config.worker, &identity, device_pages)),

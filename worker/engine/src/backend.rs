@@ -6,7 +6,7 @@
 
 use std::io;
 
-use crate::{BLOCK_TOKENS, Dtype};
+use crate::{BLOCK_TOKENS, Dtype, WeightFormat};
 
 /// One model's place on a device: its regions of memory and its queue of work.
 ///
@@ -60,11 +60,12 @@ pub trait Backend {
     /// The launch failed.
     fn copy(&mut self, source: Span, target: Span) -> Result<(), DeviceError>;
 
-    /// Writes the index of the first element that is not finite to `out` (u32), [`NO_ELEMENT`] if none.
+    /// Places rows of a weight matrix: the device keeps them in the matrix's format and in a layout of its own.
+    /// The rows have been read when this returns; they are there before any work launched after this call.
     ///
     /// # Errors
-    /// The launch failed.
-    fn first_non_finite(&mut self, weights: Matrix, out: Span) -> Result<(), DeviceError>;
+    /// The device refused.
+    fn place_rows(&mut self, operation: PlaceRows<'_>) -> Result<(), DeviceError>;
 
     /// Looks embeddings up and scales them.
     ///
@@ -82,7 +83,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// The launch failed.
-    fn linear(&mut self, operation: Linear) -> Result<(), DeviceError>;
+    fn linear(&mut self, operation: Linear<'_>) -> Result<(), DeviceError>;
 
     /// Computes the sines and cosines by which a step's tokens rotate, once for all layers.
     ///
@@ -127,7 +128,7 @@ pub trait Backend {
     fn sample(&mut self, operation: Sample) -> Result<(), DeviceError>;
 }
 
-/// What [`Backend::first_non_finite`] writes when all elements are finite.
+/// The index that stands for "no element" in [`PlaceRows::non_finite`].
 pub const NO_ELEMENT: u32 = u32::MAX;
 
 /// A region of one backend; ids of another backend are meaningless.
@@ -173,13 +174,13 @@ impl Span {
     }
 }
 
-/// A row-major weight matrix; a vector is one row.
+/// A weight matrix, in a layout that is the device's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
-    /// Where its elements lie.
+    /// Where it lies; its length is [`WeightFormat::matrix_bytes`].
     pub span: Span,
-    /// How its elements are stored.
-    pub dtype: Dtype,
+    /// How its elements are kept.
+    pub format: WeightFormat,
     /// The number of rows: outputs of a linear layer.
     pub rows: usize,
     /// The number of columns: inputs of a linear layer.
@@ -201,7 +202,9 @@ pub struct BatchView {
     pub table_blocks: usize,
 }
 
-/// How keys and values of a model lie in a KV block: f32 \[layers, 2, kv_heads, BLOCK_TOKENS, head_dim].
+/// How keys and values of a model lie in a KV block: for each layer f32 \[kv_heads, head_dim, BLOCK_TOKENS] of
+/// keys, then f32 \[kv_heads, BLOCK_TOKENS, head_dim] of values. Keys are transposed so that a query meets all
+/// positions of a block at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     /// The number of layers.
@@ -260,15 +263,42 @@ pub struct EmbedGather {
 
 /// Arguments of [`Backend::linear`].
 #[derive(Clone, Copy, Debug)]
-pub struct Linear {
-    /// One row for each output.
-    pub weights: Matrix,
-    /// One row of as many f32 as there are outputs.
-    pub bias: Option<Matrix>,
+pub struct Linear<'a> {
     /// f32 \[n, columns].
     pub x: Span,
-    /// f32 \[n, rows]: receives `x * weights^T + bias`.
+    /// Undefined before and after: room for `x` as products read it, see [`WeightFormat::input_words`].
+    pub inputs: Span,
+    /// What `x` is multiplied with, at most [`PRODUCTS_MAX`]; all of one format and with as many columns.
+    pub products: &'a [Product],
+}
+
+/// One product of [`Linear`].
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// One row for each output.
+    pub weights: Matrix,
+    /// f32 \[rows].
+    pub bias: Option<Span>,
+    /// f32 \[n, rows]: receives `x * weights^T + bias`, accumulated in f32.
     pub out: Span,
+}
+
+/// How many products share their inputs in the layers of any family: queries, keys and values.
+pub const PRODUCTS_MAX: usize = 3;
+
+/// Arguments of [`Backend::place_rows`].
+#[derive(Clone, Copy, Debug)]
+pub struct PlaceRows<'a> {
+    /// The matrix.
+    pub matrix: Matrix,
+    /// The first of the rows, a multiple of [`crate::PANEL_ROWS`].
+    pub first_row: usize,
+    /// How their elements are stored.
+    pub stored: Dtype,
+    /// The rows, one after the other, little-endian: a multiple of [`crate::PANEL_ROWS`], or all that follow.
+    pub bytes: &'a [u8],
+    /// u32 \[1]: if an element is NaN or infinite, becomes the lowest such index in the matrix seen so far.
+    pub non_finite: Span,
 }
 
 /// Arguments of [`Backend::rotations`].
@@ -291,8 +321,8 @@ pub struct RmsNorm {
     pub x: Span,
     /// f32 \[n, columns]: added to `x` first.
     pub add: Option<Span>,
-    /// One row of `columns` f32 scales.
-    pub weight: Matrix,
+    /// f32 \[columns].
+    pub weight: Span,
     /// Added to each weight.
     pub weight_offset: f32,
     /// Added to the mean square.
@@ -310,10 +340,10 @@ pub struct QkvPrep {
     pub k: Span,
     /// f32 \[tokens, kv_heads, head_dim]: written to the KV blocks.
     pub v: Span,
-    /// One row of head_dim f32 scales for each head of q, as [`RmsNorm::weight`]; none leaves q as it is.
-    pub q_norm: Option<Matrix>,
+    /// f32 \[head_dim]: each head of q is normalised as [`RmsNorm`] does; none leaves q as it is.
+    pub q_norm: Option<Span>,
     /// The same for k.
-    pub k_norm: Option<Matrix>,
+    pub k_norm: Option<Span>,
     /// Added to each weight of both.
     pub norm_weight_offset: f32,
     /// Added to the mean square of each head.

@@ -1,36 +1,73 @@
-//! The CPU as a device: operations run in the caller's thread, one after the other.
+//! The CPU as a device: operations run one after the other, each on the caller's thread and those that help it.
 //!
 //! Every sum is taken in a fixed order that depends on the vectors alone, never on what else is in the batch,
 //! so a token's logits are bit-identical alone, in any batch, whole or in chunks.
 
 mod attention;
-mod dot;
+mod disjoint;
 mod elementwise;
 mod linear;
+mod math;
 mod memory;
 mod norm;
+mod panels;
 mod qkv;
+mod rounding;
 mod sample;
+mod simd;
+mod threads;
 
-use half::{bf16, f16};
+use std::sync::Arc;
 
 use crate::backend::{
-    Attention, Backend, DeviceError, EditLogits, EmbedGather, Gated, Linear, Matrix, NO_ELEMENT, QkvPrep,
-    RegionId, RmsNorm, Rotations, Sample, Span, WORD_BYTES,
+    Attention, Backend, DeviceError, EditLogits, EmbedGather, Gated, Linear, PRODUCTS_MAX, PlaceRows,
+    Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, WORD_BYTES,
 };
-use crate::{Dtype, LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling};
+use crate::tensor::PANEL_ROWS;
+use crate::{LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling};
 use memory::Memory;
 
+pub use simd::Level;
+pub use threads::CpuThreads;
+
 /// One model's place on the CPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CpuBackend {
     memory: Memory,
+    threads: Arc<CpuThreads>,
+    level: Level,
 }
 
 impl CpuBackend {
-    /// A place without memory.
-    pub fn new() -> Self {
-        Self::default()
+    /// A place without memory, whose operations run on these threads at the processor's best level.
+    pub fn new(threads: Arc<CpuThreads>) -> Self {
+        Self::at_level(threads, Level::best())
+    }
+
+    /// The same at another level: slower, with the same results.
+    pub fn at_level(threads: Arc<CpuThreads>, level: Level) -> Self {
+        Self {
+            memory: Memory::default(),
+            threads,
+            level,
+        }
+    }
+
+    fn head_prep(&mut self, operation: &QkvPrep, x: Span, norm: Option<Span>) {
+        let tokens = operation.batch.positions.len_bytes / WORD_BYTES;
+        let none = Span { len_bytes: 0, ..x };
+        let reads = [norm.unwrap_or(none), operation.rotations.unwrap_or(none)];
+        let ([weights, rotations], [x]) = self.memory.borrow(reads, [x]);
+        let prep = qkv::HeadPrep {
+            head_dim: operation.kv.layout.head_dim,
+            norm: norm.map(|_| norm::Norm {
+                weights: cast(weights),
+                weight_offset: operation.norm_weight_offset,
+                epsilon: operation.norm_epsilon,
+            }),
+            rotations: operation.rotations.map(|_| cast(rotations)),
+        };
+        prep.apply(self.level, &self.threads, cast_mut(x), tokens);
     }
 }
 
@@ -52,7 +89,7 @@ impl Backend for CpuBackend {
     }
 
     fn upload(&mut self, target: Span, bytes: &[u8]) -> Result<(), DeviceError> {
-        let ([], target) = self.memory.borrow([], target);
+        let ([], [target]) = self.memory.borrow([], [target]);
         target.copy_from_slice(bytes);
         Ok(())
     }
@@ -67,21 +104,41 @@ impl Backend for CpuBackend {
     }
 
     fn copy(&mut self, source: Span, target: Span) -> Result<(), DeviceError> {
-        let ([source], target) = self.memory.borrow([source], target);
+        let ([source], [target]) = self.memory.borrow([source], [target]);
         target.copy_from_slice(source);
         Ok(())
     }
 
-    fn first_non_finite(&mut self, weights: Matrix, out: Span) -> Result<(), DeviceError> {
-        let ([bytes], out) = self.memory.borrow([weights.span], out);
-        let found = match weights.dtype {
-            Dtype::F32 => elementwise::first_non_finite::<f32>(cast(bytes)),
-            Dtype::F16 => elementwise::first_non_finite::<f16>(cast(bytes)),
-            Dtype::Bf16 => elementwise::first_non_finite::<bf16>(cast(bytes)),
+    fn place_rows(&mut self, operation: PlaceRows<'_>) -> Result<(), DeviceError> {
+        let PlaceRows { matrix, .. } = operation;
+        let panel_bytes = matrix
+            .format
+            .panel_bytes(matrix.columns)
+            .expect("the matrix was planned");
+        assert!(
+            operation.first_row.is_multiple_of(PANEL_ROWS),
+            "rows come in whole panels"
+        );
+        let row_bytes = matrix.columns * operation.stored.size_bytes();
+        let panels = (operation.bytes.len() / row_bytes).div_ceil(PANEL_ROWS);
+        let target = Span {
+            offset_bytes: matrix.span.offset_bytes + operation.first_row / PANEL_ROWS * panel_bytes,
+            len_bytes: panels * panel_bytes,
+            ..matrix.span
         };
-        // An element beyond u32 is told as the last index that can be told.
-        let found = found.map_or(NO_ELEMENT, |index| u32::try_from(index).unwrap_or(NO_ELEMENT - 1));
-        cast_mut(out)[0] = found;
+        let ([], [target, non_finite]) = self.memory.borrow([], [target, operation.non_finite]);
+        let rows = panels::StoredRows {
+            dtype: operation.stored,
+            columns: matrix.columns,
+            bytes: operation.bytes,
+        };
+        if let Some(element) = rows.place(&self.threads, matrix.format, target) {
+            let first = operation.first_row * matrix.columns;
+            let lowest = &mut cast_mut::<u32>(non_finite)[0];
+            // An element beyond u32 is told as the last index that can be told.
+            let element = u32::try_from(first + element).unwrap_or(crate::NO_ELEMENT - 1);
+            *lowest = element.min(*lowest);
+        }
         Ok(())
     }
 
@@ -92,132 +149,113 @@ impl Backend for CpuBackend {
             scale,
             out,
         } = operation;
-        let ([weights, tokens], out) = self.memory.borrow([table.span, tokens], out);
-        let (tokens, out) = (cast(tokens), cast_mut(out));
-        match table.dtype {
-            Dtype::F32 => elementwise::gather_widened::<f32>(cast(weights), tokens, out, table.columns),
-            Dtype::F16 => elementwise::gather_widened::<f16>(cast(weights), tokens, out, table.columns),
-            Dtype::Bf16 => elementwise::gather_widened::<bf16>(cast(weights), tokens, out, table.columns),
-        }
-        if scale != 1.0 {
-            elementwise::scale(out, scale);
-        }
+        let ([weights, tokens], [out]) = self.memory.borrow([table.span, tokens], [out]);
+        elementwise::embed(
+            &self.threads,
+            (table.format, weights),
+            cast(tokens),
+            scale,
+            cast_mut(out),
+        );
         Ok(())
     }
 
     fn rms_norm(&mut self, operation: RmsNorm) -> Result<(), DeviceError> {
         if let Some(add) = operation.add {
-            let ([add], x) = self.memory.borrow([add], operation.x);
-            elementwise::add(cast_mut(x), cast(add));
+            let ([add], [x]) = self.memory.borrow([add], [operation.x]);
+            elementwise::add(self.level, &self.threads, cast_mut(x), cast(add));
         }
-        let reads = [floats(operation.weight), operation.x];
-        let ([weights, x], out) = self.memory.borrow(reads, operation.out);
-        let scales = norm::Scales {
+        let reads = [operation.weight, operation.x];
+        let ([weights, x], [out]) = self.memory.borrow(reads, [operation.out]);
+        let norm = norm::Norm {
             weights: cast(weights),
-            offset: operation.weight_offset,
+            weight_offset: operation.weight_offset,
             epsilon: operation.epsilon,
         };
-        norm::rms_norm(scales, cast(x), cast_mut(out));
+        norm.apply(self.level, &self.threads, cast(x), cast_mut(out));
         Ok(())
     }
 
-    fn linear(&mut self, operation: Linear) -> Result<(), DeviceError> {
-        let Linear {
-            weights,
-            bias,
-            x,
-            out,
-        } = operation;
-        let ([bytes, x], rows) = self.memory.borrow([weights.span, x], out);
-        let (x, rows) = (cast(x), cast_mut(rows));
-        let shape = linear::Shape {
-            inputs: weights.columns,
-            outputs: weights.rows,
+    fn linear(&mut self, operation: Linear<'_>) -> Result<(), DeviceError> {
+        let Linear { x, inputs, products } = operation;
+        let Some(first) = products.first() else {
+            return Ok(());
         };
-        match weights.dtype {
-            Dtype::F32 => linear::linear::<f32>(cast(bytes), shape, x, rows),
-            Dtype::F16 => linear::linear::<f16>(cast(bytes), shape, x, rows),
-            Dtype::Bf16 => linear::linear::<bf16>(cast(bytes), shape, x, rows),
-        }
-        if let Some(bias) = bias {
-            let ([bias], rows) = self.memory.borrow([floats(bias)], out);
-            elementwise::add_to_rows(cast_mut(rows), cast(bias));
-        }
+        let (format, columns) = (first.weights.format, first.weights.columns);
+        let rows = x.len_bytes / WORD_BYTES / columns;
+        let inputs = if format.takes_pairs() {
+            let inputs = inputs.first_words(rows * format.input_words(columns));
+            let ([x], [words]) = self.memory.borrow([x], [inputs]);
+            let shape = rounding::Shape { format, columns };
+            rounding::write_inputs(self.level, &self.threads, shape, cast(x), cast_mut(words));
+            inputs
+        } else {
+            x
+        };
+        self.multiply(inputs, rows, products);
         Ok(())
     }
 
     fn rotations(&mut self, operation: Rotations) -> Result<(), DeviceError> {
         let reads = [operation.positions, operation.inverse_frequencies];
-        let ([positions, frequencies], out) = self.memory.borrow(reads, operation.out);
+        let ([positions, frequencies], [out]) = self.memory.borrow(reads, [operation.out]);
         let factor = operation.attention_factor;
         qkv::rotations(cast(positions), cast(frequencies), factor, cast_mut(out));
         Ok(())
     }
 
     fn qkv_prep(&mut self, operation: QkvPrep) -> Result<(), DeviceError> {
-        let QkvPrep {
-            q, k, v, batch, kv, ..
-        } = operation;
-        for (x, norm) in [(q, operation.q_norm), (k, operation.k_norm)] {
-            if let Some(norm) = norm {
-                let ([weights], x) = self.memory.borrow([floats(norm)], x);
-                let scales = norm::Scales {
-                    weights: cast(weights),
-                    offset: operation.norm_weight_offset,
-                    epsilon: operation.norm_epsilon,
-                };
-                norm::rms_norm_in_place(scales, cast_mut(x));
-            }
-            if let Some(rotations) = operation.rotations {
-                let ([rotations], x) = self.memory.borrow([rotations], x);
-                qkv::rotate(cast_mut(x), cast(rotations), kv.layout.head_dim);
-            }
-        }
+        self.head_prep(&operation, operation.q, operation.q_norm);
+        self.head_prep(&operation, operation.k, operation.k_norm);
+        let QkvPrep { k, v, batch, kv, .. } = operation;
         let reads = [k, v, batch.positions, batch.starts, batch.tables];
-        let ([k, v, positions, starts, tables], blocks) = self.memory.borrow(reads, kv.blocks);
+        let ([k, v, positions, starts, tables], [blocks]) = self.memory.borrow(reads, [kv.blocks]);
         let rows = qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch);
-        qkv::write_blocks(cast(k), cast(v), rows, cast_mut(blocks), &kv);
+        qkv::write_blocks(&self.threads, (cast(k), cast(v)), rows, cast_mut(blocks), &kv);
         Ok(())
     }
 
     fn attention(&mut self, operation: Attention) -> Result<(), DeviceError> {
         let Attention {
-            q,
-            out,
-            heads,
-            scale,
-            window,
-            batch,
-            kv,
+            q, out, batch, kv, ..
         } = operation;
         let reads = [q, kv.blocks, batch.positions, batch.starts, batch.tables];
-        let ([q, blocks, positions, starts, tables], out) = self.memory.borrow(reads, out);
-        let rows = qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch);
-        let layer = attention::Layer {
+        let ([q, blocks, positions, starts, tables], [out]) = self.memory.borrow(reads, [out]);
+        let problem = attention::Problem {
+            q: cast(q),
+            heads: operation.heads,
+            tokens: qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch),
             blocks: cast(blocks),
-            kv: &kv,
-            scale,
-            window,
+            kv,
+            scale: operation.scale,
+            visible: attention::Visible::Causal {
+                window: operation.window,
+            },
         };
-        attention::attention(cast(q), heads, rows, layer, cast_mut(out));
+        attention::attention(self.level, &self.threads, &problem, cast_mut(out));
         Ok(())
     }
 
     fn gated(&mut self, operation: Gated) -> Result<(), DeviceError> {
-        let ([up], gate) = self.memory.borrow([operation.up], operation.gate);
-        elementwise::gated(operation.activation, cast_mut(gate), cast(up));
+        let ([up], [gate]) = self.memory.borrow([operation.up], [operation.gate]);
+        elementwise::gated(
+            self.level,
+            &self.threads,
+            operation.activation,
+            cast_mut(gate),
+            cast(up),
+        );
         Ok(())
     }
 
     fn gather_rows(&mut self, x: Span, rows: Span, out: Span) -> Result<(), DeviceError> {
-        let columns = out.len_bytes / rows.len_bytes.max(1);
-        let ([x, rows], out) = self.memory.borrow([x, rows], out);
-        elementwise::gather_widened::<f32>(cast(x), cast(rows), cast_mut(out), columns);
+        let ([x, rows], [out]) = self.memory.borrow([x, rows], [out]);
+        elementwise::gather(cast(x), cast(rows), cast_mut(out));
         Ok(())
     }
 
     fn edit_logits(&mut self, operation: EditLogits) -> Result<(), DeviceError> {
-        let ([edits], logits) = self.memory.borrow([operation.edits], operation.logits);
+        let ([edits], [logits]) = self.memory.borrow([operation.edits], [operation.logits]);
         let (edits, []) = cast(edits).as_chunks() else {
             panic!("edits are whole");
         };
@@ -241,17 +279,18 @@ impl Backend for CpuBackend {
             let logits = logits.words(row * vocab_size, vocab_size);
             let parameters = parameters.words(row * PARAMETER_WORDS, PARAMETER_WORDS);
             let reads = [logits, parameters];
-            let ([values, parameters], candidates) = self.memory.borrow(reads, scratch.words(0, vocab_size));
+            let ([values, parameters], [candidates]) =
+                self.memory.borrow(reads, [scratch.words(0, vocab_size)]);
             let words = cast(parameters)
                 .first_chunk()
                 .expect("the span has this many words");
             let sampling = Sampling::from_words(words);
             let token = sample::draw(cast(values), &sampling, cast_mut(candidates));
-            let ([], out) = self.memory.borrow([], out.words(row, 1));
+            let ([], [out]) = self.memory.borrow([], [out.words(row, 1)]);
             cast_mut(out)[0] = token;
             if let Some(count) = sampling.logprobs {
                 let written = logprobs.words(row * LOGPROB_WORDS, LOGPROB_WORDS);
-                let ([values], written) = self.memory.borrow([logits], written);
+                let ([values], [written]) = self.memory.borrow([logits], [written]);
                 let written = cast_mut(written)
                     .first_chunk_mut()
                     .expect("the span has this many words");
@@ -262,14 +301,48 @@ impl Backend for CpuBackend {
     }
 }
 
-/// Where a vector that was widened when it was loaded lies.
-fn floats(vector: Matrix) -> Span {
-    assert_eq!(
-        vector.dtype,
-        Dtype::F32,
-        "norms and biases are f32 in device memory"
-    );
-    vector.span
+impl CpuBackend {
+    /// Multiplies inputs as products read them.
+    fn multiply(&mut self, inputs: Span, rows: usize, products: &[Product]) {
+        assert!(
+            products.len() <= PRODUCTS_MAX,
+            "at most {PRODUCTS_MAX} products share their inputs"
+        );
+        let none = Span {
+            len_bytes: 0,
+            ..inputs
+        };
+        let mut weights = [none; PRODUCTS_MAX];
+        let mut biases = [none; PRODUCTS_MAX];
+        let mut outs = [none; PRODUCTS_MAX];
+        for (index, product) in products.iter().enumerate() {
+            weights[index] = product.weights.span;
+            biases[index] = product.bias.unwrap_or(none);
+            outs[index] = product.out;
+        }
+        let [first, second, third] = weights;
+        let [first_bias, second_bias, third_bias] = biases;
+        let reads = [inputs, first, second, third, first_bias, second_bias, third_bias];
+        let ([words, first, second, third, first_bias, second_bias, third_bias], outs) =
+            self.memory.borrow(reads, outs);
+        let read = [(first, first_bias), (second, second_bias), (third, third_bias)];
+        let inputs = linear::Inputs {
+            words: cast(words),
+            rows,
+        };
+        let mut tasks = [const { None }; PRODUCTS_MAX];
+        for (((task, product), (panels, bias)), out) in tasks.iter_mut().zip(products).zip(read).zip(outs) {
+            let weights = linear::Weights {
+                format: product.weights.format,
+                panels,
+                outputs: product.weights.rows,
+                columns: product.weights.columns,
+                bias: product.bias.map(|_| cast(bias)),
+            };
+            *task = Some(linear::Task::new(weights, inputs, cast_mut(out)));
+        }
+        linear::run(self.level, &self.threads, &tasks);
+    }
 }
 
 fn cast<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> &[T] {

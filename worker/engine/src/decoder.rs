@@ -23,6 +23,8 @@ pub struct DecoderModel<B: Backend> {
     workspace: RegionId,
     kv: RegionId,
     kv_blocks: usize,
+    /// What embeddings are multiplied by, in the precision that they are stored in.
+    embedding_scale: f32,
     /// Step inputs on their way to the device; kept so that a step does not allocate.
     staging: Vec<u32>,
     results: Results,
@@ -32,32 +34,32 @@ pub struct DecoderModel<B: Backend> {
 struct Weights {
     embedding: Matrix,
     layers: Vec<Layer>,
-    norm: Matrix,
+    norm: Span,
     head: Matrix,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Layer {
-    input_norm: Matrix,
+    input_norm: Span,
     query: Projection,
     key: Projection,
     value: Projection,
-    query_norm: Option<Matrix>,
-    key_norm: Option<Matrix>,
+    query_norm: Option<Span>,
+    key_norm: Option<Span>,
     output: Projection,
-    output_norm: Option<Matrix>,
-    feed_forward_norm: Matrix,
+    output_norm: Option<Span>,
+    feed_forward_norm: Span,
     gate: Projection,
     up: Projection,
     down: Projection,
-    down_norm: Option<Matrix>,
+    down_norm: Option<Span>,
 }
 
 /// The weights of a linear layer.
 #[derive(Clone, Copy, Debug)]
 struct Projection {
     weights: Matrix,
-    bias: Option<Matrix>,
+    bias: Option<Span>,
 }
 
 impl<B: Backend> DecoderModel<B> {
@@ -70,6 +72,12 @@ impl<B: Backend> DecoderModel<B> {
         kv: RegionId,
     ) -> Result<Self, DeviceError> {
         let weights = Weights::new(&plan, weights);
+        let embedding = plan
+            .tensors()
+            .iter()
+            .find(|tensor| tensor.role == Role::Embedding);
+        let stored = embedding.expect(PLANNED).info.dtype;
+        let embedding_scale = stored.round(plan.config().embedding_scale);
         let staging = Vec::with_capacity(plan.staging_words_max());
         let results = Results::new(plan.limits());
         let mut model = Self {
@@ -79,6 +87,7 @@ impl<B: Backend> DecoderModel<B> {
             workspace,
             kv,
             kv_blocks: 0,
+            embedding_scale,
             staging,
             results,
         };
@@ -177,30 +186,34 @@ impl<B: Backend> DecoderModel<B> {
 
 impl Weights {
     fn new(plan: &MemoryPlan, region: RegionId) -> Self {
-        let by_role: HashMap<Role, Matrix> = plan
+        let by_role: HashMap<Role, &PlannedTensor> = plan
             .tensors()
             .iter()
-            .map(|tensor| (tensor.role, matrix(tensor, region)))
+            .map(|tensor| (tensor.role, tensor))
             .collect();
-        let planned = |role| by_role.get(&role).copied();
-        let embedding = planned(Role::Embedding).expect(PLANNED);
+        let matrix = |role| by_role.get(&role).map(|tensor| tensor.matrix(region));
+        let vector = |role| by_role.get(&role).map(|tensor| tensor.area.in_region(region));
+        let embedding = matrix(Role::Embedding).expect(PLANNED);
         Self {
             embedding,
             layers: (0..plan.config().layers.len())
-                .map(|index| Layer::new(|role| planned(Role::Layer(index, role))))
+                .map(|index| {
+                    let layer = |role| Role::Layer(index, role);
+                    Layer::new(|role| matrix(layer(role)), |role| vector(layer(role)))
+                })
                 .collect(),
-            norm: planned(Role::Norm).expect(PLANNED),
-            head: planned(Role::Head).unwrap_or(embedding),
+            norm: vector(Role::Norm).expect(PLANNED),
+            head: matrix(Role::Head).unwrap_or(embedding),
         }
     }
 }
 
 impl Layer {
-    fn new(planned: impl Fn(LayerRole) -> Option<Matrix>) -> Self {
-        let norm = |norm| planned(LayerRole::Norm(norm));
+    fn new(matrix: impl Fn(LayerRole) -> Option<Matrix>, vector: impl Fn(LayerRole) -> Option<Span>) -> Self {
+        let norm = |norm| vector(LayerRole::Norm(norm));
         let projection = |linear| Projection {
-            weights: planned(LayerRole::Weights(linear)).expect(PLANNED),
-            bias: planned(LayerRole::Bias(linear)),
+            weights: matrix(LayerRole::Weights(linear)).expect(PLANNED),
+            bias: vector(LayerRole::Bias(linear)),
         };
         Self {
             input_norm: norm(LayerNorm::Input).expect(PLANNED),
@@ -217,20 +230,6 @@ impl Layer {
             down: projection(Linear::Down),
             down_norm: norm(LayerNorm::FeedForwardOutput),
         }
-    }
-}
-
-fn matrix(tensor: &PlannedTensor, region: RegionId) -> Matrix {
-    let (rows, columns) = match tensor.info.shape.as_slice() {
-        [rows, columns] => (*rows, *columns),
-        [columns] => (1, *columns),
-        shape => unreachable!("a decoder has vectors and matrices only, not {shape:?}"),
-    };
-    Matrix {
-        span: tensor.area.in_region(region),
-        dtype: tensor.placed_dtype(),
-        rows,
-        columns,
     }
 }
 

@@ -28,7 +28,7 @@ pub use config::{
     Biases, ConfigError, Family, LayerAttention, ModelConfig, Norms, Rope, RopeScaling, SamplingDefaults,
     Yarn,
 };
-pub use cpu::CpuBackend;
+pub use cpu::{CpuBackend, CpuThreads, Level};
 pub use decoder::DecoderModel;
 pub use decoder::weights::TensorsError;
 pub use folder::{FolderTensor, ModelError, ModelFolder};
@@ -40,7 +40,7 @@ pub use sampling::{
     NO_TOKEN, PARAMETER_WORDS, Penalties, Sampling, TokenLogprob, uniform,
 };
 pub use step::{PendingStep, SequenceOutput, SequenceStep, Step, StepError, StepOutput};
-pub use tensor::{Dtype, TensorInfo};
+pub use tensor::{Dtype, INT4_GROUP_COLUMNS, PANEL_ROWS, Precision, TensorInfo, WeightFormat};
 
 /// The unit in which device memory is mapped and accounted for, in bytes.
 pub const PAGE_BYTES: usize = 2 << 20;

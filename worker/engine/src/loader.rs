@@ -1,11 +1,19 @@
 //! Weights on their way into device memory.
+//!
+//! A matrix goes to the device in groups of rows, as the device lays them out together. A piece that holds
+//! whole groups is read where it lies; what else it holds waits on the host until its group is complete.
+
+mod ranges;
+mod staging;
 
 use std::collections::HashMap;
-use std::ops::Range;
 
-use crate::backend::{Backend, DeviceError, Matrix, NO_ELEMENT, RegionId, WORD_BYTES};
+use crate::backend::{Backend, DeviceError, NO_ELEMENT, PlaceRows, RegionId, Span, WORD_BYTES};
 use crate::decoder::DecoderModel;
+use crate::plan::{Placement, PlannedTensor};
+use crate::tensor::PANEL_ROWS;
 use crate::{MemoryPlan, PAGE_BYTES};
+use staging::Staging;
 
 /// A model that is being loaded: its memory is there, its weights arrive in any order.
 ///
@@ -18,9 +26,7 @@ pub struct ModelLoader<B: Backend> {
     workspace: RegionId,
     kv: RegionId,
     by_name: HashMap<String, usize>,
-    arrived: Vec<ByteRanges>,
-    /// Tensors that are widened on their way, by index, as they are stored: pieces may end within an element.
-    widened: HashMap<usize, Vec<u8>>,
+    staging: Vec<Staging>,
 }
 
 impl<B: Backend> ModelLoader<B> {
@@ -46,14 +52,10 @@ impl<B: Backend> ModelLoader<B> {
             .enumerate()
             .map(|(index, tensor)| (tensor.info.name.clone(), index))
             .collect();
-        let arrived = plan.tensors().iter().map(|_| ByteRanges::default()).collect();
-        let widened = plan
-            .tensors()
-            .iter()
-            .enumerate()
-            .filter(|(_, tensor)| tensor.placed_dtype() != tensor.info.dtype)
-            .map(|(index, tensor)| (index, vec![0; tensor.stored_bytes()]))
-            .collect();
+        let staging = plan.tensors().iter().map(Staging::new).collect();
+        // No element that is not finite has been seen yet.
+        let answers = plan.workspace().non_finite.in_region(workspace);
+        backend.upload(answers, &vec![0xff; answers.len_bytes])?;
         Ok(Self {
             backend,
             plan,
@@ -61,8 +63,7 @@ impl<B: Backend> ModelLoader<B> {
             workspace,
             kv,
             by_name,
-            arrived,
-            widened,
+            staging,
         })
     }
 
@@ -71,7 +72,8 @@ impl<B: Backend> ModelLoader<B> {
         &self.plan
     }
 
-    /// Places a piece of a tensor, `offset_bytes` from its start; any size, any order, repeats allowed.
+    /// Places a piece of a tensor, `offset_bytes` from its start; any size, any order. What repeats a part that
+    /// is complete already is ignored.
     ///
     /// # Errors
     /// The model has no such tensor, the piece is not within it, or the device refused.
@@ -83,26 +85,29 @@ impl<B: Backend> ModelLoader<B> {
         };
         let planned = &self.plan.tensors()[index];
         let tensor_bytes = planned.stored_bytes();
-        let end = offset_bytes
-            .checked_add(bytes.len())
-            .filter(|end| *end <= tensor_bytes);
-        let Some(end) = end else {
+        let end = offset_bytes.checked_add(bytes.len());
+        if end.is_none_or(|end| end > tensor_bytes) {
             return Err(LoadError::PieceOutOfBounds {
                 tensor: tensor.to_owned(),
                 offset_bytes,
                 piece_bytes: bytes.len(),
                 tensor_bytes,
             });
-        };
-        if let Some(stored) = self.widened.get_mut(&index) {
-            stored[offset_bytes..end].copy_from_slice(bytes);
-        } else {
-            let mut target = planned.area.in_region(self.weights);
-            target.offset_bytes += offset_bytes;
-            target.len_bytes = bytes.len();
-            self.backend.upload(target, bytes)?;
         }
-        self.arrived[index].add(offset_bytes..end);
+        let place = Place {
+            planned,
+            weights: self.weights,
+            non_finite: self
+                .plan
+                .workspace()
+                .non_finite
+                .in_region(self.workspace)
+                .words(index, 1),
+        };
+        let backend = &mut self.backend;
+        self.staging[index].add(offset_bytes, bytes, |group, bytes| {
+            place.groups(backend, group, bytes)
+        })?;
         Ok(())
     }
 
@@ -111,47 +116,21 @@ impl<B: Backend> ModelLoader<B> {
     /// # Errors
     /// Tensors are missing or incomplete, a weight is NaN or infinite, or the device failed.
     pub fn finish(mut self) -> Result<DecoderModel<B>, LoadError> {
-        let missing: Vec<String> = self
-            .plan
-            .tensors()
-            .iter()
-            .zip(&self.arrived)
-            .filter(|(tensor, arrived)| !arrived.cover(tensor.stored_bytes()))
+        let tensors = self.plan.tensors().iter().zip(&self.staging);
+        let missing: Vec<String> = tensors
+            .filter(|(_, staging)| !staging.is_complete())
             .map(|(tensor, _)| tensor.info.name.clone())
             .collect();
         if !missing.is_empty() {
             return Err(LoadError::Missing { tensors: missing });
         }
-        self.place_widened()?;
         self.check_finite()?;
         DecoderModel::new(self.backend, self.plan, self.weights, self.workspace, self.kv)
             .map_err(LoadError::Device)
     }
 
-    fn place_widened(&mut self) -> Result<(), DeviceError> {
-        for (index, stored) in self.widened.drain() {
-            let tensor = &self.plan.tensors()[index];
-            let elements = tensor.info.dtype.widen(&stored);
-            let target = tensor.area.in_region(self.weights);
-            self.backend.upload(target, bytemuck::cast_slice(&elements))?;
-        }
-        Ok(())
-    }
-
-    /// Looks at the weights where they lie: pieces may end within an element, and a device reads them fastest.
     fn check_finite(&mut self) -> Result<(), LoadError> {
         let answers = self.plan.workspace().non_finite.in_region(self.workspace);
-        for (index, tensor) in self.plan.tensors().iter().enumerate() {
-            let dtype = tensor.placed_dtype();
-            let elements = tensor.area.len_bytes / dtype.size_bytes();
-            let weights = Matrix {
-                span: tensor.area.in_region(self.weights),
-                dtype,
-                rows: 1,
-                columns: elements,
-            };
-            self.backend.first_non_finite(weights, answers.words(index, 1))?;
-        }
         let mut bytes = vec![0; answers.len_bytes];
         self.backend.download(answers, &mut bytes)?;
         let (found, _) = bytes.as_chunks::<WORD_BYTES>();
@@ -168,31 +147,40 @@ impl<B: Backend> ModelLoader<B> {
     }
 }
 
-/// Which bytes of a tensor have arrived: disjoint ranges, ascending, none touching the next.
-#[derive(Debug, Default)]
-struct ByteRanges {
-    ranges: Vec<Range<usize>>,
+/// Where a tensor goes.
+struct Place<'a> {
+    planned: &'a PlannedTensor,
+    weights: RegionId,
+    /// u32 \[1].
+    non_finite: Span,
 }
 
-impl ByteRanges {
-    fn add(&mut self, mut range: Range<usize>) {
-        if range.is_empty() {
-            return;
-        }
-        let first = self.ranges.partition_point(|known| known.end < range.start);
-        let last = self.ranges.partition_point(|known| known.start <= range.end);
-        if first < last {
-            range.start = range.start.min(self.ranges[first].start);
-            range.end = range.end.max(self.ranges[last - 1].end);
-        }
-        self.ranges.splice(first..last, [range]);
-    }
-
-    fn cover(&self, len_bytes: usize) -> bool {
-        match self.ranges.as_slice() {
-            [] => len_bytes == 0,
-            [only] => *only == (0..len_bytes),
-            _ => false,
+impl Place<'_> {
+    /// Sends complete groups to the device, `first_group` and those after it.
+    fn groups<B: Backend>(
+        &self,
+        backend: &mut B,
+        first_group: usize,
+        bytes: &[u8],
+    ) -> Result<(), DeviceError> {
+        match self.planned.placement {
+            Placement::Matrix { .. } => backend.place_rows(PlaceRows {
+                matrix: self.planned.matrix(self.weights),
+                first_row: first_group * PANEL_ROWS,
+                stored: self.planned.info.dtype,
+                bytes,
+                non_finite: self.non_finite,
+            }),
+            // A vector is one group.
+            Placement::Vector => {
+                let elements = self.planned.info.dtype.widen(bytes);
+                if let Some(element) = elements.iter().position(|element| !element.is_finite()) {
+                    let element = u32::try_from(element).unwrap_or(NO_ELEMENT - 1);
+                    backend.upload(self.non_finite, &element.to_le_bytes())?;
+                }
+                let target = self.planned.area.in_region(self.weights);
+                backend.upload(target, bytemuck::cast_slice(&elements))
+            }
         }
     }
 }
@@ -241,34 +229,4 @@ pub enum LoadError {
         /// The index of its first such element.
         element: u32,
     },
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn ranges_cover_exactly_what_was_added(
-            pieces in prop::collection::vec((0usize..40, 0usize..12), 0..20),
-        ) {
-            let mut ranges = ByteRanges::default();
-            let mut bytes = [false; 52];
-            for (start, len) in pieces {
-                ranges.add(start..start + len);
-                bytes[start..start + len].fill(true);
-            }
-            let held: Vec<bool> = (0..52)
-                .map(|byte| ranges.ranges.iter().any(|range| range.contains(&byte)))
-                .collect();
-            prop_assert_eq!(&held[..], &bytes[..]);
-            prop_assert!(ranges.ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
-            for len in 1..52 {
-                let all = bytes[..len].iter().all(|byte| *byte) && !bytes[len..].contains(&true);
-                prop_assert_eq!(ranges.cover(len), all);
-            }
-        }
-    }
 }

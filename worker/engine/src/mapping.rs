@@ -1,6 +1,6 @@
 //! Memory maps: files read in place, and address ranges that become memory where they are touched.
 //!
-//! The only unsafe code of the CPU side. Both types hand out plain slices under Rust's borrow rules.
+//! Files are handed out as plain slices; of reserved ranges, [`crate::cpu`] hands out parts.
 #![allow(
     unsafe_code,
     reason = "mapping a file and giving pages back cannot be expressed safely"
@@ -10,7 +10,9 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use memmap2::{Mmap, MmapMut, MmapOptions, UncheckedAdvice};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::{Mmap, MmapOptions, MmapRaw, UncheckedAdvice};
 
 /// A whole file, mapped for reading.
 #[derive(Debug)]
@@ -38,24 +40,27 @@ impl FileMapping {
 /// An address range whose pages become memory when they are first written.
 #[derive(Debug)]
 pub(crate) struct ReservedMapping {
-    map: MmapMut,
+    map: MmapRaw,
 }
 
 impl ReservedMapping {
     /// Reserves addresses without taking memory or swap for them.
     pub(crate) fn new(len_bytes: usize) -> io::Result<Self> {
         let map = MmapOptions::new().len(len_bytes).no_reserve_swap().map_anon()?;
-        Ok(Self { map })
+        // Weights are read from end to end at every step: small pages would cost a table walk for each 4 KiB.
+        // A system without huge pages refuses, and everything works as well but for that.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = map.advise(Advice::HugePage)
+            && error.kind() != io::ErrorKind::InvalidInput
+        {
+            return Err(error);
+        }
+        Ok(Self { map: map.into() })
     }
 
-    /// The whole range; a page never written to reads as zeros.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-
-    /// The whole range, for writing.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+    /// Where the range starts; it is a private mapping of its own, and a page never written to reads as zeros.
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
     }
 
     /// Gives the memory behind a part of the range back to the system; the part reads as zeros afterwards.
@@ -74,24 +79,5 @@ impl ReservedMapping {
             self.map
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn released_memory_reads_as_zeros() {
-        let mut mapping = ReservedMapping::new(4 * crate::PAGE_BYTES).unwrap();
-        mapping.bytes_mut().fill(7);
-        mapping.release(crate::PAGE_BYTES..2 * crate::PAGE_BYTES).unwrap();
-        assert_eq!(mapping.bytes()[crate::PAGE_BYTES - 1], 7);
-        assert!(
-            mapping.bytes()[crate::PAGE_BYTES..2 * crate::PAGE_BYTES]
-                .iter()
-                .all(|byte| *byte == 0)
-        );
-        assert_eq!(mapping.bytes()[2 * crate::PAGE_BYTES], 7);
     }
 }

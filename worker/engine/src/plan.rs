@@ -1,7 +1,8 @@
 //! How much device memory a model needs, to the byte, and what lies where in it.
 
-use crate::backend::{KvLayout, RegionId, Span, WORD_BYTES};
+use crate::backend::{KvLayout, Matrix, RegionId, Span, WORD_BYTES};
 use crate::decoder::weights::{self, Role, TensorsError};
+use crate::tensor::{INT4_GROUP_COLUMNS, Precision, WeightFormat};
 use crate::{
     BLOCK_TOKENS, Dtype, EDIT_WORDS, LOGPROB_WORDS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo,
 };
@@ -36,14 +37,77 @@ pub struct PlannedTensor {
     /// What it is, as its file stores it.
     pub info: TensorInfo,
     pub(crate) role: Role,
+    pub(crate) placement: Placement,
     pub(crate) area: Area,
 }
 
+/// What a tensor is in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// f32 \[n], so that no operation has to widen it at every step; norms and biases are small.
+    Vector,
+    /// See [`Matrix`].
+    Matrix {
+        format: WeightFormat,
+        rows: usize,
+        columns: usize,
+    },
+}
+
 impl PlannedTensor {
-    /// How its elements lie in device memory. Vectors (norms and biases) are f32 there, so that no operation
-    /// has to widen them at every step; they are small.
-    pub fn placed_dtype(&self) -> Dtype {
-        placed_dtype(&self.info)
+    fn new(role: Role, info: TensorInfo, precision: Precision, weights: &mut Areas) -> Self {
+        let placement = match info.shape.as_slice() {
+            [_] => Placement::Vector,
+            [rows, columns] => Placement::Matrix {
+                format: format(role, info.dtype, precision, *columns),
+                rows: *rows,
+                columns: *columns,
+            },
+            shape => unreachable!("a decoder has vectors and matrices only, not {shape:?}"),
+        };
+        let area = weights.take_bytes(match placement {
+            Placement::Vector => info.size_bytes_as(Dtype::F32),
+            Placement::Matrix {
+                format,
+                rows,
+                columns,
+            } => format.matrix_bytes(rows, columns),
+        });
+        Self {
+            info,
+            role,
+            placement,
+            area,
+        }
+    }
+
+    /// How its elements are kept on the device.
+    pub const fn format(&self) -> WeightFormat {
+        match self.placement {
+            Placement::Vector => WeightFormat::F32,
+            Placement::Matrix { format, .. } => format,
+        }
+    }
+
+    /// The tensor as a weight matrix in its region.
+    ///
+    /// # Panics
+    /// It is a vector.
+    pub(crate) fn matrix(&self, region: RegionId) -> Matrix {
+        let Placement::Matrix {
+            format,
+            rows,
+            columns,
+        } = self.placement
+        else {
+            panic!("{} is a vector", self.info.name);
+        };
+        Matrix {
+            span: self.area.in_region(region),
+            format,
+            rows,
+            columns,
+        }
     }
 
     /// Its size in its file.
@@ -54,10 +118,13 @@ impl PlannedTensor {
     }
 }
 
-fn placed_dtype(info: &TensorInfo) -> Dtype {
-    match info.shape.len() {
-        1 => Dtype::F32,
-        _ => info.dtype,
+fn format(role: Role, stored: Dtype, precision: Precision, columns: usize) -> WeightFormat {
+    match (precision, role) {
+        (Precision::Stored, _) => stored.into(),
+        (Precision::Int4, Role::Layer(..)) if columns.is_multiple_of(INT4_GROUP_COLUMNS) => {
+            WeightFormat::Int4
+        }
+        (Precision::Int8 | Precision::Int4, _) => WeightFormat::Int8,
     }
 }
 
@@ -113,6 +180,8 @@ pub(crate) struct Workspace {
     pub(crate) v: Area,
     /// f32 \[tokens, query_width].
     pub(crate) attended: Area,
+    /// The inputs of a linear layer as its products read them; undefined between launches.
+    pub(crate) inputs: Area,
     /// f32 \[tokens, intermediate].
     pub(crate) gate: Area,
     /// f32 \[tokens, intermediate].
@@ -155,6 +224,7 @@ impl MemoryPlan {
         config: &ModelConfig,
         tensors: impl IntoIterator<Item = &'a TensorInfo>,
         limits: StepLimits,
+        precision: Precision,
     ) -> Result<Self, PlanError> {
         if limits.batch_tokens_max == 0 || limits.sequences_max == 0 {
             return Err(PlanError::ZeroLimit { limits });
@@ -166,13 +236,9 @@ impl MemoryPlan {
         let mut weights = Areas::default();
         let tensors: Vec<PlannedTensor> = resolved
             .into_iter()
-            .map(|(role, info)| PlannedTensor {
-                area: weights.take_bytes(info.size_bytes_as(placed_dtype(&info))),
-                info,
-                role,
-            })
+            .map(|(role, info)| PlannedTensor::new(role, info, precision, &mut weights))
             .collect();
-        let workspace = Workspace::new(config, limits, tensors.len())?;
+        let workspace = Workspace::new(config, limits, &tensors)?;
         Ok(Self {
             config: config.clone(),
             limits,
@@ -261,7 +327,7 @@ impl MemoryPlan {
 }
 
 impl Workspace {
-    fn new(config: &ModelConfig, limits: StepLimits, tensors: usize) -> Result<Self, PlanError> {
+    fn new(config: &ModelConfig, limits: StepLimits, tensors: &[PlannedTensor]) -> Result<Self, PlanError> {
         let StepLimits {
             batch_tokens_max: tokens,
             sequences_max: sequences,
@@ -269,7 +335,7 @@ impl Workspace {
         let mut areas = Areas::default();
         let mut workspace = Self {
             ropes: areas.take_ropes(config, tokens),
-            non_finite: areas.take_words(1, tensors),
+            non_finite: areas.take_words(1, tensors.len()),
             tokens: areas.take_words(1, tokens),
             positions: areas.take_words(1, tokens),
             starts: areas.take_words(1, sequences.saturating_add(1)),
@@ -284,6 +350,7 @@ impl Workspace {
             k: areas.take_words(tokens, config.kv_width()),
             v: areas.take_words(tokens, config.kv_width()),
             attended: areas.take_words(tokens, config.query_width()),
+            inputs: areas.take_words(1, input_words_max(tensors, limits)),
             gate: areas.take_words(tokens, config.intermediate),
             up: areas.take_words(tokens, config.intermediate),
             last_residual: areas.take_words(sequences, config.hidden),
@@ -298,6 +365,25 @@ impl Workspace {
         workspace.len_bytes = areas.len_bytes()?;
         Ok(workspace)
     }
+}
+
+/// The most words that the rounded inputs of a linear layer take; those of unrounded ones are used where they
+/// lie.
+fn input_words_max(tensors: &[PlannedTensor], limits: StepLimits) -> usize {
+    let words = tensors
+        .iter()
+        .filter_map(|tensor| match (tensor.placement, tensor.role) {
+            (Placement::Matrix { format, columns, .. }, role) if format.takes_pairs() => {
+                let rows = match role {
+                    Role::Layer(..) => limits.batch_tokens_max,
+                    // Of a tied model, the embeddings are the output layer as well.
+                    Role::Embedding | Role::Head | Role::Norm => limits.sequences_max,
+                };
+                Some(rows.saturating_mul(format.input_words(columns)))
+            }
+            (Placement::Matrix { .. } | Placement::Vector, _) => None,
+        });
+    words.max().unwrap_or(0)
 }
 
 const fn sequence_blocks_max(config: &ModelConfig) -> usize {

@@ -9,11 +9,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flotilla_worker_engine::{
-    CpuBackend, DecoderModel, LogitBias, LogitEdits, MemoryPlan, ModelFolder, ModelLoader, Penalties,
-    Sampling, SequenceStep, Step, StepLimits,
+    CpuBackend, CpuThreads, DecoderModel, LogitBias, LogitEdits, MemoryPlan, ModelFolder, ModelLoader,
+    Penalties, Precision, Sampling, SequenceStep, Step, StepLimits,
 };
 
 struct Counting;
@@ -53,8 +54,13 @@ fn model() -> DecoderModel<CpuBackend> {
         batch_tokens_max: 16,
         sequences_max: 8,
     };
-    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits).unwrap();
-    let mut loader = ModelLoader::new(CpuBackend::new(), plan, 64).unwrap();
+    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits, Precision::Stored).unwrap();
+    let mut loader = ModelLoader::new(
+        CpuBackend::new(Arc::new(CpuThreads::for_this_machine())),
+        plan,
+        64,
+    )
+    .unwrap();
     for tensor in folder.tensors() {
         loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
     }

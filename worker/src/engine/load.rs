@@ -1,11 +1,12 @@
 //! Filling a model's device memory, on a blocking thread.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flotilla_worker_core::batch::{Batch, BatchSettings};
 use flotilla_worker_core::residency::Grant;
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, DecoderModel, DeviceError, LoadError, ModelLoader, PAGE_BYTES,
+    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, DeviceError, LoadError, ModelLoader, PAGE_BYTES,
 };
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -63,9 +64,14 @@ pub(crate) fn load(
     opened: &OpenedModel,
     grant: Grant,
     limits: &LoadLimits,
+    threads: &Arc<CpuThreads>,
 ) -> Result<LoadedModel, LoadFault> {
     let kv_blocks = kv_blocks(grant, opened.plan.kv_block_bytes());
-    let mut loader = ModelLoader::new(CpuBackend::new(), opened.plan.clone(), kv_blocks)?;
+    let mut loader = ModelLoader::new(
+        CpuBackend::new(Arc::clone(threads)),
+        opened.plan.clone(),
+        kv_blocks,
+    )?;
     let weights_bytes = opened.folder.weights_bytes() as u64;
     let timeout = limits.timeout(weights_bytes);
     let started = Instant::now();

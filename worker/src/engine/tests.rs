@@ -16,7 +16,7 @@ struct Loaded {
 }
 
 async fn loaded(kv_pages: u64) -> Loaded {
-    let (engine, _ended) = Engine::start(0).unwrap();
+    let (engine, _ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
     let opened = OpenedModel::open(&demo_folder("adder"), demo_limits()).unwrap();
     let grant = Grant {
         weights_pages: 8,
@@ -29,7 +29,7 @@ async fn loaded(kv_pages: u64) -> Loaded {
         cancel: CancellationToken::new(),
     };
     let model = ModelName::new("adder").unwrap();
-    let in_memory = load(&opened, grant, &limits).unwrap();
+    let in_memory = load(&opened, grant, &limits, engine.threads()).unwrap();
     engine.install(model.clone(), in_memory).await.unwrap();
     Loaded {
         engine,
@@ -226,7 +226,7 @@ async fn unloading_ends_what_runs_and_refuses_what_comes() {
 
 #[tokio::test]
 async fn thread_ends_with_its_last_handle_and_tells() {
-    let (engine, ended) = Engine::start(0).unwrap();
+    let (engine, ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
     drop(engine);
     assert!(timeout(PATIENCE, ended).await.unwrap().is_err());
 }

@@ -1,90 +1,136 @@
 //! Operations that look at one element, or copy one row, at a time.
+#![expect(unsafe_code, reason = "threads write to parts of one slice")]
 
-use std::f32::consts::FRAC_2_PI;
-
-use super::dot::Weight;
+use super::disjoint::Disjoint;
+use super::math;
+use super::panels;
+use super::simd::{Kernel, LANES, Level, Simd};
+use super::threads::CpuThreads;
 use crate::backend::Activation;
+use crate::tensor::WeightFormat;
 
 /// `x += add`.
-pub(super) fn add(x: &mut [f32], add: &[f32]) {
+pub(super) fn add(level: Level, threads: &CpuThreads, x: &mut [f32], add: &[f32]) {
     assert_eq!(x.len(), add.len(), "one addend for each element");
-    for (x, add) in x.iter_mut().zip(add) {
-        *x += add;
+    let len = x.len();
+    let x = Disjoint::new(x);
+    threads.run(len.div_ceil(PART_ELEMENTS), &|part| {
+        let elements = part * PART_ELEMENTS..len.min((part + 1) * PART_ELEMENTS);
+        level.run(AddPart {
+            add: &add[elements.clone()],
+            // SAFETY: elements belong to one part each.
+            x: unsafe { x.part(elements) },
+        });
+    });
+}
+
+struct AddPart<'a> {
+    x: &'a mut [f32],
+    add: &'a [f32],
+}
+
+impl Kernel for AddPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) {
+        for (x, add) in self.x.iter_mut().zip(self.add) {
+            *x += add;
+        }
     }
 }
 
 /// `gate = activation(gate) * up`.
-pub(super) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    match activation {
-        Activation::Silu => gated_by(silu, gate, up),
-        Activation::GeluTanh => gated_by(gelu_tanh, gate, up),
-    }
-}
-
-fn gated_by(activate: impl Fn(f32) -> f32, gate: &mut [f32], up: &[f32]) {
+pub(super) fn gated(
+    level: Level,
+    threads: &CpuThreads,
+    activation: Activation,
+    gate: &mut [f32],
+    up: &[f32],
+) {
     assert_eq!(gate.len(), up.len(), "one factor for each element");
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = activate(*gate) * up;
+    let len = gate.len();
+    let gate = Disjoint::new(gate);
+    threads.run(len.div_ceil(PART_ELEMENTS), &|part| {
+        let elements = part * PART_ELEMENTS..len.min((part + 1) * PART_ELEMENTS);
+        level.run(GatedPart {
+            activation,
+            up: &up[elements.clone()],
+            // SAFETY: elements belong to one part each.
+            gate: unsafe { gate.part(elements) },
+        });
+    });
+}
+
+struct GatedPart<'a> {
+    activation: Activation,
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Kernel for GatedPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        match self.activation {
+            Activation::Silu => self.apply(simd, math::silu),
+            Activation::GeluTanh => self.apply(simd, math::gelu_tanh),
+        }
     }
 }
 
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
-}
-
-fn gelu_tanh(x: f32) -> f32 {
-    0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh())
-}
-
-/// `x[row] += bias`.
-pub(super) fn add_to_rows(x: &mut [f32], bias: &[f32]) {
-    for row in x.chunks_exact_mut(bias.len()) {
-        add(row, bias);
+impl GatedPart<'_> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, activation: impl Fn(S, S::Floats) -> S::Floats) {
+        let (gates, gate_tail) = self.gate.as_chunks_mut::<LANES>();
+        let (ups, up_tail) = self.up.as_chunks::<LANES>();
+        for (gate, up) in gates.iter_mut().zip(ups) {
+            let active = activation(simd, simd.load(gate));
+            simd.store(simd.mul(active, simd.load(up)), gate);
+        }
+        if !gate_tail.is_empty() {
+            let active = activation(simd, math::load_part(simd, gate_tail));
+            math::store_part(simd, simd.mul(active, math::load_part(simd, up_tail)), gate_tail);
+        }
     }
 }
 
-/// `x *= factor`.
-pub(super) fn scale(x: &mut [f32], factor: f32) {
-    x.iter_mut().for_each(|x| *x *= factor);
+/// `out[i] = table[rows[i]] * scale`, as f32, from a packed table.
+pub(super) fn embed(
+    threads: &CpuThreads,
+    (format, table): (WeightFormat, &[u8]),
+    rows: &[u32],
+    scale: f32,
+    out: &mut [f32],
+) {
+    if rows.is_empty() {
+        return;
+    }
+    let columns = out.len() / rows.len();
+    assert_eq!(out.len(), rows.len() * columns, "a row out for each index");
+    let out = Disjoint::new(out);
+    threads.run(rows.len(), &|index| {
+        // SAFETY: a row belongs to one part.
+        let out = unsafe { out.part(index * columns..(index + 1) * columns) };
+        panels::unpack_row(format, table, rows[index] as usize, out);
+        if scale.to_bits() != 1f32.to_bits() {
+            out.iter_mut().for_each(|element| *element *= scale);
+        }
+    });
 }
 
-/// `out[i] = table[rows[i]]`, as f32.
-pub(super) fn gather_widened<W: Weight>(table: &[W], rows: &[u32], out: &mut [f32], columns: usize) {
+/// `out[i] = x[rows[i]]`.
+pub(super) fn gather(x: &[f32], rows: &[u32], out: &mut [f32]) {
+    if rows.is_empty() {
+        return;
+    }
+    let columns = out.len() / rows.len();
     assert_eq!(out.len(), rows.len() * columns, "a row out for each index");
     for (row, out) in rows.iter().zip(out.chunks_exact_mut(columns)) {
-        let source = &table[*row as usize * columns..][..columns];
-        for (out, value) in out.iter_mut().zip(source) {
-            *out = value.widen();
-        }
+        out.copy_from_slice(&x[*row as usize * columns..][..columns]);
     }
 }
 
-/// The index of the first element that is NaN or infinite.
-pub(super) fn first_non_finite<W: Weight>(elements: &[W]) -> Option<usize> {
-    let is_bad = |element: &W| !element.is_finite();
-    // Looks at whole chunks, which vectorises, before it looks for the one.
-    let suspect = |chunk: &[W]| chunk.iter().fold(false, |any, element| any | is_bad(element));
-    let chunk = elements.chunks(CHUNK).position(suspect)?;
-    elements[chunk * CHUNK..]
-        .iter()
-        .position(is_bad)
-        .map(|index| chunk * CHUNK + index)
-}
-
-const CHUNK: usize = 1024;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_bad_element_is_found_wherever_it_is() {
-        for index in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 3] {
-            let mut elements = vec![1f32; 2 * CHUNK + 4];
-            assert_eq!(first_non_finite(&elements), None);
-            elements[index] = f32::NAN;
-            elements[2 * CHUNK + 3] = f32::INFINITY;
-            assert_eq!(first_non_finite(&elements), Some(index));
-        }
-    }
-}
+/// Elements of a part that outweigh handing it to a thread.
+const PART_ELEMENTS: usize = 8 << 10;

@@ -1,6 +1,8 @@
 //! Host memory in regions of pages, and how operations borrow from it.
-
-use std::ops::Range;
+#![expect(
+    unsafe_code,
+    reason = "several parts of one region are written at once; that they differ is checked at run time"
+)]
 
 use crate::PAGE_BYTES;
 use crate::backend::{DeviceError, RegionId, Span};
@@ -66,60 +68,63 @@ impl Memory {
     }
 
     pub(super) fn read(&self, span: Span) -> &[u8] {
-        let region = &self.regions[span.region.0];
-        &region.mapping.bytes()[region.range(span)]
+        let (start, len) = self.regions[span.region.0].place(span);
+        // SAFETY: the bytes are mapped, as was checked, and nobody writes to them while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(start, len) }
     }
 
-    /// Borrows one span for writing and others for reading.
+    /// Borrows some spans for reading and others for writing.
     ///
     /// # Panics
-    /// A span that is read overlaps the one that is written, or reaches into unmapped pages.
-    pub(super) fn borrow<const READS: usize>(
+    /// A span that is written overlaps another one, or a span reaches into unmapped pages.
+    pub(super) fn borrow<const READS: usize, const WRITES: usize>(
         &mut self,
         reads: [Span; READS],
-        write: Span,
-    ) -> ([&[u8]; READS], &mut [u8]) {
-        let (before, rest) = self.regions.split_at_mut(write.region.0);
-        let (target, after) = rest.split_first_mut().expect("the region exists");
-        let written = target.range(write);
-        let read_ranges = reads.map(|read| (read.region == write.region).then(|| target.range(read)));
-        let (left, rest) = target.mapping.bytes_mut().split_at_mut(written.start);
-        let (middle, right) = rest.split_at_mut(written.len());
-        let (before, after, left, right) = (&*before, &*after, &*left, &*right);
-        let mut index = 0;
-        let reads = reads.map(|read| {
-            let own_range = read_ranges[index].clone();
-            index += 1;
-            match own_range {
-                Some(range) if range.end <= written.start => &left[range],
-                Some(range) => {
-                    assert!(
-                        range.start >= written.end,
-                        "what is read does not overlap what is written"
-                    );
-                    &right[range.start - written.end..range.end - written.end]
-                }
-                None => {
-                    let other = read.region.0;
-                    let region = before
-                        .get(other)
-                        .unwrap_or_else(|| &after[other - write.region.0 - 1]);
-                    &region.mapping.bytes()[region.range(read)]
-                }
-            }
+        writes: [Span; WRITES],
+    ) -> ([&[u8]; READS], [&mut [u8]; WRITES]) {
+        for (index, write) in writes.iter().enumerate() {
+            let mut others = reads.iter().chain(&writes[index + 1..]);
+            assert!(
+                !others.any(|other| overlap(write, other)),
+                "what is written overlaps nothing else that is used"
+            );
+        }
+        let writes = writes.map(|span| {
+            let (start, len) = self.regions[span.region.0].place(span);
+            // SAFETY: the bytes are mapped, as was checked, and stay so as long as `self` is borrowed. No
+            // other slice that this call gives out covers them, as was asserted, and none of other calls is
+            // alive, since they borrowed `self` too.
+            unsafe { std::slice::from_raw_parts_mut(start, len) }
         });
-        (reads, middle)
+        let reads = reads.map(|span| {
+            let (start, len) = self.regions[span.region.0].place(span);
+            // SAFETY: as above, but that others that are read may overlap.
+            unsafe { std::slice::from_raw_parts(start, len) }
+        });
+        (reads, writes)
     }
 }
 
+fn overlap(a: &Span, b: &Span) -> bool {
+    a.region == b.region
+        && a.offset_bytes < b.offset_bytes + b.len_bytes
+        && b.offset_bytes < a.offset_bytes + a.len_bytes
+}
+
 impl Region {
-    fn range(&self, span: Span) -> Range<usize> {
+    /// Where a span starts, and its length.
+    fn place(&self, span: Span) -> (*mut u8, usize) {
         let end = span.offset_bytes.checked_add(span.len_bytes);
         let mapped = self.mapped_pages * PAGE_BYTES;
-        let end = end
-            .filter(|end| *end <= mapped)
-            .expect("a span lies in mapped pages");
-        span.offset_bytes..end
+        assert!(
+            end.is_some_and(|end| end <= mapped),
+            "a span lies in mapped pages"
+        );
+        // SAFETY: the offset lies within the mapping, or at its end.
+        (
+            unsafe { self.mapping.start().add(span.offset_bytes) },
+            span.len_bytes,
+        )
     }
 }
 
@@ -148,7 +153,7 @@ mod tests {
             })
         ));
         memory.map_pages(region, 3).unwrap();
-        memory.borrow([], span(region, 0, 3 * PAGE_BYTES)).1.fill(9);
+        memory.borrow([], [span(region, 0, 3 * PAGE_BYTES)]).1[0].fill(9);
         memory.unmap_pages(region, 2).unwrap();
         assert!(matches!(
             memory.unmap_pages(region, 2),
@@ -165,7 +170,7 @@ mod tests {
         let regions: [RegionId; 3] = std::array::from_fn(|_| memory.reserve(PAGE_BYTES).unwrap());
         for (value, region) in (10u8..).step_by(10).zip(regions) {
             memory.map_pages(region, 1).unwrap();
-            let bytes = memory.borrow([], span(region, 0, 8)).1;
+            let ([], [bytes]) = memory.borrow([], [span(region, 0, 8)]);
             bytes
                 .iter_mut()
                 .zip(value..)
@@ -178,18 +183,18 @@ mod tests {
             span(second, 4, 2),
             span(third, 7, 1),
         ];
-        let (reads, write) = memory.borrow(reads, span(second, 2, 2));
+        let (reads, [write]) = memory.borrow(reads, [span(second, 2, 2)]);
         assert_eq!(reads, [&[11u8, 12][..], &[20, 21], &[24, 25], &[37]]);
         assert_eq!(write, [22, 23]);
     }
 
     #[test]
-    #[should_panic(expected = "does not overlap")]
+    #[should_panic(expected = "overlaps nothing else")]
     fn reading_what_is_written_is_a_bug() {
         let mut memory = Memory::default();
         let region = memory.reserve(PAGE_BYTES).unwrap();
         memory.map_pages(region, 1).unwrap();
-        memory.borrow([span(region, 0, 5)], span(region, 4, 4));
+        memory.borrow([span(region, 0, 5)], [span(region, 4, 4)]);
     }
 
     #[test]

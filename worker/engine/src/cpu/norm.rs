@@ -1,36 +1,85 @@
-//! Root-mean-square normalisation.
+//! Normalisation of rows.
+#![expect(unsafe_code, reason = "threads write to rows of one slice")]
 
-use super::dot::dot;
+use super::disjoint::Disjoint;
+use super::math;
+use super::simd::{Kernel, LANES, Level, Simd};
+use super::threads::CpuThreads;
 
-/// The weights of a normalisation.
+/// Root-mean-square normalisation: a row divided by the root of its mean square, times the weights.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scales<'a> {
+pub(super) struct Norm<'a> {
+    /// f32 \[columns].
     pub(super) weights: &'a [f32],
-    /// Added to each of them.
-    pub(super) offset: f32,
+    /// Added to each weight.
+    pub(super) weight_offset: f32,
     /// Added to the mean square.
     pub(super) epsilon: f32,
 }
 
-/// `out[row] = x[row] / sqrt(mean(x[row]^2) + epsilon) * (weights + offset)`.
-pub(super) fn rms_norm(scales: Scales<'_>, x: &[f32], out: &mut [f32]) {
-    out.copy_from_slice(x);
-    rms_norm_in_place(scales, out);
+impl Norm<'_> {
+    /// `out[row] = x[row] / sqrt(mean(x[row]^2) + epsilon) * (weights + weight_offset)`.
+    pub(super) fn apply(&self, level: Level, threads: &CpuThreads, x: &[f32], out: &mut [f32]) {
+        let columns = self.weights.len();
+        assert_eq!(x.len(), out.len(), "as much out as in");
+        let rows = x.len() / columns;
+        let out = Disjoint::new(out);
+        let part_rows = (PART_ELEMENTS / columns).max(1);
+        threads.run(rows.div_ceil(part_rows), &|part| {
+            let rows = part * part_rows..rows.min((part + 1) * part_rows);
+            let elements = rows.start * columns..rows.end * columns;
+            level.run(Rows {
+                norm: self,
+                x: &x[elements.clone()],
+                // SAFETY: rows belong to one part each.
+                out: unsafe { out.part(elements) },
+            });
+        });
+    }
 }
 
-/// The same, over rows that lie one after the other.
-#[expect(clippy::cast_precision_loss, reason = "rows are at most 2^20 long")]
-pub(super) fn rms_norm_in_place(scales: Scales<'_>, x: &mut [f32]) {
-    let Scales {
-        weights,
-        offset,
-        epsilon,
-    } = scales;
-    let columns = weights.len();
-    for row in x.chunks_exact_mut(columns) {
-        let scale = 1.0 / (dot(row, row) / columns as f32 + epsilon).sqrt();
-        for (value, weight) in row.iter_mut().zip(weights) {
-            *value = *value * scale * (weight + offset);
+struct Rows<'a> {
+    norm: &'a Norm<'a>,
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        let columns = self.norm.weights.len();
+        let rows = self
+            .x
+            .chunks_exact(columns)
+            .zip(self.out.chunks_exact_mut(columns));
+        for (x, out) in rows {
+            normalise(simd, self.norm, x, out);
         }
     }
 }
+
+/// One row.
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, reason = "rows are at most 2^20 long")]
+pub(super) fn normalise<S: Simd>(simd: S, norm: &Norm<'_>, x: &[f32], out: &mut [f32]) {
+    let mean = math::dot(simd, x, x) / x.len() as f32;
+    let scale = simd.splat(1.0 / (mean + norm.epsilon).sqrt());
+    let offset = simd.splat(norm.weight_offset);
+    let (x_chunks, x_tail) = x.as_chunks::<LANES>();
+    let (weights, weights_tail) = norm.weights.as_chunks::<LANES>();
+    let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
+    for ((x, weights), out) in x_chunks.iter().zip(weights).zip(out_chunks) {
+        let weights = simd.add(simd.load(weights), offset);
+        simd.store(simd.mul(simd.mul(simd.load(x), scale), weights), out);
+    }
+    if !x_tail.is_empty() {
+        let weights = simd.add(math::load_part(simd, weights_tail), offset);
+        let scaled = simd.mul(math::load_part(simd, x_tail), scale);
+        math::store_part(simd, simd.mul(scaled, weights), out_tail);
+    }
+}
+
+/// Elements of a part that outweigh handing it to a thread.
+const PART_ELEMENTS: usize = 16 << 10;

@@ -2,7 +2,7 @@
 
 use super::{DecoderModel, Projection};
 use crate::backend::{
-    Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer, Linear, Matrix,
+    Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer, Linear, Product,
     QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
 };
 use crate::plan::{Area, EDITS_AT_ONCE};
@@ -56,7 +56,7 @@ impl<B: Backend> DecoderModel<B> {
         self.backend.embed_gather(EmbedGather {
             table,
             tokens: self.span(self.plan.workspace().tokens).first_words(tokens),
-            scale: table.dtype.round(self.plan.config().embedding_scale),
+            scale: self.embedding_scale,
             out: activations.residual,
         })?;
         self.launch_rotations(tokens, batch.positions)?;
@@ -123,9 +123,7 @@ impl<B: Backend> DecoderModel<B> {
         // The layer before has left its result to be added here.
         let add = (index > 0).then_some(addend);
         self.norm(layer.input_norm, residual, add, normed)?;
-        self.linear(layer.query, normed, q)?;
-        self.linear(layer.key, normed, k)?;
-        self.linear(layer.value, normed, v)?;
+        self.linear(normed, [(layer.query, q), (layer.key, k), (layer.value, v)])?;
         self.backend.qkv_prep(QkvPrep {
             q,
             k,
@@ -162,8 +160,7 @@ impl<B: Backend> DecoderModel<B> {
         let layer = self.weights.layers[index];
         let activation = self.plan.config().activation;
         self.norm(layer.feed_forward_norm, residual, Some(addend), normed)?;
-        self.linear(layer.gate, normed, gate)?;
-        self.linear(layer.up, normed, up)?;
+        self.linear(normed, [(layer.gate, gate), (layer.up, up)])?;
         self.backend.gated(Gated { activation, gate, up })?;
         self.linear_to_addend(layer.down, layer.down_norm, gate, activations)
     }
@@ -172,32 +169,39 @@ impl<B: Backend> DecoderModel<B> {
     fn linear_to_addend(
         &mut self,
         projection: Projection,
-        norm: Option<Matrix>,
+        norm: Option<Span>,
         x: Span,
         activations: &Activations,
     ) -> Result<(), DeviceError> {
         let Activations { addend, normed, .. } = *activations;
         match norm {
-            None => self.linear(projection, x, addend),
+            None => self.linear(x, [(projection, addend)]),
             Some(weight) => {
                 // What was normed has been read by now.
-                self.linear(projection, x, normed)?;
+                self.linear(x, [(projection, normed)])?;
                 self.norm(weight, normed, None, addend)
             }
         }
     }
 
-    fn linear(&mut self, projection: Projection, x: Span, out: Span) -> Result<(), DeviceError> {
-        let Projection { weights, bias } = projection;
-        self.backend.linear(Linear {
-            weights,
-            bias,
-            x,
+    /// Multiplies `x` with some weights: as one operation where they are kept alike, as nearly always.
+    fn linear<const PRODUCTS: usize>(
+        &mut self,
+        x: Span,
+        projections: [(Projection, Span); PRODUCTS],
+    ) -> Result<(), DeviceError> {
+        let inputs = self.span(self.plan.workspace().inputs);
+        let products = projections.map(|(projection, out)| Product {
+            weights: projection.weights,
+            bias: projection.bias,
             out,
-        })
+        });
+        let is_alike = |a: &Product, b: &Product| a.weights.format == b.weights.format;
+        let mut alike = products.chunk_by(is_alike);
+        alike.try_for_each(|products| self.backend.linear(Linear { x, inputs, products }))
     }
 
-    fn norm(&mut self, weight: Matrix, x: Span, add: Option<Span>, out: Span) -> Result<(), DeviceError> {
+    fn norm(&mut self, weight: Span, x: Span, add: Option<Span>, out: Span) -> Result<(), DeviceError> {
         let config = self.plan.config();
         self.backend.rms_norm(RmsNorm {
             x,
@@ -258,12 +262,11 @@ impl<B: Backend> DecoderModel<B> {
         self.backend
             .gather_rows(activations.addend, sampled_rows, addend)?;
         self.norm(self.weights.norm, x, Some(addend), normed)?;
-        self.backend.linear(Linear {
+        let head = Projection {
             weights: self.weights.head,
             bias: None,
-            x: normed,
-            out: logits,
-        })?;
+        };
+        self.linear(normed, [(head, logits)])?;
         self.launch_edits(step, logits)?;
         self.backend.sample(Sample {
             logits,

@@ -6,7 +6,7 @@ use flotilla_worker_engine::{
 use proptest::prelude::*;
 
 use crate::fixture::{
-    GOLDEN, Sequence, bits, blocks_of, generate, golden_folder, load, load_within, read_chunk,
+    GOLDEN, Options, Sequence, bits, blocks_of, generate, golden_folder, load, load_with, read_chunk,
 };
 
 const PROMPT: [u32; 4] = [1, 20, 30, 40];
@@ -217,7 +217,13 @@ fn edits_beyond_one_upload_are_all_applied() {
         batch_tokens_max: 256,
         sequences_max: 64,
     };
-    let mut model = load_within(&golden_folder("gqa-f32"), limits);
+    let mut model = load_with(
+        &golden_folder("gqa-f32"),
+        Options {
+            limits,
+            ..Options::default()
+        },
+    );
     let ban_all_but = |kept: u32| {
         let others = (0..96).filter(move |token| *token != kept);
         let biases = others.map(|token| LogitBias {

@@ -1,10 +1,12 @@
 //! Loads models and runs sequences on them, as a worker would.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, DecoderModel, LogitEdits, MemoryPlan, ModelFolder, ModelLoader, Sampling,
-    SequenceOutput, SequenceStep, Step, StepLimits,
+    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, Level, LogitEdits, MemoryPlan, ModelFolder,
+    ModelLoader, Precision, Sampling, SequenceOutput, SequenceStep, Step, StepLimits,
 };
 
 /// The models of `tests/golden/make.py`: every family, every feature in a model of at least one dtype.
@@ -47,23 +49,50 @@ pub fn demo_folder(name: &str) -> PathBuf {
 
 /// A loader whose tensors are not there yet.
 pub fn loader(folder: &ModelFolder) -> ModelLoader<CpuBackend> {
-    loader_within(folder, LIMITS)
+    loader_with(folder, Options::default())
 }
 
-fn loader_within(folder: &ModelFolder, limits: StepLimits) -> ModelLoader<CpuBackend> {
-    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits).unwrap();
-    ModelLoader::new(CpuBackend::new(), plan, KV_BLOCKS).unwrap()
+/// How a model is loaded, where it matters.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub limits: StepLimits,
+    pub precision: Precision,
+    pub level: Level,
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: LIMITS,
+            precision: Precision::Stored,
+            level: Level::best(),
+            threads: 2,
+        }
+    }
+}
+
+fn loader_with(folder: &ModelFolder, options: Options) -> ModelLoader<CpuBackend> {
+    let plan = MemoryPlan::new(
+        folder.config(),
+        folder.tensor_infos(),
+        options.limits,
+        options.precision,
+    );
+    let threads = CpuThreads::new(NonZero::new(options.threads).unwrap());
+    let backend = CpuBackend::at_level(Arc::new(threads), options.level);
+    ModelLoader::new(backend, plan.unwrap(), KV_BLOCKS).unwrap()
 }
 
 /// A model with all its tensors and [`KV_BLOCKS`] blocks.
 pub fn load(path: &Path) -> DecoderModel<CpuBackend> {
-    load_within(path, LIMITS)
+    load_with(path, Options::default())
 }
 
-/// As [`load`], for other steps.
-pub fn load_within(path: &Path, limits: StepLimits) -> DecoderModel<CpuBackend> {
+/// The same, loaded otherwise.
+pub fn load_with(path: &Path, options: Options) -> DecoderModel<CpuBackend> {
     let folder = ModelFolder::open(path).unwrap();
-    let mut loader = loader_within(&folder, limits);
+    let mut loader = loader_with(&folder, options);
     for tensor in folder.tensors() {
         loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
     }

@@ -3,9 +3,11 @@
 //! A draw tells more than its token: it inverts the cumulative distribution at a known random number. Many of
 //! them fix which tokens remain and how likely each is, whatever the device does inside.
 
+use std::sync::Arc;
+
 use flotilla_worker_engine::{
-    Backend, CpuBackend, EDIT_WORDS, EditLogits, LOGPROB_WORDS, LogitEdits, PARAMETER_WORDS, Penalties,
-    Sample, Sampling, Span, uniform,
+    Backend, CpuBackend, CpuThreads, EDIT_WORDS, EditLogits, LOGPROB_WORDS, LogitEdits, PARAMETER_WORDS,
+    Penalties, Sample, Sampling, Span, uniform,
 };
 use serde::Deserialize;
 
@@ -69,7 +71,7 @@ struct Device {
 impl Device {
     fn new(case: &Case) -> Self {
         let vocab_size = case.logits.len();
-        let mut backend = CpuBackend::new();
+        let mut backend = CpuBackend::new(Arc::new(CpuThreads::for_this_machine()));
         let region = backend.reserve(1).unwrap();
         backend.map_pages(region, 1).unwrap();
         let mut offset_bytes = 0;

@@ -1,8 +1,8 @@
 //! What a step refuses before anything runs, and what growing and shrinking the KV blocks keeps.
 
 use flotilla_worker_engine::{
-    DeviceError, MemoryPlan, ModelFolder, PAGE_BYTES, PlanError, Sampling, SequenceStep, Step, StepError,
-    StepLimits,
+    DeviceError, MemoryPlan, ModelFolder, PAGE_BYTES, PlanError, Precision, Sampling, SequenceStep, Step,
+    StepError, StepLimits, TensorInfo,
 };
 
 use crate::fixture::{KV_BLOCKS, LIMITS, Sequence, bits, blocks_of, golden_folder, load, read_chunk};
@@ -227,13 +227,18 @@ fn blocks_beyond_the_reservation_are_refused_and_change_nothing() {
 #[test]
 fn plans_count_every_byte_of_weights_and_blocks() {
     let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
-    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), LIMITS).unwrap();
+    let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), LIMITS, Precision::Stored).unwrap();
     // 2 layers, keys and values, 2 heads, 16 tokens, 10 wide, f32.
     assert_eq!(plan.kv_block_bytes(), 2 * 2 * 2 * 16 * 10 * 4);
     assert_eq!(plan.sequence_blocks_max(), 8);
+    // Rows of matrices are filled up to sixteen, vectors are as they are; each starts at a multiple of 256.
+    let placed = |tensor: &TensorInfo| match tensor.shape.as_slice() {
+        [rows, columns] => rows.next_multiple_of(16) * columns * 4,
+        vector => vector[0] * 4,
+    };
     let aligned: usize = folder
-        .tensors()
-        .map(|tensor| tensor.bytes.len().next_multiple_of(256))
+        .tensor_infos()
+        .map(|tensor| placed(tensor).next_multiple_of(256))
         .sum();
     assert_eq!(plan.weights_bytes(), aligned);
     assert_eq!(plan.weights_pages(), 1);
@@ -249,7 +254,7 @@ fn plans_refuse_limits_of_zero_and_beyond_addresses() {
             batch_tokens_max,
             sequences_max,
         };
-        MemoryPlan::new(folder.config(), folder.tensor_infos(), limits)
+        MemoryPlan::new(folder.config(), folder.tensor_infos(), limits, Precision::Stored)
             .map(|_| ())
             .unwrap_err()
     };
