@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::request::{ChatMessage, Input};
+use flotilla_protocol::request::{Chat, ChatMessage, Input};
 use flotilla_text::{
     ChatError, ChatOptions, ChatTemplate, GenerationPrompt, SpecialTokens, Tokenizer, TokenizerError,
 };
@@ -76,7 +76,7 @@ pub(crate) fn prompt_bytes(input: &Input) -> usize {
     match input {
         Input::Prompt(text) => text.len(),
         Input::PromptTokens(tokens) => tokens.len().saturating_mul(size_of::<u32>()),
-        Input::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Input::Chat(chat) => chat.text_bytes(),
         Input::Embed(texts) => texts.iter().map(String::len).sum(),
     }
 }
@@ -122,8 +122,8 @@ fn count_with(text: &ModelText, input: &Input) -> Result<PromptTokens, RequestEr
             .tokenizer
             .count(prompt, SpecialTokens::Add)
             .map_err(unusable)?,
-        Input::Chat(messages) => {
-            let rendered = render(text, messages)?;
+        Input::Chat(chat) => {
+            let rendered = render(text, chat)?;
             let count = text.tokenizer.count(&rendered, SpecialTokens::Skip);
             count.map_err(unusable)?
         }
@@ -138,7 +138,7 @@ fn count_with(text: &ModelText, input: &Input) -> Result<PromptTokens, RequestEr
     nonempty(field, tokens)
 }
 
-fn render(text: &ModelText, messages: &[ChatMessage]) -> Result<String, RequestError> {
+fn render(text: &ModelText, chat: &Chat) -> Result<String, RequestError> {
     let template = match &text.template {
         Ok(Some(template)) => template,
         Ok(None) => {
@@ -153,13 +153,11 @@ fn render(text: &ModelText, messages: &[ChatMessage]) -> Result<String, RequestE
             });
         }
     };
-    let messages: Vec<_> = messages
-        .iter()
-        .map(|message| serde_json::to_value(message).expect("a chat message is plain data"))
-        .collect();
+    let messages: Vec<_> = chat.messages.iter().map(ChatMessage::to_value).collect();
+    let tools = (!chat.tools.is_empty()).then(|| chat.tools.clone().into());
     let options = ChatOptions {
         generation_prompt: GenerationPrompt::Add,
-        tools: None,
+        tools: tools.as_ref(),
         now: SystemTime::now(),
     };
     template

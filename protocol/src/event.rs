@@ -143,7 +143,7 @@ impl fmt::Display for Phase {
 }
 
 /// Body of `tokens`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tokens {
     /// Index of the first of these tokens in the answer, from 0.
     pub offset: u32,
@@ -151,7 +151,41 @@ pub struct Tokens {
     pub token_ids: Vec<u32>,
     /// Text that became certain with these tokens.
     pub text: String,
+    /// One for each of these tokens when the request asked for log-probabilities, otherwise none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
 }
+
+/// How likely a token was, before temperature and cuts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// Natural logarithm of the token's probability; finite, at least [`LOGPROB_MIN`].
+    pub logprob: f32,
+    /// The likeliest tokens at its place and their log-probabilities, likeliest first; as many as were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprobs {
+    /// Makes every number finite, because JSON has no other: what is impossible gets [`LOGPROB_MIN`].
+    #[must_use]
+    pub fn new(logprob: f32, top: impl IntoIterator<Item = (u32, f32)>) -> Self {
+        let finite = |logprob: f32| match logprob.is_finite() {
+            true => logprob.max(LOGPROB_MIN),
+            false => LOGPROB_MIN,
+        };
+        Self {
+            logprob: finite(logprob),
+            top: top
+                .into_iter()
+                .map(|(token, logprob)| (token, finite(logprob)))
+                .collect(),
+        }
+    }
+}
+
+/// The log-probability of an impossible token, as OpenAI's API writes it.
+pub const LOGPROB_MIN: f32 = -9999.0;
 
 /// Body of `finished`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,10 +1,12 @@
 //! What a client asks for: an OpenAI completion, chat completion or embedding body plus our own fields.
 //!
 //! [`InferenceRequest::decode`] is the only way in. It refuses what it does not know instead of dropping
-//! it: a client that sets `max_token` or `logprobs` learns so, with the field's name.
+//! it: a client that sets `max_token` or `best_of` learns so, with the field's name.
 
+mod chat;
 mod keep_alive;
 mod raw;
+mod sampling;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +14,9 @@ use crate::codec::{DecodeError, Encoding};
 use crate::event::{ErrorCode, RequestError};
 use crate::ids::{ModelName, Tenant};
 
+pub use chat::{Chat, ChatMessage, TOOLS_COUNT_MAX};
 pub use keep_alive::{KeepAlive, KeepAliveError};
+pub use sampling::{LOGIT_BIAS_COUNT_MAX, SamplingParams, TOP_LOGPROBS_MAX};
 
 /// A request as the rest of Flotilla sees it: every field checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +47,7 @@ pub enum Input {
     /// A completion of token ids.
     PromptTokens(Vec<u32>),
     /// A chat completion.
-    Chat(Vec<ChatMessage>),
+    Chat(Chat),
     /// Embeddings of these texts.
     Embed(Vec<String>),
 }
@@ -58,31 +62,6 @@ impl Input {
             Self::Embed(_) => "input",
         }
     }
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant` or what else the model's template knows.
-    pub role: String,
-    /// The text; parts of a multi-part content are joined.
-    pub content: String,
-    /// Who of several speaks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-}
-
-/// How tokens are chosen. The random numbers are a function of (seed, position) alone.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct SamplingParams {
-    /// 0 is greedy; `None` leaves it to the model's `generation_config.json`, which is greedy when silent.
-    pub temperature: Option<f32>,
-    /// Only the k most likely tokens.
-    pub top_k: Option<u32>,
-    /// Only the smallest set of tokens with this much probability, in (0, 1].
-    pub top_p: Option<f32>,
-    /// The seed; `None` means [`crate::RequestId::seed`].
-    pub seed: Option<u64>,
 }
 
 /// Latency targets; all that are set must hold.

@@ -152,6 +152,16 @@ fn events_keep_their_shape() {
             offset: 4,
             token_ids: vec![9, 11],
             text: "79".into(),
+            logprobs: Vec::new(),
+        },
+    );
+    golden(
+        "event-tokens-logprobs",
+        &Tokens {
+            offset: 0,
+            token_ids: vec![9],
+            text: "7".into(),
+            logprobs: vec![TokenLogprobs::new(-0.25, [(9, -0.25), (11, f32::NEG_INFINITY)])],
         },
     );
     let timings = Timings {

@@ -41,10 +41,11 @@ fn chat_parts_are_joined_and_embedding_input_may_be_one_text() {
         r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#,
     )
     .unwrap();
-    let Input::Chat(messages) = chat.input else {
+    let Input::Chat(chat) = chat.input else {
         panic!("not a chat")
     };
-    assert_eq!(messages[0].content, "ab");
+    assert_eq!(chat.messages[0].content.as_deref(), Some("ab"));
+    assert_eq!(chat.tools, [] as [serde_json::Value; 0]);
     assert_eq!(
         decode(r#"{"input":"x"}"#).unwrap().input,
         Input::Embed(vec!["x".into()])
@@ -91,7 +92,9 @@ fn each_refusal_names_its_field() {
         (r#"{"prompt":"x","top_p":0}"#, "top_p"),
         (r#"{"prompt":"x","top_k":-2}"#, "top_k"),
         (r#"{"prompt":"x","n":2}"#, "n"),
-        (r#"{"prompt":"x","logprobs":3}"#, "logprobs"),
+        (r#"{"prompt":"x","best_of":2}"#, "best_of"),
+        (r#"{"input":"x","encoding_format":"base64"}"#, "encoding_format"),
+        (r#"{"input":"x","dimensions":2}"#, "dimensions"),
         (r#"{"prompt":"x","stop":[""]}"#, "stop"),
         (r#"{"prompt":"x","slo":{"e2e_ms":0}}"#, "slo.e2e_ms"),
         (r#"{"prompt":"x","slo":{"e2e":1}}"#, "slo.e2e"),
@@ -103,6 +106,128 @@ fn each_refusal_names_its_field() {
         let (code, param, message) = refusal(body);
         assert_eq!(code, ErrorCode::InvalidRequest, "{body}");
         assert_eq!(param.as_deref(), Some(field), "{body}: {message}");
+    }
+}
+
+#[test]
+fn every_sampling_parameter_is_understood() {
+    let request = decode(
+        r#"{"prompt":"x","min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-2,"frequency_penalty":2,
+            "logit_bias":{"7":-100,"3":0.5},"logprobs":20}"#,
+    )
+    .unwrap();
+    let sampling = request.sampling;
+    assert_eq!(sampling.min_p, Some(0.05));
+    assert_eq!(sampling.repetition_penalty, Some(1.1));
+    assert_eq!(sampling.presence_penalty, Some(-2.0));
+    assert_eq!(sampling.frequency_penalty, Some(2.0));
+    assert_eq!(
+        sampling.logit_bias.into_iter().collect::<Vec<_>>(),
+        [(3, 0.5), (7, -100.0)]
+    );
+    assert_eq!(sampling.logprobs, Some(20));
+}
+
+#[test]
+fn logprobs_is_a_number_for_a_prompt_and_a_switch_for_a_chat() {
+    let chat = r#""messages":[{"role":"user","content":"x"}]"#;
+    let cases = [
+        (r#"{"prompt":"x"}"#.to_owned(), None),
+        (r#"{"prompt":"x","logprobs":false}"#.to_owned(), None),
+        (r#"{"prompt":"x","logprobs":null}"#.to_owned(), None),
+        (r#"{"prompt":"x","logprobs":0}"#.to_owned(), Some(0)),
+        (format!("{{{chat}}}"), None),
+        (format!("{{{chat},\"logprobs\":false}}"), None),
+        (format!("{{{chat},\"logprobs\":true}}"), Some(0)),
+        (
+            format!("{{{chat},\"logprobs\":true,\"top_logprobs\":5}}"),
+            Some(5),
+        ),
+    ];
+    for (body, logprobs) in cases {
+        assert_eq!(decode(&body).expect(&body).sampling.logprobs, logprobs, "{body}");
+    }
+    let refused = [
+        (r#"{"prompt":"x","logprobs":true}"#.to_owned(), "logprobs"),
+        (r#"{"prompt":"x","logprobs":21}"#.to_owned(), "logprobs"),
+        (r#"{"prompt":"x","logprobs":-1}"#.to_owned(), "logprobs"),
+        (
+            r#"{"prompt":"x","logprobs":18446744073709551615}"#.to_owned(),
+            "logprobs",
+        ),
+        (r#"{"prompt":"x","top_logprobs":1}"#.to_owned(), "top_logprobs"),
+        (format!("{{{chat},\"logprobs\":3}}"), "logprobs"),
+        (format!("{{{chat},\"top_logprobs\":3}}"), "top_logprobs"),
+        (
+            format!("{{{chat},\"logprobs\":true,\"top_logprobs\":21}}"),
+            "top_logprobs",
+        ),
+    ];
+    for (body, field) in refused {
+        assert_eq!(refusal(&body).1.as_deref(), Some(field), "{body}");
+    }
+}
+
+#[test]
+fn sampling_parameters_out_of_range_are_refused_by_name() {
+    let cases = [
+        (r#""min_p":1.01"#, "min_p"),
+        (r#""min_p":-0.1"#, "min_p"),
+        (r#""repetition_penalty":0"#, "repetition_penalty"),
+        (r#""repetition_penalty":-1"#, "repetition_penalty"),
+        (r#""repetition_penalty":1e39"#, "repetition_penalty"),
+        (r#""presence_penalty":2.1"#, "presence_penalty"),
+        (r#""frequency_penalty":-2.1"#, "frequency_penalty"),
+        (r#""logit_bias":[1]"#, "logit_bias"),
+        (r#""logit_bias":{"a":1}"#, "logit_bias"),
+        (r#""logit_bias":{"-1":1}"#, "logit_bias"),
+        (r#""logit_bias":{"1":101}"#, "logit_bias"),
+        (r#""logit_bias":{"1":1,"01":1}"#, "logit_bias"),
+        (r#""logit_bias":{"1":"x"}"#, "logit_bias.1"),
+    ];
+    for (field, param) in cases {
+        let (code, named, message) = refusal(&format!(r#"{{"prompt":"x",{field}}}"#));
+        assert_eq!(code, ErrorCode::InvalidRequest, "{field}");
+        assert_eq!(named.as_deref(), Some(param), "{field}: {message}");
+    }
+}
+
+#[test]
+fn as_many_biases_as_allowed_are_taken_and_one_more_is_refused() {
+    let body = |count: usize| {
+        let biases: serde_json::Map<_, _> = (0..count).map(|token| (token.to_string(), 1.into())).collect();
+        serde_json::json!({"prompt": "x", "logit_bias": biases}).to_string()
+    };
+    let model = ModelName::new("adder").unwrap();
+    let decode = |body: &str| InferenceRequest::decode(&model, Encoding::Json, body.as_bytes(), 1 << 20);
+    assert_eq!(decode(&body(1024)).unwrap().sampling.logit_bias.len(), 1024);
+    let error = decode(&body(1025)).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("logit_bias"));
+}
+
+#[test]
+fn numbers_that_json_cannot_write_are_refused_in_message_pack() {
+    let model = ModelName::new("adder").unwrap();
+    #[derive(serde::Serialize)]
+    struct Body {
+        prompt: &'static str,
+        #[serde(flatten)]
+        field: std::collections::BTreeMap<&'static str, f32>,
+    }
+    for name in [
+        "temperature",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+    ] {
+        for number in [f32::NAN, f32::INFINITY] {
+            let field = [(name, number)].into();
+            let body = Body { prompt: "x", field };
+            let body = Encoding::MessagePack.encode(&body).unwrap();
+            let decoded = InferenceRequest::decode(&model, Encoding::MessagePack, &body, BYTES_MAX);
+            assert_eq!(decoded.unwrap_err().param.as_deref(), Some(name), "{number}");
+        }
     }
 }
 
@@ -142,6 +267,19 @@ fn a_misspelt_field_is_answered_with_the_one_meant() {
     assert_eq!(
         message,
         r#"unknown field "max_token"; did you mean "max_tokens"?"#
+    );
+    for (written, meant) in [
+        ("minp", "min_p"),
+        ("tool", "tools"),
+        ("servce_tier", "service_tier"),
+    ] {
+        let (_, param, message) = refusal(&format!(r#"{{"prompt":"x","{written}":8}}"#));
+        assert_eq!(param.as_deref(), Some(written));
+        assert!(message.contains(&format!("did you mean {meant:?}?")), "{message}");
+    }
+    assert_eq!(
+        refusal(r#"{"prompt":"x","zzzzzzzzz":8}"#).2,
+        r#"unknown field "zzzzzzzzz""#
     );
 }
 

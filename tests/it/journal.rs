@@ -27,6 +27,7 @@ fn tokens(offset: u32) -> Event {
         offset,
         token_ids: vec![offset],
         text: format!("{offset} "),
+        logprobs: Vec::new(),
     })
 }
 

@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::request::{ChatMessage, InferenceRequest, Input, SamplingParams};
+use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input, SamplingParams};
 use flotilla_text::{ChatError, ChatOptions, GenerationPrompt, SpecialTokens, StopStrings, TokenizerError};
 use flotilla_worker_engine::{LogitEdits, ModelConfig, Sampling};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::model::ModelText;
 
@@ -66,8 +66,8 @@ fn tokens(input: &Input, model: &ModelText, now: SystemTime) -> Result<Vec<u32>,
     match input {
         Input::Prompt(text) => encode(model, "prompt", text, SpecialTokens::Add),
         Input::PromptTokens(tokens) => checked_tokens(tokens, model.config.vocab_size),
-        Input::Chat(messages) => {
-            let text = render(messages, model, now)?;
+        Input::Chat(chat) => {
+            let text = render(chat, model, now)?;
             encode(model, "messages", &text, SpecialTokens::Skip)
         }
         Input::Embed(_) => Err(refused(
@@ -111,16 +111,17 @@ fn encode(
     checked_tokens(&tokens, model.config.vocab_size)
 }
 
-fn render(messages: &[ChatMessage], model: &ModelText, now: SystemTime) -> Result<String, RequestError> {
+fn render(chat: &Chat, model: &ModelText, now: SystemTime) -> Result<String, RequestError> {
     let refused = |code, message| refused(code, "messages", message);
     let Some(template) = &model.chat else {
         let message = "the model has no chat template; send a prompt instead of messages".to_owned();
         return Err(refused(ErrorCode::InvalidRequest, message));
     };
-    let messages: Vec<Value> = messages.iter().map(message_value).collect();
+    let messages: Vec<Value> = chat.messages.iter().map(ChatMessage::to_value).collect();
+    let tools = (!chat.tools.is_empty()).then(|| Value::from(chat.tools.clone()));
     let options = ChatOptions {
         generation_prompt: GenerationPrompt::Add,
-        tools: None,
+        tools: tools.as_ref(),
         now,
     };
     template.render(&messages, options).map_err(|error| {
@@ -144,17 +145,6 @@ fn render(messages: &[ChatMessage], model: &ModelText, now: SystemTime) -> Resul
     })
 }
 
-/// A message as templates know it: without a name where there is none, because they ask for its presence.
-fn message_value(message: &ChatMessage) -> Value {
-    let mut fields = Map::new();
-    fields.insert("role".to_owned(), message.role.clone().into());
-    fields.insert("content".to_owned(), message.content.clone().into());
-    if let Some(name) = &message.name {
-        fields.insert("name".to_owned(), name.clone().into());
-    }
-    Value::Object(fields)
-}
-
 /// The request's parameters, else the model's, else greedy. A request that says how random it wants to be
 /// has said all: the model's cuts belong to the model's temperature.
 fn sampling(
@@ -162,6 +152,7 @@ fn sampling(
     params: &SamplingParams,
     config: &ModelConfig,
 ) -> Result<(Sampling, LogitEdits), RequestError> {
+    refuse_unknown_to_engine(params)?;
     let defaults = config.sampling_defaults;
     let (top_k, top_p) = match params.temperature {
         Some(_) => (params.top_k, params.top_p),
@@ -181,6 +172,26 @@ fn sampling(
     } else {
         let message = "temperature, top_k or top_p is out of range".to_owned();
         Err(refused(ErrorCode::InvalidRequest, "temperature", message))
+    }
+}
+
+/// The engine draws by temperature, top-k and top-p alone: what it would leave out is refused by name.
+fn refuse_unknown_to_engine(params: &SamplingParams) -> Result<(), RequestError> {
+    let has_effect = |value: Option<f32>, none: f32| value.is_some_and(|value| value != none);
+    let asked = [
+        ("min_p", has_effect(params.min_p, 0.0)),
+        ("repetition_penalty", has_effect(params.repetition_penalty, 1.0)),
+        ("presence_penalty", has_effect(params.presence_penalty, 0.0)),
+        ("frequency_penalty", has_effect(params.frequency_penalty, 0.0)),
+        ("logit_bias", !params.logit_bias.is_empty()),
+        ("logprobs", params.logprobs.is_some()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => {
+            let message = format!("{field} with this value is not supported; leave it out");
+            Err(refused(ErrorCode::InvalidRequest, field, message))
+        }
+        None => Ok(()),
     }
 }
 
@@ -246,6 +257,8 @@ mod tests {
                 "messages",
             ),
             (r#"{"input": "1+1="}"#, "input"),
+            (r#"{"prompt": "1+1=", "min_p": 0.1}"#, "min_p"),
+            (r#"{"prompt": "1+1=", "logprobs": 0}"#, "logprobs"),
         ];
         for (body, param) in cases {
             let error = prompt(body).unwrap_err();

@@ -98,9 +98,9 @@ impl Session {
             if line.trim().is_empty() {
                 continue;
             }
-            messages.push(message("user", line));
+            messages.push(ChatMessage::text("user", line));
             match self.ask(Input::Chat(messages.clone())).await? {
-                Some(answer) => messages.push(message("assistant", answer.text)),
+                Some(answer) => messages.push(ChatMessage::text("assistant", answer.text)),
                 None => return Ok(None),
             }
         }
@@ -167,14 +167,6 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::Cancelled => "cancelled",
-    }
-}
-
-fn message(role: &str, content: String) -> ChatMessage {
-    ChatMessage {
-        role: role.to_owned(),
-        content,
-        name: None,
     }
 }
 

@@ -1,14 +1,16 @@
 //! The body as it arrives, before its fields are checked.
 
+mod chat;
+mod sampling;
 mod shapes;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
-use self::shapes::{OneOrMany, RawKeepAlive, RawLogprobs, RawMessage, RawPrompt, RawResponseFormat};
-use super::{
-    EMBED_INPUT_COUNT_MAX, InferenceRequest, Input, STOP_BYTES_MAX, STOP_COUNT_MAX, SamplingParams, Slo,
-};
+use self::chat::{RawMessage, RawTools};
+use self::shapes::{OneOrMany, RawKeepAlive, RawLogitBias, RawLogprobs, RawPrompt, RawResponseFormat};
+use super::{EMBED_INPUT_COUNT_MAX, InferenceRequest, Input, STOP_BYTES_MAX, STOP_COUNT_MAX, Slo};
 use crate::codec::DecodeError;
 use crate::event::{ErrorCode, RequestError};
 use crate::ids::{ModelName, Tenant};
@@ -37,9 +39,29 @@ pub(super) struct RawRequest {
     #[serde(default)]
     top_p: Option<f32>,
     #[serde(default)]
+    min_p: Option<f32>,
+    #[serde(default)]
+    repetition_penalty: Option<f32>,
+    #[serde(default)]
+    presence_penalty: Option<f32>,
+    #[serde(default)]
+    frequency_penalty: Option<f32>,
+    #[serde(default)]
+    logit_bias: Option<RawLogitBias>,
+    #[serde(default)]
+    logprobs: Option<RawLogprobs>,
+    #[serde(default)]
+    top_logprobs: Option<i64>,
+    #[serde(default)]
     seed: Option<i64>,
     #[serde(default)]
     stop: Option<OneOrMany>,
+    #[serde(default)]
+    tools: Option<Vec<Value>>,
+    #[serde(default)]
+    tool_choice: Option<Value>,
+    #[serde(default)]
+    parallel_tool_calls: Option<bool>,
     #[serde(default)]
     keep_alive: Option<RawKeepAlive>,
     #[serde(default)]
@@ -58,21 +80,7 @@ pub(super) struct RawRequest {
     #[serde(default)]
     suffix: Option<IgnoredAny>,
     #[serde(default)]
-    logprobs: Option<RawLogprobs>,
-    #[serde(default)]
-    top_logprobs: Option<IgnoredAny>,
-    #[serde(default)]
-    logit_bias: Option<IgnoredAny>,
-    #[serde(default)]
-    frequency_penalty: Option<f32>,
-    #[serde(default)]
-    presence_penalty: Option<f32>,
-    #[serde(default)]
     response_format: Option<RawResponseFormat>,
-    #[serde(default)]
-    tools: Option<IgnoredAny>,
-    #[serde(default)]
-    tool_choice: Option<IgnoredAny>,
     #[serde(default)]
     dimensions: Option<IgnoredAny>,
     #[serde(default)]
@@ -92,44 +100,6 @@ pub(super) struct RawRequest {
     _service_tier: Option<String>,
 }
 
-/// The fields that a misspelt one may have meant.
-const FIELDS: [&str; 34] = [
-    "model",
-    "prompt",
-    "messages",
-    "input",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "seed",
-    "stop",
-    "keep_alive",
-    "deadline_ms",
-    "slo",
-    "tenant",
-    "n",
-    "best_of",
-    "echo",
-    "suffix",
-    "logprobs",
-    "top_logprobs",
-    "logit_bias",
-    "frequency_penalty",
-    "presence_penalty",
-    "response_format",
-    "tools",
-    "tool_choice",
-    "dimensions",
-    "encoding_format",
-    "stream",
-    "stream_options",
-    "user",
-    "metadata",
-    "store",
-];
-
 fn invalid(param: &str, message: impl Into<String>) -> RequestError {
     RequestError {
         code: ErrorCode::InvalidRequest,
@@ -140,19 +110,23 @@ fn invalid(param: &str, message: impl Into<String>) -> RequestError {
 
 /// Turns a decoder's error into a client's, with the nearest known field for an unknown one.
 pub(super) fn explain(error: DecodeError) -> RequestError {
+    // serde lists every field that it knows: `unknown field `a`, expected one of `b`, `c``.
     let unknown = match &error {
         DecodeError::Malformed { message, .. } => message
             .strip_prefix("unknown field `")
-            .and_then(|rest| rest.split_once('`'))
-            .map(|(name, _)| name.to_owned()),
+            .and_then(|rest| rest.split_once("`, expected one of `"))
+            .map(|(name, known)| (name.to_owned(), known.to_owned())),
         DecodeError::TooLarge { .. } | DecodeError::ContentType { .. } => None,
     };
     let mut error = RequestError::from(error);
-    let Some(name) = unknown else { return error };
+    let Some((name, known)) = unknown else {
+        return error;
+    };
     let at_top = error.param.as_deref().is_none_or(|path| path == name);
     if at_top {
-        let nearest = FIELDS
-            .into_iter()
+        let nearest = known
+            .split('`')
+            .filter(|field| !field.is_empty() && *field != ", ")
             .map(|field| (strsim::damerau_levenshtein(field, &name), field))
             .min()
             .filter(|(distance, field)| *distance * 2 <= field.len());
@@ -167,7 +141,7 @@ pub(super) fn explain(error: DecodeError) -> RequestError {
 
 impl RawRequest {
     /// Checks every field.
-    pub(super) fn check(self, model: &ModelName) -> Result<InferenceRequest, RequestError> {
+    pub(super) fn check(mut self, model: &ModelName) -> Result<InferenceRequest, RequestError> {
         self.refuse_unsupported()?;
         if let Some(named) = self.model.as_deref().filter(|named| *named != model.as_str()) {
             return Err(invalid(
@@ -175,12 +149,17 @@ impl RawRequest {
                 format!("the body names model {named:?}, the subject {:?}", model.as_str()),
             ));
         }
-        let sampling = self.sampling()?;
+        let sampling = sampling::check(&mut self)?;
         let max_tokens = self.max_tokens()?;
         let slo = self.slo.map(check_slo).transpose()?;
         if self.deadline_ms == Some(0) {
             return Err(invalid("deadline_ms", "must be at least 1"));
         }
+        let tools = RawTools {
+            tools: self.tools,
+            choice: self.tool_choice,
+            parallel: self.parallel_tool_calls,
+        };
         Ok(InferenceRequest {
             max_tokens,
             sampling,
@@ -189,7 +168,7 @@ impl RawRequest {
             deadline_ms: self.deadline_ms,
             slo,
             tenant: self.tenant,
-            input: check_input(self.prompt, self.messages, self.input)?,
+            input: check_input(self.prompt, self.messages, self.input, tools)?,
         })
     }
 
@@ -200,27 +179,11 @@ impl RawRequest {
             ("echo", self.echo == Some(true)),
             ("suffix", self.suffix.is_some()),
             (
-                "logprobs",
-                self.logprobs.as_ref().is_some_and(|RawLogprobs(wanted)| *wanted),
-            ),
-            ("top_logprobs", self.top_logprobs.is_some()),
-            ("logit_bias", self.logit_bias.is_some()),
-            (
-                "frequency_penalty",
-                self.frequency_penalty.is_some_and(|p| p != 0.0),
-            ),
-            (
-                "presence_penalty",
-                self.presence_penalty.is_some_and(|p| p != 0.0),
-            ),
-            (
                 "response_format",
                 self.response_format
                     .as_ref()
                     .is_some_and(|format| format.kind != "text"),
             ),
-            ("tools", self.tools.is_some()),
-            ("tool_choice", self.tool_choice.is_some()),
             ("dimensions", self.dimensions.is_some()),
             (
                 "encoding_format",
@@ -253,30 +216,6 @@ impl RawRequest {
             Some(0) => Err(invalid(field, "must be at least 1")),
             other => Ok(other),
         }
-    }
-
-    fn sampling(&self) -> Result<SamplingParams, RequestError> {
-        if self.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
-            return Err(invalid("temperature", "must be between 0 and 2"));
-        }
-        if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            return Err(invalid("top_p", "must be above 0 and at most 1"));
-        }
-        let top_k = match self.top_k {
-            // Both mean "no limit" to clients of other servers.
-            None | Some(-1 | 0) => None,
-            Some(k) => Some(
-                u32::try_from(k)
-                    .map_err(|_| invalid("top_k", "must be between 1 and 4294967295, or -1 for all"))?,
-            ),
-        };
-        Ok(SamplingParams {
-            temperature: self.temperature,
-            top_k,
-            top_p: self.top_p,
-            // OpenAI's seed is signed: every value is kept apart, none is refused.
-            seed: self.seed.map(i64::cast_unsigned),
-        })
     }
 }
 
@@ -322,17 +261,18 @@ fn check_input(
     prompt: Option<RawPrompt>,
     messages: Option<Vec<RawMessage>>,
     input: Option<OneOrMany>,
+    tools: RawTools,
 ) -> Result<Input, RequestError> {
+    if messages.is_none() {
+        tools.refuse()?;
+    }
     match (prompt, messages, input) {
         (Some(RawPrompt::Text(text)), None, None) => Ok(Input::Prompt(text)),
         (Some(RawPrompt::Tokens(tokens)), None, None) if tokens.is_empty() => {
             Err(invalid("prompt", "has no token"))
         }
         (Some(RawPrompt::Tokens(tokens)), None, None) => Ok(Input::PromptTokens(tokens)),
-        (None, Some(messages), None) if messages.is_empty() => Err(invalid("messages", "has no message")),
-        (None, Some(messages), None) => Ok(Input::Chat(
-            messages.into_iter().map(RawMessage::into_message).collect(),
-        )),
+        (None, Some(messages), None) => chat::check(messages, tools).map(Input::Chat),
         (None, None, Some(OneOrMany(texts))) if texts.is_empty() || texts.len() > EMBED_INPUT_COUNT_MAX => {
             Err(invalid(
                 "input",

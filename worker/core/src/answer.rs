@@ -356,6 +356,7 @@ impl Answer {
                 offset,
                 token_ids,
                 text,
+                logprobs: Vec::new(),
             }));
             return;
         }

@@ -106,6 +106,7 @@ async fn later_attempt_continues_the_answer_of_an_earlier_one() {
         offset: 0,
         token_ids: tokens[..1].to_vec(),
         text: text[..1].to_owned(),
+        logprobs: Vec::new(),
     });
     let journal = Journal::new(&fleet.connection);
     let mut expected_last_sequence = 0;

@@ -131,15 +131,14 @@ mod tests {
 
     #[test]
     fn a_conversation_travels_as_messages() {
-        let turn = ChatMessage {
-            role: "user".into(),
-            content: "hi".into(),
-            name: None,
-        };
+        let turn = ChatMessage::text("user", "hi");
         let body = BodyOptions::default().body(Input::Chat(vec![turn.clone()]));
         assert_eq!(
             decode(&body).input,
-            flotilla_protocol::request::Input::Chat(vec![turn])
+            flotilla_protocol::request::Input::Chat(flotilla_protocol::request::Chat {
+                messages: vec![turn],
+                tools: Vec::new(),
+            })
         );
     }
 }

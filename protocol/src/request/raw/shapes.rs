@@ -1,11 +1,12 @@
 //! Fields that clients write in more than one shape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::request::{ChatMessage, KeepAlive};
+use crate::request::{KeepAlive, LOGIT_BIAS_COUNT_MAX};
 
 /// A text, or token ids; several texts in one request are refused, since a request has one answer.
 #[derive(Debug)]
@@ -110,29 +111,9 @@ impl<'de> Deserialize<'de> for RawKeepAlive {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawMessage {
-    role: String,
-    #[serde(default)]
-    content: RawContent,
-    #[serde(default)]
-    name: Option<String>,
-}
-
-impl RawMessage {
-    pub(super) fn into_message(self) -> ChatMessage {
-        ChatMessage {
-            role: self.role,
-            content: self.content.0,
-            name: self.name,
-        }
-    }
-}
-
-/// A text, or a list of text parts that are joined.
+/// A text, a list of text parts that are joined, or nothing.
 #[derive(Debug, Default)]
-struct RawContent(String);
+pub(super) struct RawContent(pub(super) Option<String>);
 
 #[derive(Deserialize)]
 struct RawPart {
@@ -151,7 +132,7 @@ impl<'de> Deserialize<'de> for RawContent {
                 f.write_str("a text or a list of text parts")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<RawContent, E> {
-                Ok(RawContent(text.to_owned()))
+                Ok(RawContent(Some(text.to_owned())))
             }
             fn visit_unit<E: de::Error>(self) -> Result<RawContent, E> {
                 Ok(RawContent::default())
@@ -167,16 +148,19 @@ impl<'de> Deserialize<'de> for RawContent {
                     }
                     joined.push_str(&part.text);
                 }
-                Ok(RawContent(joined))
+                Ok(RawContent(Some(joined)))
             }
         }
         deserializer.deserialize_any(ContentVisitor)
     }
 }
 
-/// `false`, `true` (chat) or a number (completion): anything but `false` wants log-probabilities.
-#[derive(Debug)]
-pub(super) struct RawLogprobs(pub(super) bool);
+/// `false` and `true` (chat) or a number (completion).
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RawLogprobs {
+    Switch(bool),
+    Count(i64),
+}
 
 impl<'de> Deserialize<'de> for RawLogprobs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -187,16 +171,56 @@ impl<'de> Deserialize<'de> for RawLogprobs {
                 f.write_str("true, false or a number")
             }
             fn visit_bool<E: de::Error>(self, wanted: bool) -> Result<RawLogprobs, E> {
-                Ok(RawLogprobs(wanted))
+                Ok(RawLogprobs::Switch(wanted))
             }
-            fn visit_i64<E: de::Error>(self, _: i64) -> Result<RawLogprobs, E> {
-                Ok(RawLogprobs(true))
+            fn visit_i64<E: de::Error>(self, count: i64) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs::Count(count))
             }
-            fn visit_u64<E: de::Error>(self, _: u64) -> Result<RawLogprobs, E> {
-                Ok(RawLogprobs(true))
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<RawLogprobs, E> {
+                Ok(RawLogprobs::Count(i64::try_from(count).unwrap_or(i64::MAX)))
             }
         }
         deserializer.deserialize_any(LogprobsVisitor)
+    }
+}
+
+/// Token ids, written as JSON's keys are, to numbers.
+#[derive(Debug)]
+pub(super) struct RawLogitBias(pub(super) BTreeMap<u32, f32>);
+
+impl<'de> Deserialize<'de> for RawLogitBias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BiasVisitor;
+        impl<'de> Visitor<'de> for BiasVisitor {
+            type Value = RawLogitBias;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of token ids and numbers between -100 and 100")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawLogitBias, A::Error> {
+                let mut biases = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    let token: u32 = key.parse().map_err(|_| {
+                        de::Error::custom(format_args!(
+                            "{key:?} is not a token id: write its number as text"
+                        ))
+                    })?;
+                    let bias: f32 = map.next_value()?;
+                    if !(-100.0..=100.0).contains(&bias) {
+                        return Err(de::Error::custom("must be between -100 and 100"));
+                    }
+                    if biases.insert(token, bias).is_some() {
+                        return Err(de::Error::custom(format_args!("token {token} has two biases")));
+                    }
+                    if biases.len() > LOGIT_BIAS_COUNT_MAX {
+                        return Err(de::Error::custom(format_args!(
+                            "has more than {LOGIT_BIAS_COUNT_MAX} tokens"
+                        )));
+                    }
+                }
+                Ok(RawLogitBias(biases))
+            }
+        }
+        deserializer.deserialize_map(BiasVisitor)
     }
 }
 
