@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use flotilla_client::{Catalog, CatalogError};
 use flotilla_dispatcher_core::{Arrival, Origin, StreamSequence};
+use flotilla_prompt::text_bytes;
 use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::InferenceRequest;
@@ -109,12 +110,13 @@ impl Desk {
             };
             let body = &envelope.pulled.message.payload;
             let request = InferenceRequest::decode(&envelope.model, encoding, body, self.body_bytes_max)?;
-            let tokens = self.check(&entry, &text, &request).await?;
-            Ok((request, tokens))
+            let deadline_ms = request.deadline_ms;
+            let tokens = self.check(&entry, &text, request).await?;
+            Ok((deadline_ms, tokens))
         };
         match checked.await {
-            Ok((request, tokens)) => {
-                Admitted::Valid(arrival(envelope, origin, answer_encoding, &request, tokens))
+            Ok((deadline_ms, tokens)) => {
+                Admitted::Valid(arrival(envelope, origin, answer_encoding, deadline_ms, tokens))
             }
             Err(error) => Admitted::Invalid {
                 sequence: envelope.pulled.sequence,
@@ -129,17 +131,10 @@ impl Desk {
         &self,
         entry: &CatalogEntry,
         text: &TextCell,
-        request: &InferenceRequest,
+        request: InferenceRequest,
     ) -> Result<PromptTokens, RequestError> {
-        if request.is_embedding() {
-            return Err(RequestError {
-                code: ErrorCode::InvalidRequest,
-                message: format!("model {} generates text and makes no embeddings", entry.name),
-                param: Some("input".to_owned()),
-            });
-        }
         let field = request.input.field();
-        let (bytes, bytes_max) = (prompt::prompt_bytes(&request.input), self.prompt_bytes_max);
+        let (bytes, bytes_max) = (text_bytes(&request.input), self.prompt_bytes_max);
         if bytes > bytes_max {
             return Err(RequestError {
                 code: ErrorCode::TooLarge,
@@ -147,9 +142,7 @@ impl Desk {
                 param: Some(field.to_owned()),
             });
         }
-        let tokens = prompt::count(entry, text, &request.input).await?;
-        check_context(tokens, request, entry.facts.context_tokens_max)?;
-        Ok(tokens)
+        prompt::count(entry, text, request).await
     }
 
     /// Reads the catalog itself, because the watch may be behind.
@@ -187,7 +180,7 @@ fn arrival(
     envelope: Envelope,
     origin: Origin,
     encoding: Encoding,
-    request: &InferenceRequest,
+    deadline_ms: Option<u64>,
     tokens: PromptTokens,
 ) -> Arrival {
     let Envelope {
@@ -206,45 +199,10 @@ fn arrival(
         body: pulled.message.payload,
         prompt_tokens: tokens.number(),
         age,
-        deadline_in: request
-            .deadline_ms
-            .map(|deadline| Duration::from_millis(deadline).saturating_sub(age)),
+        deadline_in: deadline_ms.map(|deadline| Duration::from_millis(deadline).saturating_sub(age)),
         origin,
-    }
-}
-
-/// Prompt and answer must fit the context together; an answer has at least one token.
-fn check_context(
-    tokens: PromptTokens,
-    request: &InferenceRequest,
-    context_tokens_max: u32,
-) -> Result<(), RequestError> {
-    match tokens {
-        PromptTokens::Counted(tokens) => request.answer_tokens_max(tokens, context_tokens_max).map(drop),
-        PromptTokens::Estimated(_) => Ok(()),
     }
 }
 
 /// What a message's publisher calls it; our request id.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
-
-#[cfg(test)]
-mod tests {
-    use flotilla_protocol::ModelName;
-
-    use super::*;
-
-    #[test]
-    fn a_count_beyond_the_context_is_refused_and_an_estimate_is_not() {
-        let model = ModelName::new("m").unwrap();
-        let body = br#"{"prompt": "x"}"#;
-        let request = InferenceRequest::decode(&model, Encoding::Json, body, 100).unwrap();
-        let checked = |tokens| check_context(tokens, &request, 10).map_err(|error| error.code);
-        assert_eq!(checked(PromptTokens::Counted(9)), Ok(()));
-        assert_eq!(
-            checked(PromptTokens::Counted(10)),
-            Err(ErrorCode::ContextExceeded)
-        );
-        assert_eq!(checked(PromptTokens::Estimated(99)), Ok(()));
-    }
-}

@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flotilla_prompt::{ModelBounds, OpenTextError, PromptMaker};
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource};
-use flotilla_text::{ChatError, ChatTemplate, Tokenizer, TokenizerError};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::{
     MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, Precision, StepLimits,
@@ -19,10 +19,8 @@ use thiserror::Error;
 pub(crate) struct ModelText {
     /// Its numbers.
     pub(crate) config: ModelConfig,
-    /// Text to tokens and back.
-    pub(crate) tokenizer: Tokenizer,
-    /// Conversations to prompts, where the model was made for them.
-    pub(crate) chat: Option<ChatTemplate>,
+    /// Requests to prompts, and tokens to text.
+    pub(crate) prompts: PromptMaker,
 }
 
 /// A model's folder with its files mapped, ready to be loaded.
@@ -50,12 +48,9 @@ pub enum OpenError {
     /// Configuration or weights are not those of a model that the engine runs.
     #[error("the model cannot be run")]
     Model(#[from] ModelError),
-    /// The tokenizer is missing or broken.
-    #[error("the model's tokenizer cannot be used")]
-    Tokenizer(#[from] TokenizerError),
-    /// The chat template is broken.
-    #[error("the model's chat template cannot be used")]
-    Chat(#[from] ChatError),
+    /// Tokenizer or chat template are missing or broken.
+    #[error(transparent)]
+    Text(#[from] OpenTextError),
     /// The device memory cannot be planned.
     #[error("the model's memory cannot be planned")]
     Plan(#[from] PlanError),
@@ -137,10 +132,13 @@ impl OpenedModel {
 }
 
 fn open_text(folder: &Path, config: &ModelConfig) -> Result<ModelText, OpenError> {
+    let bounds = ModelBounds {
+        vocabulary_size: fact("the vocabulary", config.vocab_size)?,
+        context_tokens_max: fact("the context", config.context_tokens_max)?,
+    };
     Ok(ModelText {
         config: config.clone(),
-        tokenizer: Tokenizer::open(folder)?,
-        chat: ChatTemplate::open(folder)?,
+        prompts: PromptMaker::open(folder, bounds)?,
     })
 }
 
@@ -178,7 +176,10 @@ mod tests {
             fs::copy(demo_folder("adder").join(file), folder.path().join(file)).unwrap();
         }
         let error = describe(ModelName::new("adder").unwrap(), folder.path()).unwrap_err();
-        assert!(matches!(error, OpenError::Tokenizer(_)), "{error}");
+        assert!(
+            matches!(error, OpenError::Text(OpenTextError::Tokenizer(_))),
+            "{error}"
+        );
     }
 
     #[test]

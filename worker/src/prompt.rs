@@ -4,10 +4,9 @@ use std::time::SystemTime;
 
 use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input, SamplingParams};
-use flotilla_text::{ChatError, ChatOptions, GenerationPrompt, SpecialTokens, StopStrings, TokenizerError};
+use flotilla_protocol::request::{InferenceRequest, SamplingParams};
+use flotilla_text::StopStrings;
 use flotilla_worker_engine::{LogitEdits, ModelConfig, Sampling};
-use serde_json::Value;
 
 use crate::model::ModelText;
 
@@ -38,111 +37,17 @@ impl Prompt {
         model: &ModelText,
         now: SystemTime,
     ) -> Result<Self, RequestError> {
-        let param = request.input.field();
-        let tokens = tokens(&request.input, model, now)?;
-        let context = model.config.context_tokens_max;
-        if tokens.is_empty() {
-            return Err(refused(
-                ErrorCode::InvalidRequest,
-                param,
-                "the prompt has no tokens".to_owned(),
-            ));
-        }
-        let answer_tokens_max = request.answer_tokens_max(count(tokens.len()), count(context))?;
-        let stops = StopStrings::new(&request.stop)
-            .map_err(|error| refused(ErrorCode::InvalidRequest, "stop", error.to_string()))?;
+        let made = model.prompts.make(request, now)?;
+        let stops = StopStrings::new(&request.stop).map_err(|error| invalid("stop", error.to_string()))?;
         let (sampling, edits) = sampling(id, &request.sampling, &model.config)?;
         Ok(Self {
-            tokens,
-            answer_tokens_max: usize::try_from(answer_tokens_max).unwrap_or(usize::MAX),
+            tokens: made.tokens,
+            answer_tokens_max: usize::try_from(made.answer_tokens_max).unwrap_or(usize::MAX),
             sampling,
             edits,
             stops,
         })
     }
-}
-
-fn tokens(input: &Input, model: &ModelText, now: SystemTime) -> Result<Vec<u32>, RequestError> {
-    match input {
-        Input::Prompt(text) => encode(model, "prompt", text, SpecialTokens::Add),
-        Input::PromptTokens(tokens) => checked_tokens(tokens, model.config.vocab_size),
-        Input::Chat(chat) => {
-            let text = render(chat, model, now)?;
-            encode(model, "messages", &text, SpecialTokens::Skip)
-        }
-        Input::Embed(_) => Err(refused(
-            ErrorCode::InvalidRequest,
-            "input",
-            "this model makes text, not embeddings; send a prompt or messages".to_owned(),
-        )),
-    }
-}
-
-fn checked_tokens(tokens: &[u32], vocabulary_size: usize) -> Result<Vec<u32>, RequestError> {
-    let is_unknown = |token: &&u32| usize::try_from(**token).map_or(true, |token| token >= vocabulary_size);
-    match tokens.iter().find(is_unknown) {
-        None => Ok(tokens.to_vec()),
-        Some(token) => Err(refused(
-            ErrorCode::InvalidRequest,
-            "prompt",
-            format!("token {token} is not below the model's {vocabulary_size}"),
-        )),
-    }
-}
-
-fn encode(
-    model: &ModelText,
-    param: &'static str,
-    text: &str,
-    special: SpecialTokens,
-) -> Result<Vec<u32>, RequestError> {
-    let tokens = model
-        .tokenizer
-        .encode(text, special)
-        .map_err(|error| match error {
-            TokenizerError::Failed { .. } => refused(
-                ErrorCode::InvalidRequest,
-                param,
-                "the model's tokenizer has no tokens for this text".to_owned(),
-            ),
-            other => refused(ErrorCode::Internal, param, other.to_string()),
-        })?;
-    // A tokenizer may know tokens that were added after training and have no row in the weights.
-    checked_tokens(&tokens, model.config.vocab_size)
-}
-
-fn render(chat: &Chat, model: &ModelText, now: SystemTime) -> Result<String, RequestError> {
-    let refused = |code, message| refused(code, "messages", message);
-    let Some(template) = &model.chat else {
-        let message = "the model has no chat template; send a prompt instead of messages".to_owned();
-        return Err(refused(ErrorCode::InvalidRequest, message));
-    };
-    let messages: Vec<Value> = chat.messages.iter().map(ChatMessage::to_value).collect();
-    let tools = (!chat.tools.is_empty()).then(|| Value::from(chat.tools.clone()));
-    let options = ChatOptions {
-        generation_prompt: GenerationPrompt::Add,
-        tools: tools.as_ref(),
-        now,
-    };
-    template.render(&messages, options).map_err(|error| {
-        let code = match &error {
-            ChatError::Raised { .. } | ChatError::OutOfSteps { .. } | ChatError::OutputTooLarge { .. } => {
-                ErrorCode::InvalidRequest
-            }
-            ChatError::Render { .. } => {
-                let message = "the model's chat template fails on these messages".to_owned();
-                return refused(ErrorCode::InvalidRequest, message);
-            }
-            ChatError::File(_)
-            | ChatError::MalformedConfig { .. }
-            | ChatError::NotText { .. }
-            | ChatError::TemplateTooLarge { .. }
-            | ChatError::NoDefault { .. }
-            | ChatError::Syntax { .. }
-            | ChatError::Panicked { .. } => ErrorCode::Internal,
-        };
-        refused(code, error.to_string())
-    })
 }
 
 /// The request's parameters, else the model's, else greedy. A request that says how random it wants to be
@@ -171,7 +76,7 @@ fn sampling(
         Ok((sampling, LogitEdits::none()))
     } else {
         let message = "temperature, top_k or top_p is out of range".to_owned();
-        Err(refused(ErrorCode::InvalidRequest, "temperature", message))
+        Err(invalid("temperature", message))
     }
 }
 
@@ -189,20 +94,15 @@ fn refuse_unknown_to_engine(params: &SamplingParams) -> Result<(), RequestError>
     match asked.into_iter().find(|(_, asked)| *asked) {
         Some((field, _)) => {
             let message = format!("{field} with this value is not supported; leave it out");
-            Err(refused(ErrorCode::InvalidRequest, field, message))
+            Err(invalid(field, message))
         }
         None => Ok(()),
     }
 }
 
-/// A prompt of more than `u32::MAX` tokens is beyond every context.
-fn count(tokens: usize) -> u32 {
-    u32::try_from(tokens).unwrap_or(u32::MAX)
-}
-
-fn refused(code: ErrorCode, param: &'static str, message: String) -> RequestError {
+fn invalid(param: &'static str, message: String) -> RequestError {
     RequestError {
-        code,
+        code: ErrorCode::InvalidRequest,
         message,
         param: Some(param.to_owned()),
     }

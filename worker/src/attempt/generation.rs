@@ -74,7 +74,7 @@ impl Generation {
     /// Continues what the journal holds: the engine gets the prompt and all tokens that were made before.
     pub(super) async fn start(&mut self, start: Start, attempt: &mut Attempt) -> Taken {
         self.output_tokens = start.token_ids.len();
-        let tokenizer = self.model.tokenizer.clone();
+        let tokenizer = self.model.prompts.tokenizer().clone();
         let stops = self.prompt.stops.clone();
         let text = match AnswerText::resume(tokenizer, stops, &start.token_ids, start.text.len()) {
             Ok(text) => text,

@@ -43,7 +43,8 @@ impl Loaded {
         let tokens = self
             .opened
             .text
-            .tokenizer
+            .prompts
+            .tokenizer()
             .encode(prompt, SpecialTokens::Add)
             .unwrap();
         NewRun {
@@ -67,7 +68,7 @@ impl Loaded {
                 Made::Ended(_) => None,
             })
             .collect();
-        self.opened.text.tokenizer.decode_all(&tokens).unwrap()
+        self.opened.text.prompts.tokenizer().decode_all(&tokens).unwrap()
     }
 }
 

@@ -1,0 +1,68 @@
+//! What can be said of a request by a model's numbers alone.
+
+use flotilla_protocol::catalog::ModelFacts;
+use flotilla_protocol::event::RequestError;
+use flotilla_protocol::request::{InferenceRequest, Input};
+
+use crate::{count, invalid};
+
+/// The numbers of a model that bound its prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelBounds {
+    /// Rows of the model's vocabulary: every token id is below.
+    pub vocabulary_size: u32,
+    /// Longest prompt and answer together, in tokens.
+    pub context_tokens_max: u32,
+}
+
+impl From<&ModelFacts> for ModelBounds {
+    fn from(facts: &ModelFacts) -> Self {
+        Self {
+            vocabulary_size: facts.vocabulary_size,
+            context_tokens_max: facts.context_tokens_max,
+        }
+    }
+}
+
+impl ModelBounds {
+    /// Checks what needs no tokenizer: token ids, and room for the answer to a prompt of token ids.
+    ///
+    /// # Errors
+    /// A [`RequestError`] that names the field.
+    pub fn check(&self, request: &InferenceRequest) -> Result<(), RequestError> {
+        self.check_tokens("logit_bias", request.sampling.logit_bias.keys().copied())?;
+        match &request.input {
+            Input::PromptTokens(tokens) => self.answer_tokens_max(request, tokens).map(drop),
+            Input::Prompt(_) | Input::Chat(_) => Ok(()),
+            Input::Embed(_) => Err(invalid(
+                "input",
+                "this model makes text, not embeddings; send a prompt or messages",
+            )),
+        }
+    }
+
+    /// Checks the tokens of a prompt, and tells how long its answer may be.
+    pub(crate) fn answer_tokens_max(
+        &self,
+        request: &InferenceRequest,
+        tokens: &[u32],
+    ) -> Result<u32, RequestError> {
+        let field = request.input.field();
+        if tokens.is_empty() {
+            return Err(invalid(field, "the prompt has no tokens"));
+        }
+        self.check_tokens(field, tokens.iter().copied())?;
+        request.answer_tokens_max(count(tokens.len()), self.context_tokens_max)
+    }
+
+    fn check_tokens(&self, field: &str, tokens: impl IntoIterator<Item = u32>) -> Result<(), RequestError> {
+        let size = self.vocabulary_size;
+        match tokens.into_iter().find(|token| *token >= size) {
+            None => Ok(()),
+            Some(token) => {
+                let message = format!("token {token} is outside the model's vocabulary of {size}");
+                Err(invalid(field, message))
+            }
+        }
+    }
+}

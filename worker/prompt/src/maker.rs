@@ -1,0 +1,144 @@
+//! Rendering and tokenising, by the files of a model's folder.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input};
+use flotilla_text::{
+    ChatError, ChatOptions, ChatTemplate, GenerationPrompt, SpecialTokens, Tokenizer, TokenizerError,
+};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::{ModelBounds, invalid};
+
+/// A model's tokenizer and chat template, ready to make prompts.
+#[derive(Debug)]
+pub struct PromptMaker {
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+    bounds: ModelBounds,
+}
+
+/// A prompt that its model can take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// At least one token, and at least one less than the context.
+    pub tokens: Vec<u32>,
+    /// Most tokens of the answer, within the context; at least 1.
+    pub answer_tokens_max: u32,
+}
+
+/// Why a folder's text files cannot be used.
+#[derive(Debug, Error)]
+pub enum OpenTextError {
+    /// The tokenizer is missing or broken.
+    #[error("the model's tokenizer cannot be used")]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template is broken.
+    #[error("the model's chat template cannot be used")]
+    Chat(#[from] ChatError),
+}
+
+impl PromptMaker {
+    /// Opens the tokenizer and, where there is one, the chat template of a folder. Reads files and takes up to
+    /// seconds.
+    ///
+    /// # Errors
+    /// [`OpenTextError`].
+    pub fn open(folder: &Path, bounds: ModelBounds) -> Result<Self, OpenTextError> {
+        Ok(Self {
+            tokenizer: Tokenizer::open(folder)?,
+            chat: ChatTemplate::open(folder)?,
+            bounds,
+        })
+    }
+
+    /// The model's tokenizer, for its answers.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Makes the prompt of a request. Renders and tokenises: a long one belongs on a thread for blocking work.
+    /// `now` is what a chat template shows as the date.
+    ///
+    /// # Errors
+    /// A [`RequestError`] that names the field.
+    pub fn make(&self, request: &InferenceRequest, now: SystemTime) -> Result<Prompt, RequestError> {
+        self.bounds.check(request)?;
+        let field = request.input.field();
+        let tokens = match &request.input {
+            Input::Prompt(text) => self.encode(field, text, SpecialTokens::Add)?,
+            Input::PromptTokens(tokens) => tokens.clone(),
+            Input::Chat(chat) => self.encode(field, &self.render(chat, now)?, SpecialTokens::Skip)?,
+            Input::Embed(_) => unreachable!("the bounds refuse embeddings"),
+        };
+        // A tokenizer may know tokens that were added after training and have no row in the weights.
+        let answer_tokens_max = self.bounds.answer_tokens_max(request, &tokens)?;
+        Ok(Prompt {
+            tokens,
+            answer_tokens_max,
+        })
+    }
+
+    fn encode(&self, field: &str, text: &str, special: SpecialTokens) -> Result<Vec<u32>, RequestError> {
+        self.tokenizer.encode(text, special).map_err(|error| match error {
+            TokenizerError::Failed { .. } => {
+                invalid(field, "the model's tokenizer has no tokens for this text")
+            }
+            other => broken(field, other.to_string()),
+        })
+    }
+
+    fn render(&self, chat: &Chat, now: SystemTime) -> Result<String, RequestError> {
+        let Some(template) = &self.chat else {
+            let message = "the model has no chat template; send a prompt instead of messages";
+            return Err(invalid("messages", message));
+        };
+        let messages: Vec<Value> = chat.messages.iter().map(ChatMessage::to_value).collect();
+        let tools = (!chat.tools.is_empty()).then(|| Value::from(chat.tools.clone()));
+        let options = ChatOptions {
+            generation_prompt: GenerationPrompt::Add,
+            tools: tools.as_ref(),
+            now,
+        };
+        template.render(&messages, options).map_err(unrendered)
+    }
+}
+
+/// A template that fails on some messages may be right for others: that is the request's fault, as far as
+/// anybody can tell.
+fn unrendered(error: ChatError) -> RequestError {
+    match error {
+        ChatError::Raised { .. } | ChatError::OutOfSteps { .. } | ChatError::OutputTooLarge { .. } => {
+            invalid("messages", error.to_string())
+        }
+        ChatError::Render { source, .. } => {
+            let cause: String = source.to_string().chars().take(CAUSE_CHARS_MAX).collect();
+            invalid(
+                "messages",
+                format!("the model's chat template fails on these messages: {cause}"),
+            )
+        }
+        ChatError::File(_)
+        | ChatError::MalformedConfig { .. }
+        | ChatError::NotText { .. }
+        | ChatError::TemplateTooLarge { .. }
+        | ChatError::NoDefault { .. }
+        | ChatError::Syntax { .. }
+        | ChatError::Panicked { .. } => broken("messages", error.to_string()),
+    }
+}
+
+fn broken(field: &str, message: String) -> RequestError {
+    RequestError {
+        code: ErrorCode::Internal,
+        message,
+        param: Some(field.to_owned()),
+    }
+}
+
+/// Of what the template engine says of a failure; the rest would quote the template.
+const CAUSE_CHARS_MAX: usize = 200;

@@ -1,0 +1,192 @@
+//! Requests to prompts, with the tokenizer of the adder and templates made for each test.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use flotilla_prompt::{ModelBounds, OpenTextError, Prompt, PromptMaker, text_bytes};
+use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::request::InferenceRequest;
+use flotilla_protocol::{Encoding, ModelName};
+use serde_json::{Value, json};
+
+const BOUNDS: ModelBounds = ModelBounds {
+    vocabulary_size: 16,
+    context_tokens_max: 32,
+};
+
+fn adder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../cli/demo-models/adder")
+}
+
+fn maker(template: Option<&str>) -> PromptMaker {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(adder().join(file), folder.path().join(file)).unwrap();
+    }
+    if let Some(template) = template {
+        std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    }
+    PromptMaker::open(folder.path(), BOUNDS).unwrap()
+}
+
+fn request(body: &Value) -> InferenceRequest {
+    let name = ModelName::new("adder").unwrap();
+    InferenceRequest::decode(&name, Encoding::Json, body.to_string().as_bytes(), 1 << 20).unwrap()
+}
+
+fn make(template: Option<&str>, body: &Value) -> Result<Prompt, RequestError> {
+    maker(template).make(&request(body), SystemTime::UNIX_EPOCH)
+}
+
+fn text(template: &str, body: &Value) -> String {
+    let maker = maker(Some(template));
+    let prompt = maker.make(&request(body), SystemTime::UNIX_EPOCH).unwrap();
+    maker.tokenizer().decode_all(&prompt.tokens).unwrap()
+}
+
+fn chat(content: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": content}]})
+}
+
+#[test]
+fn text_and_its_tokens_and_a_rendered_chat_make_one_prompt() {
+    let of_text = make(None, &json!({"prompt": "12+3="})).unwrap();
+    let of_tokens = make(None, &json!({"prompt": of_text.tokens})).unwrap();
+    assert_eq!(of_text, of_tokens);
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}=";
+    assert_eq!(make(Some(template), &chat("12+3")).unwrap(), of_text);
+    assert_eq!(
+        usize::try_from(of_text.answer_tokens_max).unwrap(),
+        32 - of_text.tokens.len()
+    );
+}
+
+#[test]
+fn template_sees_tools_calls_and_results() {
+    let template = "{{ tools | length }}+{{ messages[1].tool_calls[0].function.arguments.a }}\
+                    +{{ messages[1].content is none and 7 }}+{{ messages[2].tool_call_id }}\
+                    {% if messages[0].tool_calls is defined %}={% endif %}";
+    let body = json!({
+        "messages": [
+            {"role": "user", "content": "1"},
+            {"role": "assistant", "tool_calls": [
+                {"type": "function", "function": {"name": "add", "arguments": "{\"a\": 23}"}},
+            ]},
+            {"role": "tool", "tool_call_id": "456", "content": "2"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "add"}}],
+    });
+    assert_eq!(text(template, &body), "1+23+7+456");
+    let without = "{% if tools %}1{% else %}2{% endif %}";
+    assert_eq!(text(without, &chat("3")), "2");
+}
+
+#[test]
+fn each_refusal_names_the_field_and_what_is_wrong() {
+    let cases: [(Option<&str>, Value, &str, &str); 8] = [
+        (Some("{# silence #}"), chat("1"), "messages", "has no tokens"),
+        (
+            None,
+            json!({"prompt": [3, 16]}),
+            "prompt",
+            "token 16 is outside the model's vocabulary of 16",
+        ),
+        (
+            None,
+            json!({"prompt": "1", "logit_bias": {"3": 1, "99": 1}}),
+            "logit_bias",
+            "token 99 is outside",
+        ),
+        (None, json!({"input": "1"}), "input", "not embeddings"),
+        (None, chat("1"), "messages", "no chat template"),
+        (
+            Some("{{ raise_exception('only poems') }}"),
+            chat("1"),
+            "messages",
+            "only poems",
+        ),
+        (
+            Some("{{ messages[0].a.b.c }}"),
+            chat("1"),
+            "messages",
+            "undefined value",
+        ),
+        (
+            Some("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"),
+            chat("1"),
+            "messages",
+            "steps",
+        ),
+    ];
+    for (template, body, field, part) in cases {
+        let error = make(template, &body).expect_err(&body.to_string());
+        assert_eq!(error.code, ErrorCode::InvalidRequest, "{body}: {error}");
+        assert_eq!(error.param.as_deref(), Some(field), "{body}: {error}");
+        assert!(error.message.contains(part), "{body}: {error}");
+    }
+}
+
+#[test]
+fn prompt_that_fills_the_context_is_refused_and_one_token_less_is_not() {
+    assert_eq!(
+        make(None, &json!({"prompt": vec![3; 31]}))
+            .unwrap()
+            .answer_tokens_max,
+        1
+    );
+    for (body, field) in [
+        (json!({"prompt": vec![3; 32]}), "prompt"),
+        (json!({"prompt": "1".repeat(40)}), "prompt"),
+        (json!({"prompt": "1", "max_tokens": 32}), "max_tokens"),
+    ] {
+        let error = make(None, &body).unwrap_err();
+        assert_eq!(
+            (error.code, error.param.as_deref()),
+            (ErrorCode::ContextExceeded, Some(field)),
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn what_needs_no_tokenizer_is_refused_by_the_numbers_alone() {
+    for body in [
+        json!({"prompt": [3, 16]}),
+        json!({"prompt": vec![3; 32]}),
+        json!({"prompt": "1", "logit_bias": {"16": 1}}),
+        json!({"input": ["1"]}),
+    ] {
+        let alone = BOUNDS.check(&request(&body)).unwrap_err();
+        assert_eq!(alone, make(None, &body).unwrap_err(), "{body}");
+    }
+    assert_eq!(
+        BOUNDS.check(&request(&json!({"prompt": "1", "logit_bias": {"15": 1}}))),
+        Ok(())
+    );
+}
+
+#[test]
+fn broken_files_are_named_when_a_folder_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = PromptMaker::open(folder.path(), BOUNDS).unwrap_err();
+    assert!(matches!(error, OpenTextError::Tokenizer(_)), "{error}");
+    std::fs::copy(
+        adder().join("tokenizer.json"),
+        folder.path().join("tokenizer.json"),
+    )
+    .unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), "{% for %}").unwrap();
+    let error = PromptMaker::open(folder.path(), BOUNDS).unwrap_err();
+    assert!(matches!(error, OpenTextError::Chat(_)), "{error}");
+}
+
+#[test]
+fn bytes_of_a_prompt_are_those_of_its_text() {
+    assert_eq!(text_bytes(&request(&json!({"prompt": "123"})).input), 3);
+    assert_eq!(text_bytes(&request(&json!({"prompt": [1, 2, 3]})).input), 12);
+    assert_eq!(text_bytes(&request(&json!({"input": ["1", "22"]})).input), 3);
+    let long = text_bytes(&request(&chat(&"1".repeat(100))).input);
+    assert!((100..120).contains(&long), "{long}");
+}
