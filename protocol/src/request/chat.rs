@@ -22,8 +22,7 @@ impl Chat {
     }
 }
 
-/// One turn of a conversation. Serialised, it is the message that templates know: what is not there has no
-/// key, except that a message with tool calls always has its `content`.
+/// One turn of a conversation, in the shape in which clients send it and templates get it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
     /// `system`, `user`, `assistant`, `tool` or what else the model's template knows.
@@ -60,7 +59,7 @@ impl ChatMessage {
         }
     }
 
-    /// The message as templates know it.
+    /// The message as a chat template takes it.
     #[must_use]
     pub fn to_value(&self) -> Value {
         serde_json::to_value(self).expect("a message is plain data")

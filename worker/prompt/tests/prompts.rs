@@ -66,7 +66,7 @@ fn text_and_its_tokens_and_a_rendered_chat_make_one_prompt() {
 #[test]
 fn template_sees_tools_calls_and_results() {
     let template = "{{ tools | length }}+{{ messages[1].tool_calls[0].function.arguments.a }}\
-                    +{{ messages[1].content is none and 7 }}+{{ messages[2].tool_call_id }}\
+                    +{{ messages[1].content is undefined and 7 }}+{{ messages[2].tool_call_id }}\
                     {% if messages[0].tool_calls is defined %}={% endif %}";
     let body = json!({
         "messages": [

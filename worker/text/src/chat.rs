@@ -12,23 +12,38 @@ use minijinja::{Environment, ErrorKind, Value};
 
 use crate::chat::bounded::BoundedWriter;
 use crate::chat::functions::Raised;
-use crate::file::{FileError, read_if_there};
-use crate::tokenizer_config::{ChatTemplates, ConfigError, TokenizerConfig};
+use crate::chat::source::{Source, Sources};
+use crate::file::FileError;
+use crate::tokenizer_config::{ConfigError, TokenizerConfig};
 
 mod bounded;
 mod functions;
 mod generation;
+mod json;
+mod message;
+mod source;
 
 /// A model's chat template, after the conventions of Hugging Face `transformers`.
 ///
 /// It comes with the model's files and is not trusted: it sees nothing but its arguments, and its steps
 /// (5 million), its output (16 MiB), its source (1 MiB) and its recursion are bounded.
-/// The memory of values inside one expression is bounded by the engine alone, to 100 MB for one repeated string.
+/// The memory of the values that it makes on its way is bounded by the engine alone, to 100 MB for one repeated
+/// string; a template that joins a text with itself again and again can use up its process's memory.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    path: PathBuf,
+    default: Named,
+    /// Takes the place of the default when there are tools.
+    tool_use: Option<Named>,
     special_tokens: BTreeMap<&'static str, String>,
+}
+
+/// One of a model's templates, as the environment knows it.
+#[derive(Debug)]
+struct Named {
+    name: &'static str,
+    /// The file that holds it.
+    path: PathBuf,
 }
 
 /// What a chat is rendered with besides its messages.
@@ -134,6 +149,8 @@ pub enum ChatError {
 impl ChatTemplate {
     /// Opens the chat template of a model's folder: `chat_template.jinja`, or else the template in
     /// `tokenizer_config.json` (of several, the one named `default`). `None` when there is neither.
+    /// A second one, `additional_chat_templates/tool_use.jinja` or the configured one named `tool_use`, renders
+    /// the chats that have tools.
     ///
     /// # Errors
     /// A file that is too large or malformed, or a template that is not valid.
@@ -143,10 +160,10 @@ impl ChatTemplate {
             .special_tokens()
             .map(|(name, token)| (name, token.to_owned()))
             .collect();
-        let Some((path, source)) = find_source(folder, config.chat_template)? else {
-            return Ok(None);
-        };
-        Self::compile(path, &source, special_tokens).map(Some)
+        match source::find(folder, config.chat_template)? {
+            Some(sources) => Self::compile(sources, special_tokens).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The prompt of a conversation: `messages` is the array of a chat completion request.
@@ -160,10 +177,14 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         options: ChatOptions<'_>,
     ) -> Result<String, ChatError> {
+        let used = match &self.tool_use {
+            Some(tool_use) if options.tools.is_some() => tool_use,
+            Some(_) | None => &self.default,
+        };
         let mut output = BoundedWriter::new(OUTPUT_BYTES_MAX);
         // The environment is not changed by a rendering, and the output is dropped after a panic.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let template = self.environment.get_template(TEMPLATE_NAME)?;
+            let template = self.environment.get_template(used.name)?;
             template
                 .render_captured_to(self.context(messages, options), &mut output)
                 .map(drop)
@@ -173,44 +194,33 @@ impl ChatTemplate {
             Ok(Err(_)) if output.overflowed() => Err(ChatError::OutputTooLarge {
                 limit_bytes: OUTPUT_BYTES_MAX,
             }),
-            Ok(Err(source)) => Err(self.failure(source)),
+            Ok(Err(source)) => Err(failure(source, used)),
             Err(_panic) => Err(ChatError::Panicked {
-                path: self.path.clone(),
+                path: used.path.clone(),
             }),
         }
     }
 
-    fn compile(
-        path: PathBuf,
-        source: &str,
-        special_tokens: BTreeMap<&'static str, String>,
-    ) -> Result<Self, ChatError> {
-        if source.len() > SOURCE_BYTES_MAX {
-            let bytes = source.len();
-            return Err(ChatError::TemplateTooLarge {
-                path,
-                bytes,
-                limit_bytes: SOURCE_BYTES_MAX,
-            });
-        }
-        let source = generation::without_generation_tags(source);
-        match catch_unwind(|| environment(source)) {
-            Ok(Ok(environment)) => Ok(Self {
-                environment,
-                path,
-                special_tokens,
-            }),
-            Ok(Err(source)) => Err(ChatError::Syntax { path, source }),
-            Err(_panic) => Err(ChatError::Panicked { path }),
-        }
+    fn compile(sources: Sources, special_tokens: BTreeMap<&'static str, String>) -> Result<Self, ChatError> {
+        let mut environment = environment();
+        let default = add(&mut environment, "default", sources.default)?;
+        let tool_use = sources.tool_use;
+        let tool_use = tool_use.map(|source| add(&mut environment, "tool_use", source));
+        Ok(Self {
+            default,
+            tool_use: tool_use.transpose()?,
+            environment,
+            special_tokens,
+        })
     }
 
     fn context(&self, messages: &[serde_json::Value], options: ChatOptions<'_>) -> Value {
         let tools = options
             .tools
             .map_or(Value::from(()), |tools| Value::from(Serde(tools)));
+        let messages: Vec<_> = messages.iter().map(message::prepared).collect();
         let arguments = [
-            ("messages", Value::from(Serde(messages))),
+            ("messages", Value::from(Serde(&messages))),
             ("tools", tools),
             ("documents", Value::from(())),
             (
@@ -225,25 +235,6 @@ impl ChatTemplate {
             .map(|(&name, token)| (name, Value::from(token.as_str())));
         Value::from(tokens.chain(arguments).collect::<BTreeMap<_, _>>())
     }
-
-    fn failure(&self, source: minijinja::Error) -> ChatError {
-        let mut cause = source.source();
-        while let Some(error) = cause {
-            if let Some(Raised(message)) = error.downcast_ref() {
-                return ChatError::Raised {
-                    message: message.clone(),
-                };
-            }
-            cause = error.source();
-        }
-        match source.kind() {
-            ErrorKind::OutOfFuel => ChatError::OutOfSteps { steps: STEPS_MAX },
-            _ => ChatError::Render {
-                path: self.path.clone(),
-                source,
-            },
-        }
-    }
 }
 
 impl From<ConfigError> for ChatError {
@@ -255,49 +246,63 @@ impl From<ConfigError> for ChatError {
     }
 }
 
-fn find_source(
-    folder: &Path,
-    configured: Option<ChatTemplates>,
-) -> Result<Option<(PathBuf, String)>, ChatError> {
-    let path = folder.join("chat_template.jinja");
-    let limit_bytes = u64::try_from(SOURCE_BYTES_MAX).expect("a limit of 1 MiB is in range");
-    if let Some(content) = read_if_there(&path, limit_bytes)? {
-        return match String::from_utf8(content) {
-            Ok(source) => Ok(Some((path, source))),
-            Err(source) => Err(ChatError::NotText { path, source }),
-        };
-    }
-    let path = folder.join("tokenizer_config.json");
-    match configured {
-        None => Ok(None),
-        Some(ChatTemplates::One(source)) => Ok(Some((path, source))),
-        Some(ChatTemplates::Named(templates)) => {
-            match templates.into_iter().find(|template| template.name == "default") {
-                Some(default) => Ok(Some((path, default.template))),
-                None => Err(ChatError::NoDefault { path }),
-            }
-        }
-    }
-}
-
-fn environment(source: String) -> Result<Environment<'static>, minijinja::Error> {
+fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(
         SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
-            .build()?,
+            .build()
+            .expect("the delimiters are Jinja's own"),
     );
     environment.set_fuel(Some(STEPS_MAX));
     environment.set_recursion_limit(RECURSION_MAX);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     functions::register(&mut environment);
-    environment.add_template_owned(TEMPLATE_NAME, source)?;
-    Ok(environment)
+    environment
 }
 
-/// Its name has no `.html`, so nothing is escaped.
-const TEMPLATE_NAME: &str = "chat_template";
+/// Compiles a template. Its name has no `.html`, so nothing is escaped.
+fn add(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    source: Source,
+) -> Result<Named, ChatError> {
+    let Source { path, text } = source;
+    if text.len() > SOURCE_BYTES_MAX {
+        return Err(ChatError::TemplateTooLarge {
+            path,
+            bytes: text.len(),
+            limit_bytes: SOURCE_BYTES_MAX,
+        });
+    }
+    let text = generation::without_generation_tags(&text);
+    // After a panic the environment is dropped with the error.
+    match catch_unwind(AssertUnwindSafe(|| environment.add_template_owned(name, text))) {
+        Ok(Ok(())) => Ok(Named { name, path }),
+        Ok(Err(source)) => Err(ChatError::Syntax { path, source }),
+        Err(_panic) => Err(ChatError::Panicked { path }),
+    }
+}
+
+fn failure(source: minijinja::Error, template: &Named) -> ChatError {
+    let mut cause = source.source();
+    while let Some(error) = cause {
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return ChatError::Raised {
+                message: message.clone(),
+            };
+        }
+        cause = error.source();
+    }
+    match source.kind() {
+        ErrorKind::OutOfFuel => ChatError::OutOfSteps { steps: STEPS_MAX },
+        _ => ChatError::Render {
+            path: template.path.clone(),
+            source,
+        },
+    }
+}
 
 /// The largest templates in use have 30 kB.
 const SOURCE_BYTES_MAX: usize = 1 << 20;

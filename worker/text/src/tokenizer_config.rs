@@ -12,7 +12,10 @@ pub(crate) struct TokenizerConfig {
     bos_token: Option<TokenText>,
     eos_token: Option<TokenText>,
     unk_token: Option<TokenText>,
+    sep_token: Option<TokenText>,
     pad_token: Option<TokenText>,
+    cls_token: Option<TokenText>,
+    mask_token: Option<TokenText>,
     pub(crate) chat_template: Option<ChatTemplates>,
 }
 
@@ -61,7 +64,10 @@ impl TokenizerConfig {
             ("bos_token", &self.bos_token),
             ("eos_token", &self.eos_token),
             ("unk_token", &self.unk_token),
+            ("sep_token", &self.sep_token),
             ("pad_token", &self.pad_token),
+            ("cls_token", &self.cls_token),
+            ("mask_token", &self.mask_token),
         ];
         named
             .into_iter()

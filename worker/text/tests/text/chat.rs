@@ -1,6 +1,6 @@
 //! Chat templates of the shapes that models come with.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use flotilla_text::{ChatError, ChatOptions, ChatTemplate, GenerationPrompt};
 use proptest::prelude::*;
@@ -137,9 +137,9 @@ fn exception_of_a_macro_is_still_an_exception() {
 
 #[test]
 fn none_and_booleans_are_written_as_python_does() {
-    let messages = json!([{"content": null, "flag": true, "number": 1.0}]);
+    let messages = json!([{"part": {"content": null}, "flag": true, "number": 1.0}]);
     let template =
-        "{{ messages[0].content }} {{ messages[0].flag }} {{ messages[0].number }} {{ tools is none }}";
+        "{{ messages[0].part.content }} {{ messages[0].flag }} {{ messages[0].number }} {{ tools is none }}";
     assert_eq!(render(template, &messages, None).unwrap(), "None True 1.0 True");
 }
 
@@ -172,6 +172,62 @@ fn template_file_goes_before_the_configuration_and_default_is_chosen_of_several(
             ("chat_template.jinja", "file")
         ]),
         "file"
+    );
+}
+
+#[test]
+fn chat_with_tools_is_rendered_by_the_template_for_them() {
+    let named = json!({"chat_template": [
+        {"name": "tool_use", "template": "configured tools"}, {"name": "default", "template": "configured"},
+    ]});
+    let (named, one) = (
+        named.to_string(),
+        json!({"chat_template": "configured"}).to_string(),
+    );
+    let texts = |files: &[(&str, &str)]| {
+        let folder = fixtures::folder(files);
+        let template = ChatTemplate::open(folder.path()).unwrap().unwrap();
+        let tools = weather_tool();
+        [None, Some(&tools)].map(|tools| {
+            let options = ChatOptions {
+                generation_prompt: GenerationPrompt::Add,
+                tools,
+                now: SystemTime::UNIX_EPOCH,
+            };
+            template.render(&[], options).unwrap()
+        })
+    };
+    let (config, file) = ("tokenizer_config.json", "chat_template.jinja");
+    let additional = "additional_chat_templates/tool_use.jinja";
+    assert_eq!(texts(&[(config, &named)]), ["configured", "configured tools"]);
+    assert_eq!(texts(&[(config, &one)]), ["configured", "configured"]);
+    assert_eq!(
+        texts(&[(config, &one), (additional, "added")]),
+        ["configured", "added"]
+    );
+    assert_eq!(
+        texts(&[(config, &named), (additional, "added")]),
+        ["configured", "added"]
+    );
+    assert_eq!(texts(&[(config, &named), (file, "file")]), ["file", "file"]);
+    assert_eq!(texts(&[(file, "file"), (additional, "added")]), ["file", "added"]);
+    let alone = fixtures::folder(&[(additional, "added")]);
+    assert!(matches!(
+        ChatTemplate::open(alone.path()),
+        Err(ChatError::NoDefault { .. })
+    ));
+}
+
+#[test]
+fn broken_template_for_tools_is_named_when_it_is_opened() {
+    let folder = fixtures::folder(&[
+        ("chat_template.jinja", "x"),
+        ("additional_chat_templates/tool_use.jinja", "{% for %}"),
+    ]);
+    let error = ChatTemplate::open(folder.path()).unwrap_err();
+    assert!(
+        error.to_string().contains("tool_use.jinja is not valid"),
+        "{error}"
     );
 }
 
@@ -212,6 +268,9 @@ fn hostile_templates_end_with_an_error() {
         "{{ 'x' | indent(18446744073709551615) }}",
         "{{ 'x' | indent(width=9999999999999) }}",
         "{{ messages | tojson(indent=18446744073709551615) }}",
+        "{{ messages | tojson(separators='x') }}",
+        "{{ messages | tojson(separators=['a', 'b', 'c']) }}",
+        "{{ messages | tojson(colour=true) }}",
         "{{ ('x' * 99999999) | tojson }}",
         "{{ 'x' * 9999999999999 }}",
         "{{ strftime_now('%Q') }}",
@@ -243,4 +302,85 @@ proptest! {
         let panicked = matches!(outcome, Err(ChatError::Panicked { .. }));
         prop_assert!(!panicked, "{}", template);
     }
+
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn random_templates_end_in_time_and_never_panic(template in any_template()) {
+        let begun = Instant::now();
+        let outcome = render(&template, &conversation(), Some(&weather_tool()));
+        let panicked = matches!(outcome, Err(ChatError::Panicked { .. }));
+        prop_assert!(!panicked, "{}", template);
+        prop_assert!(begun.elapsed() < RENDER_MAX, "{}", template);
+    }
+}
+
+/// Templates that mostly compile: statements within statements, some of them cut short or with noise inside.
+fn any_template() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(PIECES.to_vec()).prop_map(str::to_owned);
+    let nested = piece.prop_recursive(6, 40, 5, |inner| {
+        let body = prop::collection::vec(inner, 1..5).prop_map(|parts| parts.concat());
+        (prop::sample::select(WRAPPERS.to_vec()), body)
+            .prop_map(|((begin, end), body)| format!("{begin}{body}{end}"))
+    });
+    let noise = prop::option::weighted(0.2, ("[ -~\\n]{0,8}", any::<prop::sample::Index>()));
+    (prop::collection::vec(nested, 1..5), noise).prop_map(|(parts, noise)| {
+        let mut template = parts.concat();
+        if let Some((noise, place)) = noise {
+            template.insert_str(place.index(template.len()), &noise);
+        }
+        template
+    })
+}
+
+/// Statements that fail, loop for long or write much, in any order.
+const PIECES: [&str; 30] = [
+    "{% set x = [x, x] %}",
+    "{% set x = 'ab' * 99 %}",
+    "{% set x = messages %}",
+    "{% set x = tools[0] %}",
+    "{% set ns = namespace(x=1) %}",
+    "{% set ns.x = (ns.x, x) %}",
+    "{{ f(1) }}",
+    "{{ f(f) }}",
+    "{{ loop(x) }}",
+    "{{ loop.index ~ loop.previtem }}",
+    "{{ caller() }}",
+    "{% break %}",
+    "{% continue %}",
+    "{{ x | tojson(indent=9) }}",
+    "{{ messages | tojson(ensure_ascii=true) }}",
+    "{{ tools[::-1] }}",
+    "{{ x.split('a') }}",
+    "{{ x | indent(64) }}",
+    "{{ messages[0].content[1:-1].strip() }}",
+    "{{ x | batch(3) | list }}",
+    "{{ strftime_now('%Y' * 9999) }}",
+    "{{ raise_exception(x) }}",
+    "{{ m.role.upper() }}",
+    "{{ m.content | trim }}",
+    "{{ 9 ** 99999 }}",
+    "{{ x | sort | unique | list }}",
+    "{{ self }}{{ x is iterable }}",
+    "{% include 'default' %}",
+    "{{ 'x' * 99999 }}",
+    "a\n  é {# b #}",
+];
+
+const WRAPPERS: [(&str, &str); 9] = [
+    ("{% for m in messages %}", "{% endfor %}"),
+    ("{% for a in range(99999) %}", "{% endfor %}"),
+    ("{%- for x in [x] recursive -%}", "{%- endfor -%}"),
+    ("{% if tools %}", "{% else %}x{% endif %}"),
+    ("{% macro f(a) %}", "{% endmacro %}{{ f(2) }}"),
+    ("{% call f(1) %}", "{% endcall %}"),
+    ("{% set x %}", "{% endset %}"),
+    ("{% generation %}", "{% endgeneration %}"),
+    ("{% filter upper %}", "{% endfilter %}"),
+];
+
+/// A rendering of all the steps that are allowed takes a fraction of this in a debug build on a busy machine.
+const RENDER_MAX: Duration = Duration::from_secs(60);

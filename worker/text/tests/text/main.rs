@@ -6,3 +6,4 @@ mod answer;
 mod chat;
 mod fixtures;
 mod tokenizer;
+mod transformers;
