@@ -9,9 +9,9 @@ use std::time::Duration;
 use flotilla_client::{Catalog, CatalogError};
 use flotilla_dispatcher_core::{Arrival, Origin, StreamSequence};
 use flotilla_prompt::text_bytes;
-use flotilla_protocol::catalog::CatalogEntry;
-use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::request::InferenceRequest;
+use flotilla_protocol::catalog::{CatalogEntry, ModelTask};
+use flotilla_protocol::event::{ErrorCode, RequestError, embeddings_bytes_max};
+use flotilla_protocol::request::{InferenceRequest, Input};
 use flotilla_protocol::subject::{SubjectError, Subjects};
 use flotilla_protocol::{Class, Encoding, IdError, ModelName, RequestId, headers};
 use thiserror::Error;
@@ -65,6 +65,8 @@ pub(crate) struct Desk {
     /// Bytes of a body that fits into an assignment as well.
     pub(crate) body_bytes_max: usize,
     pub(crate) prompt_bytes_max: usize,
+    /// Bytes of one event that the server takes.
+    pub(crate) event_bytes_max: usize,
 }
 
 /// Reads subject and id of a message.
@@ -111,7 +113,7 @@ impl Desk {
             let body = &envelope.pulled.message.payload;
             let request = InferenceRequest::decode(&envelope.model, encoding, body, self.body_bytes_max)?;
             let deadline_ms = request.deadline_ms;
-            let tokens = self.check(&entry, &text, request).await?;
+            let tokens = self.check(&entry, &text, request, encoding).await?;
             Ok((deadline_ms, tokens))
         };
         match checked.await {
@@ -132,6 +134,7 @@ impl Desk {
         entry: &CatalogEntry,
         text: &TextCell,
         request: InferenceRequest,
+        encoding: Encoding,
     ) -> Result<PromptTokens, RequestError> {
         let field = request.input.field();
         let (bytes, bytes_max) = (text_bytes(&request.input), self.prompt_bytes_max);
@@ -141,6 +144,9 @@ impl Desk {
                 message: format!("the prompt has {bytes} bytes, at most {bytes_max} are allowed"),
                 param: Some(field.to_owned()),
             });
+        }
+        if let (Input::Embed(texts), ModelTask::Embed { dimensions }) = (&request.input, entry.facts.task) {
+            check_answer_bytes(texts.len(), dimensions, encoding, self.event_bytes_max)?;
         }
         prompt::count(entry, text, request).await
     }
@@ -204,5 +210,54 @@ fn arrival(
     }
 }
 
+/// All vectors of a request travel in one event: what the server would not take is refused before it is made.
+fn check_answer_bytes(
+    texts: usize,
+    dimensions: u32,
+    encoding: Encoding,
+    event_bytes_max: usize,
+) -> Result<(), RequestError> {
+    let bytes = embeddings_bytes_max(texts, dimensions, encoding);
+    if bytes <= event_bytes_max {
+        return Ok(());
+    }
+    let none = embeddings_bytes_max(0, dimensions, encoding);
+    let one = embeddings_bytes_max(1, dimensions, encoding) - none;
+    let fitting = event_bytes_max.saturating_sub(none) / one;
+    let advice = match encoding {
+        Encoding::Json => "send fewer at once, or send MessagePack, which takes a quarter",
+        Encoding::MessagePack => "send fewer at once",
+    };
+    Err(RequestError {
+        code: ErrorCode::TooLarge,
+        message: format!(
+            "{texts} vectors of {dimensions} numbers do not fit into one event of {event_bytes_max} bytes, \
+             {fitting} do: {advice}"
+        ),
+        param: Some("input".to_owned()),
+    })
+}
+
 /// What a message's publisher calls it; our request id.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_vectors_as_are_said_to_fit_do_and_one_more_does_not() {
+        for (encoding, fitting) in [(Encoding::Json, 67), (Encoding::MessagePack, 251)] {
+            let check = |texts| check_answer_bytes(texts, 1024, encoding, 1 << 20);
+            assert_eq!(check(fitting), Ok(()));
+            let error = check(fitting + 1).unwrap_err();
+            assert_eq!(
+                (error.code, error.param.as_deref()),
+                (ErrorCode::TooLarge, Some("input"))
+            );
+            assert!(error.message.contains(&format!("{fitting} do")), "{error}");
+        }
+        let error = check_answer_bytes(1, u32::MAX, Encoding::Json, 1 << 20).unwrap_err();
+        assert!(error.message.contains("0 do"), "{error}");
+    }
+}

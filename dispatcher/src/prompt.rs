@@ -83,8 +83,8 @@ fn open_folder(model: &ModelName, folder: &Path, bounds: ModelBounds) -> Option<
 }
 
 fn count_with(maker: &PromptMaker, request: &InferenceRequest) -> Result<PromptTokens, RequestError> {
-    let prompt = maker.make(request, SystemTime::now())?;
-    Ok(PromptTokens::Counted(number(prompt.tokens.len())))
+    let made = maker.make(request, SystemTime::now())?;
+    Ok(PromptTokens::Counted(number(made.prompt_tokens())))
 }
 
 fn estimate(input: &Input) -> PromptTokens {

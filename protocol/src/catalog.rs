@@ -49,4 +49,38 @@ pub struct ModelFacts {
     pub vocabulary_size: u32,
     /// Bytes of all tensors.
     pub weights_bytes: u64,
+    /// What it does with a prompt.
+    #[serde(default, skip_serializing_if = "ModelTask::is_generate")]
+    pub task: ModelTask,
+}
+
+/// What a model does. Entries of older releases do not say, and are of models that generate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelTask {
+    /// It goes on with a text.
+    #[default]
+    Generate,
+    /// It makes a vector of a text.
+    Embed {
+        /// Numbers of a vector.
+        dimensions: u32,
+    },
+}
+
+impl ModelTask {
+    /// Whether it goes on with a text.
+    #[must_use]
+    pub fn is_generate(&self) -> bool {
+        matches!(self, Self::Generate)
+    }
+}
+
+impl std::fmt::Display for ModelTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Generate => f.write_str("generate"),
+            Self::Embed { dimensions } => write!(f, "embed, {dimensions} dimensions"),
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The events of a request's answer: what the journal stores and a client reads.
 
+mod embedding;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{DecodeError, EncodeError, Encoding};
 use crate::ids::{IdError, ModelName, RequestId};
+
+pub use embedding::{Embedding, embeddings_bytes_max};
 
 /// Largest body of one event that a reader accepts, in bytes: the events of our own making stay far below.
 pub const EVENT_BYTES_MAX: usize = 8 << 20;
@@ -196,9 +200,9 @@ pub struct Finished {
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
-    /// Embeddings, one for each input; absent for generations.
+    /// Embeddings, one for each input and in their order; absent for generations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<Vec<Vec<f32>>>,
+    pub data: Option<Vec<Embedding>>,
 }
 
 /// Why an answer ended.

@@ -187,7 +187,10 @@ fn events_keep_their_shape() {
     golden(
         "event-finished-embedding",
         &Finished {
-            data: Some(vec![vec![0.5, -0.25]]),
+            data: Some(vec![Embedding {
+                index: 0,
+                embedding: vec![0.5, -0.25],
+            }]),
             ..finished
         },
     );
@@ -319,6 +322,7 @@ fn catalog_and_profiles_keep_their_shape() {
                 context_tokens_max: 8192,
                 vocabulary_size: 128_256,
                 weights_bytes: 16 << 30,
+                task: ModelTask::Generate,
             },
             slots: Some(8),
             keep_alive: Some(KeepAlive::UntilEvicted),
@@ -327,6 +331,16 @@ fn catalog_and_profiles_keep_their_shape() {
                 ttft_ms: Some(500.0),
                 ..Slo::default()
             }),
+        },
+    );
+    golden(
+        "model-facts-embed",
+        &ModelFacts {
+            architecture: "BertModel".into(),
+            context_tokens_max: 512,
+            vocabulary_size: 30_522,
+            weights_bytes: 1 << 27,
+            task: ModelTask::Embed { dimensions: 384 },
         },
     );
     golden(

@@ -7,6 +7,7 @@ mod bad_starts;
 mod chat;
 mod command_line;
 mod crashes;
+mod embeddings;
 mod endings;
 mod foreign_client;
 mod journal;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use flotilla_prompt::{ModelBounds, OpenTextError, PromptMaker};
 use flotilla_protocol::ModelName;
-use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource};
+use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::{
     MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, Precision, StepLimits,
@@ -81,6 +81,7 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
         context_tokens_max: fact("the context", text.config.context_tokens_max)?,
         vocabulary_size: fact("the vocabulary", text.config.vocab_size)?,
         weights_bytes: model.weights_bytes() as u64,
+        task: ModelTask::Generate,
     };
     Ok(CatalogEntry {
         name,
@@ -133,6 +134,7 @@ impl OpenedModel {
 
 fn open_text(folder: &Path, config: &ModelConfig) -> Result<ModelText, OpenError> {
     let bounds = ModelBounds {
+        task: ModelTask::Generate,
         vocabulary_size: fact("the vocabulary", config.vocab_size)?,
         context_tokens_max: fact("the context", config.context_tokens_max)?,
     };

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use flotilla_prompt::Made;
 use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{InferenceRequest, SamplingParams};
@@ -37,7 +38,13 @@ impl Prompt {
         model: &ModelText,
         now: SystemTime,
     ) -> Result<Self, RequestError> {
-        let made = model.prompts.make(request, now)?;
+        let made = match model.prompts.make(request, now)? {
+            Made::Generate(prompt) => prompt,
+            Made::Embed(_) => {
+                let message = "this worker's engine makes no embeddings".to_owned();
+                return Err(invalid("input", message));
+            }
+        };
         let stops = StopStrings::new(&request.stop).map_err(|error| invalid("stop", error.to_string()))?;
         let (sampling, edits) = sampling(id, &request.sampling, &model.config)?;
         Ok(Self {

@@ -174,6 +174,7 @@ fn facts(shown: &Shown) -> Table {
     row("name", entry.name.to_string());
     row("source", source(entry));
     row("architecture", entry.facts.architecture.clone());
+    row("task", entry.facts.task.to_string());
     row("context tokens", entry.facts.context_tokens_max.to_string());
     row("vocabulary", entry.facts.vocabulary_size.to_string());
     row("weights", bytes(entry.facts.weights_bytes));

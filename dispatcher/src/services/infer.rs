@@ -6,8 +6,8 @@ use async_nats::service::Request;
 use flotilla_client::{Answer, Events, EventsError, NewRequest, SubmitError, new_request_id, submit};
 use flotilla_protocol::assignment::Cancel;
 use flotilla_protocol::codec::encode_internal;
-use flotilla_protocol::event::{ErrorCode, FinishReason, Finished, RequestError, Usage};
-use flotilla_protocol::request::InferenceRequest;
+use flotilla_protocol::event::{Embedding, ErrorCode, FinishReason, Finished, RequestError, Usage};
+use flotilla_protocol::request::{InferenceRequest, Input};
 use flotilla_protocol::{Class, Encoding, ModelName, RequestId, headers};
 use serde::Serialize;
 use tokio::time::timeout;
@@ -28,7 +28,7 @@ pub(super) async fn answer(ground: Ground, request: Request, process_ends: Cance
         let asked = parse(&ground, &request, encoding?)?;
         let answer = ask(&ground, &asked, &process_ends).await?;
         let finished = answer.end?;
-        Ok(Response::new(&asked, answer.text, &finished))
+        Response::new(&asked, answer.text, finished)
     };
     match answered.await {
         Ok(response) => reply::answer(&request, answer_encoding, &response).await,
@@ -39,7 +39,15 @@ pub(super) async fn answer(ground: Ground, request: Request, process_ends: Cance
 /// What is asked for, with the id that it got here.
 struct Asked {
     new: NewRequest,
-    is_chat: bool,
+    shape: Shape,
+}
+
+/// Which of OpenAI's responses is due.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    Completion,
+    Chat,
+    Embeddings,
 }
 
 /// Reads the body only as far as needed: what is wrong with it is said before anything is queued.
@@ -51,7 +59,11 @@ fn parse(ground: &Ground, request: &Request, encoding: Encoding) -> Result<Asked
     let bytes_max = ground.config.dispatcher.request_bytes_max;
     let decoded = InferenceRequest::decode(&model, encoding, body, bytes_max)?;
     Ok(Asked {
-        is_chat: decoded.is_chat(),
+        shape: match decoded.input {
+            Input::Prompt(_) | Input::PromptTokens(_) => Shape::Completion,
+            Input::Chat(_) => Shape::Chat,
+            Input::Embed(_) => Shape::Embeddings,
+        },
         new: NewRequest {
             request: new_request_id(),
             class: Class::Interactive,
@@ -142,7 +154,14 @@ async fn cancel(ground: &Ground, request: &RequestId) {
 
 /// OpenAI's response object.
 #[derive(Debug, Serialize)]
-struct Response {
+#[serde(untagged)]
+enum Response {
+    Text(TextResponse),
+    Embeddings(EmbeddingsResponse),
+}
+
+#[derive(Debug, Serialize)]
+struct TextResponse {
     id: String,
     object: &'static str,
     /// Unix seconds.
@@ -150,6 +169,21 @@ struct Response {
     model: ModelName,
     choices: [Choice; 1],
     usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingsResponse {
+    object: &'static str,
+    model: ModelName,
+    data: Vec<EmbeddingObject>,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingObject {
+    object: &'static str,
+    #[serde(flatten)]
+    embedding: Embedding,
 }
 
 #[derive(Debug, Serialize)]
@@ -174,23 +208,27 @@ struct Message {
 }
 
 impl Response {
-    fn new(asked: &Asked, text: String, finished: &Finished) -> Self {
+    fn new(asked: &Asked, text: String, finished: Finished) -> Result<Self, RequestError> {
         let request = &asked.new.request;
-        let (id, object, content) = if asked.is_chat {
-            let message = Message {
-                role: "assistant",
-                content: text,
-            };
-            (
-                format!("chatcmpl-{request}"),
-                "chat.completion",
-                Content::Message(message),
-            )
-        } else {
-            (format!("cmpl-{request}"), "text_completion", Content::Text(text))
+        let (id, object, content) = match asked.shape {
+            Shape::Embeddings => {
+                return EmbeddingsResponse::new(asked, finished).map(Self::Embeddings);
+            }
+            Shape::Chat => {
+                let message = Message {
+                    role: "assistant",
+                    content: text,
+                };
+                (
+                    format!("chatcmpl-{request}"),
+                    "chat.completion",
+                    Content::Message(message),
+                )
+            }
+            Shape::Completion => (format!("cmpl-{request}"), "text_completion", Content::Text(text)),
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        Self {
+        Ok(Self::Text(TextResponse {
             id,
             object,
             // A clock before 1970 is wrong in any case; the field is for people.
@@ -202,7 +240,26 @@ impl Response {
                 finish_reason: finished.finish_reason,
             }],
             usage: finished.usage,
-        }
+        }))
+    }
+}
+
+impl EmbeddingsResponse {
+    fn new(asked: &Asked, finished: Finished) -> Result<Self, RequestError> {
+        let Some(embeddings) = finished.data else {
+            let message = "the request was cancelled before its embeddings were made".to_owned();
+            return Err(failure(ErrorCode::Internal, message));
+        };
+        let data = embeddings.into_iter().map(|embedding| EmbeddingObject {
+            object: "embedding",
+            embedding,
+        });
+        Ok(Self {
+            object: "list",
+            model: asked.new.model.clone(),
+            data: data.collect(),
+            usage: finished.usage,
+        })
     }
 }
 
@@ -213,9 +270,9 @@ mod tests {
 
     use super::*;
 
-    fn response(is_chat: bool) -> Value {
+    fn whole(shape: Shape, data: Option<Vec<Embedding>>) -> Result<Response, RequestError> {
         let asked = Asked {
-            is_chat,
+            shape,
             new: NewRequest {
                 request: RequestId::new("r1").unwrap(),
                 class: Class::Interactive,
@@ -228,9 +285,13 @@ mod tests {
             finish_reason: FinishReason::Stop,
             usage: Usage::new(3, 1),
             timings: Timings::default(),
-            data: None,
+            data,
         };
-        let mut value = serde_json::to_value(Response::new(&asked, "4".to_owned(), &finished)).unwrap();
+        Response::new(&asked, "4".to_owned(), finished)
+    }
+
+    fn response(shape: Shape) -> Value {
+        let mut value = serde_json::to_value(whole(shape, None).unwrap()).unwrap();
         value["created"] = json!(0);
         value
     }
@@ -239,7 +300,7 @@ mod tests {
     fn completion_has_the_shape_of_openai() {
         let usage = json!({"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4});
         assert_eq!(
-            response(false),
+            response(Shape::Completion),
             json!({
                 "id": "cmpl-r1", "object": "text_completion", "created": 0, "model": "adder",
                 "choices": [{"index": 0, "text": "4", "finish_reason": "stop"}], "usage": usage,
@@ -248,7 +309,35 @@ mod tests {
         let choice = json!({
             "index": 0, "message": {"role": "assistant", "content": "4"}, "finish_reason": "stop",
         });
-        assert_eq!(response(true)["choices"][0], choice);
-        assert_eq!(response(true)["object"], "chat.completion");
+        assert_eq!(response(Shape::Chat)["choices"][0], choice);
+        assert_eq!(response(Shape::Chat)["object"], "chat.completion");
+    }
+
+    #[test]
+    fn embeddings_have_the_shape_of_openai_in_either_encoding() {
+        let embedding = Embedding {
+            index: 0,
+            embedding: vec![0.5, -0.25],
+        };
+        let response = whole(Shape::Embeddings, Some(vec![embedding.clone()])).unwrap();
+        let usage = json!({"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4});
+        assert_eq!(
+            serde_json::to_value(&response).unwrap(),
+            json!({
+                "object": "list", "model": "adder", "usage": usage,
+                "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}],
+            })
+        );
+        #[derive(serde::Deserialize)]
+        struct Read {
+            data: Vec<Embedding>,
+        }
+        let packed = Encoding::MessagePack.encode(&response).unwrap();
+        let read: Read = Encoding::MessagePack.decode(&packed, 1000).unwrap();
+        assert_eq!(read.data, [embedding]);
+        assert_eq!(
+            whole(Shape::Embeddings, None).unwrap_err().code,
+            ErrorCode::Internal
+        );
     }
 }

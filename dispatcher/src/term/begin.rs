@@ -7,6 +7,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, Stream};
 use flotilla_client::{Catalog, Connection};
 use flotilla_dispatcher_core::{Dispatcher, Settings, StreamSequence};
+use flotilla_protocol::event::EVENT_BYTES_MAX;
 use flotilla_protocol::{Class, Epoch, Moment, Strikes};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -166,6 +167,9 @@ fn desk(ground: &Ground, catalog: Catalog) -> Desk {
             .request_bytes_max
             .min(payload_max.saturating_sub(ENVELOPE_BYTES_MAX)),
         prompt_bytes_max: dispatcher.prompt_bytes_max,
+        event_bytes_max: payload_max
+            .saturating_sub(ENVELOPE_BYTES_MAX)
+            .min(EVENT_BYTES_MAX),
     }
 }
 
@@ -179,5 +183,5 @@ const HEARD_MAX: usize = 1024;
 const QUERIES_MAX: usize = 64;
 /// How often a waiting request hears of its place, at most: a second is what people notice.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// What an assignment or a dead letter adds to a client's body.
+/// What an assignment or a dead letter adds to a client's body, and headers to an event.
 const ENVELOPE_BYTES_MAX: usize = 4 << 10;

@@ -149,6 +149,9 @@ impl RawRequest {
                 format!("the body names model {named:?}, the subject {:?}", model.as_str()),
             ));
         }
+        if self.input.is_some() {
+            self.refuse_generation()?;
+        }
         let sampling = sampling::check(&mut self)?;
         let max_tokens = self.max_tokens()?;
         let slo = self.slo.map(check_slo).transpose()?;
@@ -197,6 +200,30 @@ impl RawRequest {
                 field,
                 format!("{field} with this value is not supported; leave it out"),
             )),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses beside an `input` what only an answer made of tokens can obey.
+    fn refuse_generation(&self) -> Result<(), RequestError> {
+        let given = [
+            ("max_tokens", self.max_tokens.is_some()),
+            ("max_completion_tokens", self.max_completion_tokens.is_some()),
+            ("temperature", self.temperature.is_some()),
+            ("top_k", self.top_k.is_some()),
+            ("top_p", self.top_p.is_some()),
+            ("min_p", self.min_p.is_some()),
+            ("repetition_penalty", self.repetition_penalty.is_some()),
+            ("presence_penalty", self.presence_penalty.is_some()),
+            ("frequency_penalty", self.frequency_penalty.is_some()),
+            ("logit_bias", self.logit_bias.is_some()),
+            ("logprobs", self.logprobs.is_some()),
+            ("top_logprobs", self.top_logprobs.is_some()),
+            ("seed", self.seed.is_some()),
+            ("stop", self.stop.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((field, _)) => Err(invalid(field, "has no meaning for embeddings; leave it out")),
             None => Ok(()),
         }
     }

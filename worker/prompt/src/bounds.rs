@@ -1,7 +1,7 @@
 //! What can be said of a request by a model's numbers alone.
 
-use flotilla_protocol::catalog::ModelFacts;
-use flotilla_protocol::event::RequestError;
+use flotilla_protocol::catalog::{ModelFacts, ModelTask};
+use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{InferenceRequest, Input};
 
 use crate::{count, invalid};
@@ -9,15 +9,18 @@ use crate::{count, invalid};
 /// The numbers of a model that bound its prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelBounds {
+    /// What the model does.
+    pub task: ModelTask,
     /// Rows of the model's vocabulary: every token id is below.
     pub vocabulary_size: u32,
-    /// Longest prompt and answer together, in tokens.
+    /// Longest prompt and answer together, or longest text of which a vector is made, in tokens.
     pub context_tokens_max: u32,
 }
 
 impl From<&ModelFacts> for ModelBounds {
     fn from(facts: &ModelFacts) -> Self {
         Self {
+            task: facts.task,
             vocabulary_size: facts.vocabulary_size,
             context_tokens_max: facts.context_tokens_max,
         }
@@ -25,19 +28,47 @@ impl From<&ModelFacts> for ModelBounds {
 }
 
 impl ModelBounds {
-    /// Checks what needs no tokenizer: token ids, and room for the answer to a prompt of token ids.
+    /// Checks what needs no tokenizer: whether the model does what is asked, token ids, and room for the answer
+    /// to a prompt of token ids.
     ///
     /// # Errors
     /// A [`RequestError`] that names the field.
     pub fn check(&self, request: &InferenceRequest) -> Result<(), RequestError> {
         self.check_tokens("logit_bias", request.sampling.logit_bias.keys().copied())?;
-        match &request.input {
-            Input::PromptTokens(tokens) => self.answer_tokens_max(request, tokens).map(drop),
-            Input::Prompt(_) | Input::Chat(_) => Ok(()),
-            Input::Embed(_) => Err(invalid(
+        match (&request.input, self.task) {
+            (Input::PromptTokens(tokens), ModelTask::Generate) => {
+                self.answer_tokens_max(request, tokens).map(drop)
+            }
+            (Input::Prompt(_) | Input::Chat(_), ModelTask::Generate)
+            | (Input::Embed(_), ModelTask::Embed { .. }) => Ok(()),
+            (Input::Embed(_), ModelTask::Generate) => Err(invalid(
                 "input",
                 "this model makes text, not embeddings; send a prompt or messages",
             )),
+            (Input::Prompt(_) | Input::PromptTokens(_) | Input::Chat(_), ModelTask::Embed { .. }) => {
+                Err(invalid(
+                    request.input.field(),
+                    "this model makes embeddings, not text; send an input",
+                ))
+            }
+        }
+    }
+
+    /// Checks the tokens of one text of an embedding request.
+    pub(crate) fn check_text(&self, index: usize, tokens: &[u32]) -> Result<(), RequestError> {
+        let field = format!("input[{index}]");
+        if tokens.is_empty() {
+            return Err(invalid(&field, "the text has no tokens"));
+        }
+        self.check_tokens(&field, tokens.iter().copied())?;
+        let (count, max) = (count(tokens.len()), self.context_tokens_max);
+        match count <= max {
+            true => Ok(()),
+            false => Err(RequestError {
+                code: ErrorCode::ContextExceeded,
+                message: format!("the text has {count} tokens, more than the model's context of {max}"),
+                param: Some(field),
+            }),
         }
     }
 

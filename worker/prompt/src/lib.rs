@@ -8,7 +8,7 @@ mod bounds;
 mod maker;
 
 pub use bounds::ModelBounds;
-pub use maker::{OpenTextError, Prompt, PromptMaker};
+pub use maker::{Made, OpenTextError, Prompt, PromptMaker};
 
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::Input;

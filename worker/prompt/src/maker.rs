@@ -21,6 +21,26 @@ pub struct PromptMaker {
     bounds: ModelBounds,
 }
 
+/// What is to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// A text to go on with.
+    Generate(Prompt),
+    /// The tokens of each text of which a vector is wanted: at least one, at most a context.
+    Embed(Vec<Vec<u32>>),
+}
+
+impl Made {
+    /// Tokens to be read before there is an answer.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        match self {
+            Self::Generate(prompt) => prompt.tokens.len(),
+            Self::Embed(texts) => texts.iter().map(Vec::len).sum(),
+        }
+    }
+}
+
 /// A prompt that its model can take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
@@ -66,21 +86,30 @@ impl PromptMaker {
     ///
     /// # Errors
     /// A [`RequestError`] that names the field.
-    pub fn make(&self, request: &InferenceRequest, now: SystemTime) -> Result<Prompt, RequestError> {
+    pub fn make(&self, request: &InferenceRequest, now: SystemTime) -> Result<Made, RequestError> {
         self.bounds.check(request)?;
         let field = request.input.field();
         let tokens = match &request.input {
             Input::Prompt(text) => self.encode(field, text, SpecialTokens::Add)?,
             Input::PromptTokens(tokens) => tokens.clone(),
             Input::Chat(chat) => self.encode(field, &self.render(chat, now)?, SpecialTokens::Skip)?,
-            Input::Embed(_) => unreachable!("the bounds refuse embeddings"),
+            Input::Embed(texts) => return self.encode_texts(texts).map(Made::Embed),
         };
         // A tokenizer may know tokens that were added after training and have no row in the weights.
         let answer_tokens_max = self.bounds.answer_tokens_max(request, &tokens)?;
-        Ok(Prompt {
+        Ok(Made::Generate(Prompt {
             tokens,
             answer_tokens_max,
-        })
+        }))
+    }
+
+    fn encode_texts(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, RequestError> {
+        let encode = |(index, text): (usize, &String)| {
+            let tokens = self.encode(&format!("input[{index}]"), text, SpecialTokens::Add)?;
+            self.bounds.check_text(index, &tokens)?;
+            Ok(tokens)
+        };
+        texts.iter().enumerate().map(encode).collect()
     }
 
     fn encode(&self, field: &str, text: &str, special: SpecialTokens) -> Result<Vec<u32>, RequestError> {

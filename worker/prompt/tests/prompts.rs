@@ -5,13 +5,15 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use flotilla_prompt::{ModelBounds, OpenTextError, Prompt, PromptMaker, text_bytes};
+use flotilla_prompt::{Made, ModelBounds, OpenTextError, Prompt, PromptMaker, text_bytes};
+use flotilla_protocol::catalog::ModelTask;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{Encoding, ModelName};
 use serde_json::{Value, json};
 
 const BOUNDS: ModelBounds = ModelBounds {
+    task: ModelTask::Generate,
     vocabulary_size: 16,
     context_tokens_max: 32,
 };
@@ -21,6 +23,10 @@ fn adder() -> PathBuf {
 }
 
 fn maker(template: Option<&str>) -> PromptMaker {
+    bounded_maker(template, BOUNDS)
+}
+
+fn bounded_maker(template: Option<&str>, bounds: ModelBounds) -> PromptMaker {
     let folder = tempfile::tempdir().unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(adder().join(file), folder.path().join(file)).unwrap();
@@ -28,7 +34,7 @@ fn maker(template: Option<&str>) -> PromptMaker {
     if let Some(template) = template {
         std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     }
-    PromptMaker::open(folder.path(), BOUNDS).unwrap()
+    PromptMaker::open(folder.path(), bounds).unwrap()
 }
 
 fn request(body: &Value) -> InferenceRequest {
@@ -37,13 +43,15 @@ fn request(body: &Value) -> InferenceRequest {
 }
 
 fn make(template: Option<&str>, body: &Value) -> Result<Prompt, RequestError> {
-    maker(template).make(&request(body), SystemTime::UNIX_EPOCH)
+    match maker(template).make(&request(body), SystemTime::UNIX_EPOCH)? {
+        Made::Generate(prompt) => Ok(prompt),
+        embed @ Made::Embed(_) => panic!("{embed:?}"),
+    }
 }
 
 fn text(template: &str, body: &Value) -> String {
-    let maker = maker(Some(template));
-    let prompt = maker.make(&request(body), SystemTime::UNIX_EPOCH).unwrap();
-    maker.tokenizer().decode_all(&prompt.tokens).unwrap()
+    let prompt = make(Some(template), body).unwrap();
+    maker(None).tokenizer().decode_all(&prompt.tokens).unwrap()
 }
 
 fn chat(content: &str) -> Value {
@@ -165,6 +173,42 @@ fn what_needs_no_tokenizer_is_refused_by_the_numbers_alone() {
         BOUNDS.check(&request(&json!({"prompt": "1", "logit_bias": {"15": 1}}))),
         Ok(())
     );
+}
+
+#[test]
+fn texts_of_an_embedding_request_are_encoded_and_bounded_one_by_one() {
+    let bounds = ModelBounds {
+        task: ModelTask::Embed { dimensions: 3 },
+        ..BOUNDS
+    };
+    let maker = bounded_maker(None, bounds);
+    let make = |body: &Value| maker.make(&request(body), SystemTime::UNIX_EPOCH);
+    let one = make(&json!({"input": "12"})).unwrap();
+    // A text has its special token, and may fill the context: no answer follows.
+    let full = make(&json!({"input": ["12", "1".repeat(31)]})).unwrap();
+    assert_eq!((one.prompt_tokens(), full.prompt_tokens()), (3, 35));
+    let Made::Embed(texts) = full else {
+        panic!("{full:?}")
+    };
+    assert_eq!(Made::Embed(vec![texts[0].clone()]), one);
+    let error = make(&json!({"input": ["1", "1".repeat(32)]})).unwrap_err();
+    assert_eq!(
+        (error.code, error.param.as_deref()),
+        (ErrorCode::ContextExceeded, Some("input[1]"))
+    );
+    for (body, field) in [
+        (json!({"prompt": "1"}), "prompt"),
+        (json!({"prompt": [1]}), "prompt"),
+        (chat("1"), "messages"),
+    ] {
+        let error = make(&body).unwrap_err();
+        assert_eq!(
+            (error.code, error.param.as_deref()),
+            (ErrorCode::InvalidRequest, Some(field)),
+            "{body}"
+        );
+        assert!(error.message.contains("embeddings"), "{error}");
+    }
 }
 
 #[test]
