@@ -12,5 +12,6 @@ mod endings;
 mod foreign_client;
 mod journal;
 mod load;
+mod sampling;
 mod services;
 mod slow;

@@ -7,7 +7,7 @@ use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{InferenceRequest, SamplingParams};
 use flotilla_text::StopStrings;
-use flotilla_worker_engine::{LogitEdits, ModelConfig, Sampling};
+use flotilla_worker_engine::{LogitBias, LogitEdits, LogitEditsError, ModelConfig, Penalties, Sampling};
 
 use crate::model::ModelText;
 
@@ -64,47 +64,49 @@ fn sampling(
     params: &SamplingParams,
     config: &ModelConfig,
 ) -> Result<(Sampling, LogitEdits), RequestError> {
-    refuse_unknown_to_engine(params)?;
     let defaults = config.sampling_defaults;
     let (top_k, top_p) = match params.temperature {
         Some(_) => (params.top_k, params.top_p),
         None => (params.top_k.or(defaults.top_k), params.top_p.or(defaults.top_p)),
     };
+    let logprobs = params
+        .logprobs
+        .map(|count| u8::try_from(count).unwrap_or(u8::MAX));
     let sampling = Sampling {
         temperature: params.temperature.or(defaults.temperature).unwrap_or(0.0),
         top_k,
         top_p: top_p.unwrap_or(1.0),
-        min_p: 0.0,
-        logprobs: None,
+        min_p: params.min_p.unwrap_or(0.0),
+        logprobs,
         seed: params.seed.unwrap_or_else(|| id.seed()),
         position: 0,
     };
     if sampling.is_valid() {
-        Ok((sampling, LogitEdits::none()))
+        Ok((sampling, edits(params)?))
     } else {
-        let message = "temperature, top_k or top_p is out of range".to_owned();
+        let message = "temperature, top_k, top_p, min_p or logprobs is out of range".to_owned();
         Err(invalid("temperature", message))
     }
 }
 
-/// The engine draws by temperature, top-k and top-p alone: what it would leave out is refused by name.
-fn refuse_unknown_to_engine(params: &SamplingParams) -> Result<(), RequestError> {
-    let has_effect = |value: Option<f32>, none: f32| value.is_some_and(|value| value != none);
-    let asked = [
-        ("min_p", has_effect(params.min_p, 0.0)),
-        ("repetition_penalty", has_effect(params.repetition_penalty, 1.0)),
-        ("presence_penalty", has_effect(params.presence_penalty, 0.0)),
-        ("frequency_penalty", has_effect(params.frequency_penalty, 0.0)),
-        ("logit_bias", !params.logit_bias.is_empty()),
-        ("logprobs", params.logprobs.is_some()),
-    ];
-    match asked.into_iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => {
-            let message = format!("{field} with this value is not supported; leave it out");
-            Err(invalid(field, message))
-        }
-        None => Ok(()),
-    }
+fn edits(params: &SamplingParams) -> Result<LogitEdits, RequestError> {
+    let none = Penalties::NONE;
+    let penalties = Penalties {
+        repetition: params.repetition_penalty.unwrap_or(none.repetition),
+        presence: params.presence_penalty.unwrap_or(none.presence),
+        frequency: params.frequency_penalty.unwrap_or(none.frequency),
+    };
+    let biases = params
+        .logit_bias
+        .iter()
+        .map(|(&token, &addend)| LogitBias { token, addend });
+    LogitEdits::new(penalties, biases).map_err(|error| {
+        let field = match error {
+            LogitEditsError::Penalties { .. } => "repetition_penalty",
+            LogitEditsError::Bias { .. } => "logit_bias",
+        };
+        invalid(field, error.to_string())
+    })
 }
 
 fn invalid(param: &'static str, message: String) -> RequestError {
@@ -164,8 +166,7 @@ mod tests {
                 "messages",
             ),
             (r#"{"input": "1+1="}"#, "input"),
-            (r#"{"prompt": "1+1=", "min_p": 0.1}"#, "min_p"),
-            (r#"{"prompt": "1+1=", "logprobs": 0}"#, "logprobs"),
+            (r#"{"prompt": "1+1=", "logit_bias": {"16": 1}}"#, "logit_bias"),
         ];
         for (body, param) in cases {
             let error = prompt(body).unwrap_err();
@@ -186,5 +187,33 @@ mod tests {
             .unwrap()
             .sampling;
         assert_eq!((hot.temperature.to_bits(), hot.seed), (0.5_f32.to_bits(), 7));
+    }
+
+    #[test]
+    fn every_sampling_parameter_reaches_the_engine() {
+        let asked = prompt(
+            r#"{"prompt": "1+1=", "temperature": 1, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "logprobs": 20,
+                "repetition_penalty": 2, "presence_penalty": 0.5, "frequency_penalty": 0.25, "logit_bias": {"3": 9}}"#,
+        )
+        .unwrap();
+        let sampling = asked.sampling;
+        assert_eq!((sampling.top_k, sampling.logprobs), (Some(3), Some(20)));
+        assert_eq!((sampling.top_p, sampling.min_p), (0.5, 0.25));
+        let mut edits = asked.edits;
+        edits.read_prompt(&[4]);
+        edits.push_answer(5);
+        edits.push_answer(5);
+        let logit = |token| {
+            let edit = edits.iter().find(|edit| edit.token == token);
+            edit.map(|edit| edit.edited(8.0))
+        };
+        assert_eq!(logit(3), Some(17.0), "the bias");
+        assert_eq!(logit(4), Some(4.0), "repeated from the prompt");
+        assert_eq!(
+            logit(5),
+            Some(4.0 - 0.5 - 2.0 * 0.25),
+            "repeated, present and counted"
+        );
+        assert_eq!(logit(6), None);
     }
 }

@@ -1,5 +1,7 @@
 //! One whole answer: submit, follow the events, reply once in OpenAI's shape.
 
+mod logprobs;
+
 use std::time::SystemTime;
 
 use async_nats::service::Request;
@@ -14,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::logprobs::Logprobs;
 use super::reply;
 use crate::error::chain;
 use crate::ground::Ground;
@@ -27,8 +30,7 @@ pub(super) async fn answer(ground: Ground, request: Request, process_ends: Cance
     let answered = async {
         let asked = parse(&ground, &request, encoding?)?;
         let answer = ask(&ground, &asked, &process_ends).await?;
-        let finished = answer.end?;
-        Response::new(&asked, answer.text, finished)
+        Response::new(&asked, answer)
     };
     match answered.await {
         Ok(response) => reply::answer(&request, answer_encoding, &response).await,
@@ -191,6 +193,8 @@ struct Choice {
     index: u32,
     #[serde(flatten)]
     content: Content,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprobs>,
     finish_reason: FinishReason,
 }
 
@@ -208,9 +212,18 @@ struct Message {
 }
 
 impl Response {
-    fn new(asked: &Asked, text: String, finished: Finished) -> Result<Self, RequestError> {
+    fn new(asked: &Asked, answer: Answer) -> Result<Self, RequestError> {
         let request = &asked.new.request;
-        let (id, object, content) = match asked.shape {
+        let Answer {
+            token_ids,
+            logprobs,
+            text,
+            end,
+            ..
+        } = answer;
+        let finished = end?;
+        let told = (!logprobs.is_empty()).then_some(logprobs);
+        let (id, object, content, logprobs) = match asked.shape {
             Shape::Embeddings => {
                 return EmbeddingsResponse::new(asked, finished).map(Self::Embeddings);
             }
@@ -223,9 +236,15 @@ impl Response {
                     format!("chatcmpl-{request}"),
                     "chat.completion",
                     Content::Message(message),
+                    told.map(|told| Logprobs::chat(&token_ids, &told)),
                 )
             }
-            Shape::Completion => (format!("cmpl-{request}"), "text_completion", Content::Text(text)),
+            Shape::Completion => (
+                format!("cmpl-{request}"),
+                "text_completion",
+                Content::Text(text),
+                told.map(|told| Logprobs::completion(&token_ids, &told)),
+            ),
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Self::Text(TextResponse {
@@ -237,6 +256,7 @@ impl Response {
             choices: [Choice {
                 index: 0,
                 content,
+                logprobs,
                 finish_reason: finished.finish_reason,
             }],
             usage: finished.usage,
@@ -265,12 +285,17 @@ impl EmbeddingsResponse {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_protocol::event::Timings;
+    use flotilla_protocol::Attempt;
+    use flotilla_protocol::event::{Timings, TokenLogprobs};
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn whole(shape: Shape, data: Option<Vec<Embedding>>) -> Result<Response, RequestError> {
+    fn whole(
+        shape: Shape,
+        data: Option<Vec<Embedding>>,
+        has_logprobs: bool,
+    ) -> Result<Response, RequestError> {
         let asked = Asked {
             shape,
             new: NewRequest {
@@ -287,11 +312,19 @@ mod tests {
             timings: Timings::default(),
             data,
         };
-        Response::new(&asked, "4".to_owned(), finished)
+        let told = TokenLogprobs::new(-0.5, [(9, -0.5), (3, -1.0)]);
+        let answer = Answer {
+            token_ids: vec![9],
+            logprobs: if has_logprobs { vec![told] } else { Vec::new() },
+            text: "4".to_owned(),
+            attempts: Attempt(1),
+            end: Ok(finished),
+        };
+        Response::new(&asked, answer)
     }
 
     fn response(shape: Shape) -> Value {
-        let mut value = serde_json::to_value(whole(shape, None).unwrap()).unwrap();
+        let mut value = serde_json::to_value(whole(shape, None, false).unwrap()).unwrap();
         value["created"] = json!(0);
         value
     }
@@ -314,12 +347,32 @@ mod tests {
     }
 
     #[test]
+    fn log_probabilities_have_the_shapes_of_openai() {
+        let logprobs = |shape| {
+            let response = serde_json::to_value(whole(shape, None, true).unwrap()).unwrap();
+            response["choices"][0]["logprobs"].clone()
+        };
+        assert_eq!(
+            logprobs(Shape::Completion),
+            json!({
+                "tokens": ["token_id:9"], "token_logprobs": [-0.5],
+                "top_logprobs": [{"token_id:9": -0.5, "token_id:3": -1.0}],
+            })
+        );
+        let top = json!([{"token": "token_id:9", "logprob": -0.5}, {"token": "token_id:3", "logprob": -1.0}]);
+        assert_eq!(
+            logprobs(Shape::Chat),
+            json!({"content": [{"token": "token_id:9", "logprob": -0.5, "top_logprobs": top}]})
+        );
+    }
+
+    #[test]
     fn embeddings_have_the_shape_of_openai_in_either_encoding() {
         let embedding = Embedding {
             index: 0,
             embedding: vec![0.5, -0.25],
         };
-        let response = whole(Shape::Embeddings, Some(vec![embedding.clone()])).unwrap();
+        let response = whole(Shape::Embeddings, Some(vec![embedding.clone()]), false).unwrap();
         let usage = json!({"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4});
         assert_eq!(
             serde_json::to_value(&response).unwrap(),
@@ -336,7 +389,7 @@ mod tests {
         let read: Read = Encoding::MessagePack.decode(&packed, 1000).unwrap();
         assert_eq!(read.data, [embedding]);
         assert_eq!(
-            whole(Shape::Embeddings, None).unwrap_err().code,
+            whole(Shape::Embeddings, None, false).unwrap_err().code,
             ErrorCode::Internal
         );
     }

@@ -1,7 +1,7 @@
 //! A whole answer, put together from its events.
 
 use flotilla_protocol::Attempt;
-use flotilla_protocol::event::{Event, Finished, RequestError};
+use flotilla_protocol::event::{Event, Finished, RequestError, TokenLogprobs};
 
 use crate::events::{Delivered, Events, EventsError};
 
@@ -10,6 +10,8 @@ use crate::events::{Delivered, Events, EventsError};
 pub struct Answer {
     /// Every token, in order.
     pub token_ids: Vec<u32>,
+    /// One for each token when the request asked for log-probabilities, otherwise none.
+    pub logprobs: Vec<TokenLogprobs>,
     /// The text.
     pub text: String,
     /// The largest attempt that wrote to the journal.
@@ -22,6 +24,7 @@ pub struct Answer {
 #[derive(Debug, Default)]
 pub struct AnswerBuilder {
     token_ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     text: String,
     attempts: Attempt,
 }
@@ -34,6 +37,7 @@ impl AnswerBuilder {
             Event::Accepted(_) | Event::Progress(_) => return None,
             Event::Tokens(tokens) => {
                 self.token_ids.extend(tokens.token_ids);
+                self.logprobs.extend(tokens.logprobs);
                 self.text.push_str(&tokens.text);
                 return None;
             }
@@ -42,11 +46,13 @@ impl AnswerBuilder {
         };
         let Self {
             token_ids,
+            logprobs,
             text,
             attempts,
         } = std::mem::take(self);
         Some(Answer {
             token_ids,
+            logprobs,
             text,
             attempts,
             end,

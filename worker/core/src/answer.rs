@@ -11,7 +11,7 @@
 
 mod view;
 
-use flotilla_protocol::event::{Accepted, Event, EventKind, Tokens};
+use flotilla_protocol::event::{Accepted, Event, EventKind, TokenLogprobs, Tokens};
 use flotilla_protocol::{Attempt, ModelName, RequestId, Strikes, WorkerId};
 use thiserror::Error;
 
@@ -121,6 +121,7 @@ pub struct Answer {
 #[derive(Debug, Default)]
 struct Pending {
     token_ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     text: String,
 }
 
@@ -236,17 +237,23 @@ impl Answer {
         }
     }
 
-    /// Takes tokens that were made and text that became certain with them. Ignored once the writing ended.
+    /// Takes tokens that were made, how likely each was where that is wanted, and text that became certain with
+    /// them. Ignored once the writing ended.
     ///
     /// # Panics
-    /// Before [`Action::Started`] and after an end.
-    pub fn handle_tokens(&mut self, token_ids: &[u32], text: &str) {
+    /// Before [`Action::Started`] and after an end, and when some tokens have a log-probability and some none.
+    pub fn handle_tokens(&mut self, token_ids: &[u32], logprobs: &[TokenLogprobs], text: &str) {
         if self.is_over() {
             return;
         }
         assert_eq!(self.start, StartNotice::Given, "tokens come after the start");
         assert!(matches!(self.close, Close::Unknown), "no token follows the end");
+        assert!(
+            logprobs.is_empty() || logprobs.len() == token_ids.len(),
+            "every token has its log-probability or none has"
+        );
         self.pending.token_ids.extend_from_slice(token_ids);
+        self.pending.logprobs.extend_from_slice(logprobs);
         self.pending.text.push_str(text);
     }
 
@@ -350,13 +357,17 @@ impl Answer {
             return;
         }
         if !self.pending.token_ids.is_empty() || !self.pending.text.is_empty() {
-            let Pending { token_ids, text } = std::mem::take(&mut self.pending);
+            let Pending {
+                token_ids,
+                logprobs,
+                text,
+            } = std::mem::take(&mut self.pending);
             let offset = u32::try_from(self.view.token_count()).expect("an answer is shorter than a context");
             self.stage = Stage::Ready(Event::Tokens(Tokens {
                 offset,
                 token_ids,
                 text,
-                logprobs: Vec::new(),
+                logprobs,
             }));
             return;
         }
@@ -406,10 +417,13 @@ impl Answer {
 }
 
 /// Whether a stored event is the one that was appended. Terminal events of one attempt are all one: it makes a
-/// single one, whose numbers need not survive the encoding to the last bit.
+/// single one, whose numbers need not survive the encoding to the last bit, nor need log-probabilities.
 fn is_same(stored: &Event, appended: &Event) -> bool {
     match (stored, appended) {
-        (Event::Tokens(stored), Event::Tokens(appended)) => stored == appended,
+        (Event::Tokens(stored), Event::Tokens(appended)) => {
+            (stored.offset, &stored.token_ids, &stored.text)
+                == (appended.offset, &appended.token_ids, &appended.text)
+        }
         _ => stored.kind() == appended.kind(),
     }
 }

@@ -1,7 +1,7 @@
 //! Attempts that race over one journal, over a network that loses, delays and refuses.
 #![expect(clippy::unwrap_used, reason = "a test stops where it is wrong")]
 
-use flotilla_protocol::event::{Event, FinishReason, Finished, Timings, Usage};
+use flotilla_protocol::event::{Event, FinishReason, Finished, Timings, TokenLogprobs, Usage};
 use flotilla_protocol::{Attempt, ModelName, RequestId, Strikes, WorkerId};
 use flotilla_worker_core::answer::{
     Action, Answer, Append, BeginError, Ended, JournalError, JournalView, Record, Writer,
@@ -324,7 +324,7 @@ impl Run {
         let range = made..made + count;
         let token_ids: Vec<_> = range.clone().map(|index| token(index, &self.writer)).collect();
         let text: String = range.map(letter).collect();
-        self.answer.handle_tokens(&token_ids, &text);
+        self.answer.handle_tokens(&token_ids, &[], &text);
         self.made = Some(made + count);
         if self.ended.is_none() && self.answer.backlog_tokens() > 0 {
             assert_eq!(
@@ -379,12 +379,13 @@ fn tokens_made_during_an_append_travel_together_in_the_next() {
     let (mut journal, writer) = (Journal::default(), writer(1, 0));
     let mut answer = Answer::begin(writer.clone(), JournalView::default()).unwrap();
     settle(&mut answer, &writer, &mut journal);
-    answer.handle_tokens(&[1], "a");
+    let logprobs = [-1.0, -2.0, -3.0].map(|logprob| TokenLogprobs::new(logprob, [(7, -0.5)]));
+    answer.handle_tokens(&[1], &logprobs[..1], "a");
     let Some(Action::Append(append)) = answer.poll_action() else {
         panic!("tokens are appended")
     };
-    answer.handle_tokens(&[2], "b");
-    answer.handle_tokens(&[3, 4], "cd");
+    answer.handle_tokens(&[2], &logprobs[..1], "b");
+    answer.handle_tokens(&[3, 4], &logprobs[1..], "cd");
     assert_eq!(answer.poll_action(), None, "one append is under way at a time");
     assert_eq!(answer.backlog_tokens(), 4);
     answer.handle_appended(journal.store(&writer, append).unwrap());
@@ -397,6 +398,29 @@ fn tokens_made_during_an_append_travel_together_in_the_next() {
         (tokens.offset, tokens.token_ids.as_slice(), tokens.text.as_str()),
         (1, &[2, 3, 4][..], "bcd")
     );
+    assert_eq!(tokens.logprobs, logprobs);
+}
+
+/// A number may lose its last bit in JSON; a lost answer to an append must not be taken for somebody else's event.
+#[test]
+fn append_whose_log_probabilities_came_back_inexact_is_still_ours() {
+    let (mut journal, writer) = (Journal::default(), writer(1, 0));
+    let mut answer = Answer::begin(writer.clone(), JournalView::default()).unwrap();
+    settle(&mut answer, &writer, &mut journal);
+    answer.handle_tokens(&[1], &[TokenLogprobs::new(-0.3, [])], "a");
+    let Some(Action::Append(mut append)) = answer.poll_action() else {
+        panic!("tokens are appended")
+    };
+    if let Event::Tokens(tokens) = &mut append.event {
+        tokens.logprobs[0].logprob = -0.300_000_03;
+    }
+    let before = journal.records.len();
+    journal.store(&writer, append).unwrap();
+    answer.handle_append_unknown();
+    assert!(matches!(answer.poll_action(), Some(Action::ReadJournal { .. })));
+    answer.handle_journal(journal.records[before..].iter().cloned());
+    assert_eq!(answer.poll_action(), None, "nothing is stored twice");
+    assert_eq!(answer.stored_tokens(), 1);
 }
 
 #[test]
@@ -404,7 +428,7 @@ fn a_new_attempt_starts_from_what_the_old_one_stored() {
     let (mut journal, old, new) = (Journal::default(), writer(1, 0), writer(2, 1));
     let mut answer = Answer::begin(old.clone(), journal.view()).unwrap();
     settle(&mut answer, &old, &mut journal);
-    answer.handle_tokens(&[7, 8], "xy");
+    answer.handle_tokens(&[7, 8], &[], "xy");
     settle(&mut answer, &old, &mut journal);
 
     let mut next = Answer::begin(new.clone(), journal.view()).unwrap();
@@ -417,7 +441,7 @@ fn a_new_attempt_starts_from_what_the_old_one_stored() {
         (&[7, 8][..], "xy")
     );
 
-    answer.handle_tokens(&[9], "z");
+    answer.handle_tokens(&[9], &[], "z");
     assert!(matches!(answer.poll_action(), Some(Action::Append(_))));
     answer.handle_append_unknown();
     let Some(Action::ReadJournal { after_sequence }) = answer.poll_action() else {
@@ -429,7 +453,7 @@ fn a_new_attempt_starts_from_what_the_old_one_stored() {
         strikes: Strikes(1),
     };
     assert_eq!(answer.poll_action(), Some(Action::Ended(fenced)));
-    answer.handle_tokens(&[10], "!");
+    answer.handle_tokens(&[10], &[], "!");
     assert_eq!(answer.poll_action(), None, "a fenced attempt writes no more");
 }
 
@@ -447,7 +471,7 @@ fn an_end_by_the_dispatcher_stops_the_attempt() {
         ..terminal
     };
     journal.records.push(terminal);
-    answer.handle_tokens(&[1], "a");
+    answer.handle_tokens(&[1], &[], "a");
     assert!(matches!(answer.poll_action(), Some(Action::Append(_))));
     answer.handle_append_unknown();
     assert!(matches!(answer.poll_action(), Some(Action::ReadJournal { .. })));
@@ -488,7 +512,7 @@ fn journals_that_no_writer_makes_are_named() {
     let mut answer = Answer::begin(writer.clone(), journal.view()).unwrap();
     settle(&mut answer, &writer, &mut journal);
     for token in 0..3 {
-        answer.handle_tokens(&[token], "x");
+        answer.handle_tokens(&[token], &[], "x");
         settle(&mut answer, &writer, &mut journal);
     }
     answer.handle_end(finished());

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use flotilla_protocol::assignment::AttemptEnd;
 use flotilla_protocol::event::{
-    ErrorCode, Event, FinishReason, Finished, Phase, RequestError, Timings, Usage,
+    ErrorCode, Event, FinishReason, Finished, Phase, RequestError, Timings, TokenLogprobs, Usage,
 };
 use flotilla_text::{AnswerError, AnswerText};
 use flotilla_worker_core::answer::Start;
+use flotilla_worker_engine::Logprobs;
 use tokio::time::Instant;
 use tracing::error;
 
@@ -43,6 +44,8 @@ enum Stage {
 pub(super) struct Taken {
     /// New tokens.
     pub(super) token_ids: Vec<u32>,
+    /// How likely each of them was, if that was asked for.
+    pub(super) logprobs: Vec<TokenLogprobs>,
     /// Text that became certain with them.
     pub(super) text: String,
     /// Whether that was all.
@@ -134,7 +137,7 @@ impl Generation {
         }
         for made in made {
             match made {
-                Made::Token { id, .. } => taken.push(text, id),
+                Made::Token { id, logprobs } => taken.push(text, id, logprobs.as_deref()),
                 Made::Ended(end) => taken.end = Some(End::from_run(end)),
             }
             if taken.end.is_some() {
@@ -195,10 +198,11 @@ impl Taken {
         }
     }
 
-    fn push(&mut self, text: &mut AnswerText, token: u32) {
+    fn push(&mut self, text: &mut AnswerText, token: u32, logprobs: Option<&Logprobs>) {
         match text.push(token) {
             Ok(emitted) => {
                 self.token_ids.push(token);
+                self.logprobs.extend(logprobs.map(told));
                 self.text.push_str(&emitted.text);
                 if emitted.stopped {
                     self.end = Some(End::Finished(FinishReason::Stop));
@@ -212,6 +216,12 @@ impl Taken {
             }
         }
     }
+}
+
+/// Log-probabilities as they travel.
+fn told(logprobs: &Logprobs) -> TokenLogprobs {
+    let top = logprobs.top().iter().map(|top| (top.token, top.logprob));
+    TokenLogprobs::new(logprobs.drawn(), top)
 }
 
 impl End {

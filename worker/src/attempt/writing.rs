@@ -159,7 +159,8 @@ impl Writing {
 
     /// Hands what was made to the answer; the generation goes on unless it ended.
     fn absorb(&mut self, mut making: Generation, taken: Taken) {
-        self.answer.handle_tokens(&taken.token_ids, &taken.text);
+        self.answer
+            .handle_tokens(&taken.token_ids, &taken.logprobs, &taken.text);
         if !taken.token_ids.is_empty() {
             self.attempt.clock.first_token.get_or_insert_with(Instant::now);
         }
@@ -167,7 +168,7 @@ impl Writing {
         match taken.end {
             None => self.generation = Some(making),
             Some(End::Finished(reason)) => {
-                self.answer.handle_tokens(&[], &making.held_back_text());
+                self.answer.handle_tokens(&[], &[], &making.held_back_text());
                 self.answer
                     .handle_end(making.finished(reason, self.attempt.timings()));
             }
@@ -184,7 +185,7 @@ impl Writing {
         if let Some(mut making) = self.generation.take()
             && making.has_started()
         {
-            self.answer.handle_tokens(&[], &making.held_back_text());
+            self.answer.handle_tokens(&[], &[], &making.held_back_text());
         }
         self.answer.handle_end(event);
     }
