@@ -7,7 +7,9 @@ use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{InferenceRequest, SamplingParams};
 use flotilla_text::StopStrings;
-use flotilla_worker_engine::{LogitBias, LogitEdits, LogitEditsError, ModelConfig, Penalties, Sampling};
+use flotilla_worker_engine::{
+    LogitBias, LogitEdits, LogitEditsError, ModelConfig, Penalties, Sampling, SamplingDefaults,
+};
 
 use crate::model::ModelText;
 
@@ -58,41 +60,44 @@ impl Prompt {
 }
 
 /// The request's parameters, else the model's, else greedy. A request that says how random it wants to be
-/// has said all: the model's cuts belong to the model's temperature.
+/// has said all: the model's cuts belong to the model's temperature. Its repetition penalty belongs to none.
 fn sampling(
     id: &RequestId,
     params: &SamplingParams,
     config: &ModelConfig,
 ) -> Result<(Sampling, LogitEdits), RequestError> {
     let defaults = config.sampling_defaults;
-    let (top_k, top_p) = match params.temperature {
-        Some(_) => (params.top_k, params.top_p),
-        None => (params.top_k.or(defaults.top_k), params.top_p.or(defaults.top_p)),
+    let cuts = match params.temperature {
+        Some(_) => SamplingDefaults::default(),
+        None => defaults,
     };
     let logprobs = params
         .logprobs
         .map(|count| u8::try_from(count).unwrap_or(u8::MAX));
     let sampling = Sampling {
         temperature: params.temperature.or(defaults.temperature).unwrap_or(0.0),
-        top_k,
-        top_p: top_p.unwrap_or(1.0),
-        min_p: params.min_p.unwrap_or(0.0),
+        top_k: params.top_k.or(cuts.top_k),
+        top_p: params.top_p.or(cuts.top_p).unwrap_or(1.0),
+        min_p: params.min_p.or(cuts.min_p).unwrap_or(0.0),
         logprobs,
         seed: params.seed.unwrap_or_else(|| id.seed()),
         position: 0,
     };
     if sampling.is_valid() {
-        Ok((sampling, edits(params)?))
+        Ok((sampling, edits(params, &defaults)?))
     } else {
         let message = "temperature, top_k, top_p, min_p or logprobs is out of range".to_owned();
         Err(invalid("temperature", message))
     }
 }
 
-fn edits(params: &SamplingParams) -> Result<LogitEdits, RequestError> {
+fn edits(params: &SamplingParams, defaults: &SamplingDefaults) -> Result<LogitEdits, RequestError> {
     let none = Penalties::NONE;
     let penalties = Penalties {
-        repetition: params.repetition_penalty.unwrap_or(none.repetition),
+        repetition: params
+            .repetition_penalty
+            .or(defaults.repetition_penalty)
+            .unwrap_or(none.repetition),
         presence: params.presence_penalty.unwrap_or(none.presence),
         frequency: params.frequency_penalty.unwrap_or(none.frequency),
     };
@@ -215,5 +220,40 @@ mod tests {
             "repeated, present and counted"
         );
         assert_eq!(logit(6), None);
+    }
+
+    #[test]
+    fn cuts_of_the_model_belong_to_its_temperature_and_its_repetition_penalty_to_none() {
+        let mut config = OpenedModel::open(&demo_folder("adder"), demo_limits())
+            .unwrap()
+            .text
+            .config
+            .clone();
+        config.sampling_defaults = SamplingDefaults {
+            temperature: Some(0.5),
+            top_k: Some(7),
+            top_p: Some(0.75),
+            min_p: Some(0.125),
+            repetition_penalty: Some(2.0),
+        };
+        let id = RequestId::new("a").unwrap();
+        let sampled = |params: SamplingParams| {
+            let (sampling, mut edits) = sampling(&id, &params, &config).unwrap();
+            edits.read_prompt(&[4]);
+            let penalty = edits.iter().next().map(|edit| edit.divisor);
+            (sampling.top_k, sampling.top_p, sampling.min_p, penalty)
+        };
+        let silent = sampled(SamplingParams::default());
+        assert_eq!(silent, (Some(7), 0.75, 0.125, Some(2.0)));
+        let hot = SamplingParams {
+            temperature: Some(1.0),
+            ..SamplingParams::default()
+        };
+        assert_eq!(sampled(hot.clone()), (None, 1.0, 0.0, Some(2.0)));
+        let own = SamplingParams {
+            repetition_penalty: Some(1.0),
+            ..hot
+        };
+        assert_eq!(sampled(own), (None, 1.0, 0.0, None));
     }
 }

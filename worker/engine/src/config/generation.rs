@@ -16,6 +16,10 @@ pub struct SamplingDefaults {
     pub top_k: Option<u32>,
     /// See [`crate::Sampling::top_p`].
     pub top_p: Option<f32>,
+    /// See [`crate::Sampling::min_p`].
+    pub min_p: Option<f32>,
+    /// See [`crate::Penalties::repetition`]. Holds for greedy decoding as well.
+    pub repetition_penalty: Option<f32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -26,6 +30,8 @@ pub(super) struct RawGeneration {
     temperature: Option<f32>,
     top_k: Option<u32>,
     top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
 }
 
 impl RawGeneration {
@@ -35,25 +41,42 @@ impl RawGeneration {
             // Transformers writes 0 for "all".
             top_k: self.top_k.filter(|top_k| *top_k > 0),
             top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
             ..crate::Sampling::GREEDY
         };
         if !sampling.is_valid() {
             return unsupported(
                 "generation_config.json",
-                "temperature >= 0 and top_p in 0..=1 without 0",
+                "temperature >= 0, top_p in 0..=1 without 0 and min_p in 0..=1",
                 format!(
-                    "temperature {} and top_p {}",
-                    sampling.temperature, sampling.top_p
+                    "temperature {}, top_p {} and min_p {}",
+                    sampling.temperature, sampling.top_p, sampling.min_p
                 ),
             );
         }
+        let penalties = crate::Penalties {
+            repetition: self.repetition_penalty.unwrap_or(1.0),
+            ..crate::Penalties::NONE
+        };
+        if !penalties.is_valid() {
+            return unsupported(
+                "generation_config.json",
+                "repetition_penalty > 0",
+                format!("repetition_penalty {}", penalties.repetition),
+            );
+        }
         if self.do_sample != Some(true) {
-            return Ok(SamplingDefaults::default());
+            return Ok(SamplingDefaults {
+                repetition_penalty: self.repetition_penalty,
+                ..SamplingDefaults::default()
+            });
         }
         Ok(SamplingDefaults {
             temperature: Some(sampling.temperature),
             top_k: sampling.top_k,
             top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
         })
     }
 }

@@ -56,6 +56,8 @@ fn generation_config_overrules_config() {
         config["do_sample"] = json!(true);
         config["temperature"] = json!(0.6);
         config["top_k"] = json!(0);
+        config["min_p"] = json!(0.25);
+        config["repetition_penalty"] = json!(1.5);
     });
     let opened = ModelFolder::open(folder.path()).unwrap();
     assert_eq!(opened.config().eos_token_ids, [7]);
@@ -63,6 +65,10 @@ fn generation_config_overrules_config() {
     assert_eq!(
         (defaults.temperature, defaults.top_k, defaults.top_p),
         (Some(0.6), None, None)
+    );
+    assert_eq!(
+        (defaults.min_p, defaults.repetition_penalty),
+        (Some(0.25), Some(1.5))
     );
 }
 
@@ -76,13 +82,49 @@ fn a_model_samples_only_when_its_makers_say_so() {
             .config()
             .sampling_defaults
     };
-    edit_json(&path, |config| config["temperature"] = json!(0.6));
+    edit_json(&path, |config| {
+        config["temperature"] = json!(0.6);
+        config["min_p"] = json!(0.25);
+    });
     assert_eq!(defaults(), SamplingDefaults::default());
+    // What repeats is held back whether tokens are drawn or not.
+    edit_json(&path, |config| config["repetition_penalty"] = json!(1.5));
+    assert_eq!(
+        defaults(),
+        SamplingDefaults {
+            repetition_penalty: Some(1.5),
+            ..SamplingDefaults::default()
+        }
+    );
     edit_json(&path, |config| {
         config["do_sample"] = json!(true);
         config.as_object_mut().unwrap().remove("temperature");
     });
     assert_eq!(defaults().temperature, Some(1.0));
+}
+
+#[test]
+fn generation_config_out_of_range_is_refused_by_name() {
+    for (key, value) in [
+        ("repetition_penalty", json!(0)),
+        ("min_p", json!(1.5)),
+        ("top_p", json!(0)),
+    ] {
+        let folder = copy("wide-heads-bf16");
+        let path = folder.path().join("generation_config.json");
+        edit_json(&path, |config| config[key] = value.clone());
+        let error = ModelFolder::open(folder.path()).unwrap_err();
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        assert!(
+            text.contains("generation_config.json") && text.contains(key),
+            "{text}"
+        );
+    }
 }
 
 #[test]
