@@ -132,7 +132,7 @@ impl Backend for CpuBackend {
             columns: matrix.columns,
             bytes: operation.bytes,
         };
-        if let Some(element) = rows.place(&self.threads, matrix.format, target) {
+        if let Some(element) = rows.place(self.level, &self.threads, matrix.format, target) {
             let first = operation.first_row * matrix.columns;
             let lowest = &mut cast_mut::<u32>(non_finite)[0];
             // An element beyond u32 is told as the last index that can be told.

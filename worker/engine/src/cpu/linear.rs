@@ -181,29 +181,23 @@ impl Part<'_, '_> {
     #[inline(always)]
     fn rows<S: Simd, U: Units, const PANELS: usize>(&self, simd: S, first_panel: usize, units: Range<usize>) {
         let rows = self.task.inputs.rows;
-        let is_wide = S::HAS_WIDE_TILES && U::GROUP_UNITS == 0;
-        let rows_max = if is_wide { ROWS_WIDE } else { ROWS_NARROW };
         let mut row = 0;
         while row < rows {
-            let count = rows_max.min(rows - row);
             let tile = Tile {
                 task: self.task,
                 first_row: row,
                 first_panel,
                 units: units.clone(),
             };
-            match count {
+            // What is left over takes several tiles: they find the panels in cache.
+            row += match rows - row {
                 1 => tile.run::<S, U, 1, PANELS>(simd),
-                2 => tile.run::<S, U, 2, PANELS>(simd),
-                3 => tile.run::<S, U, 3, PANELS>(simd),
-                4 => tile.run::<S, U, 4, PANELS>(simd),
-                _ if !is_wide => unreachable!("narrow tiles have at most four rows"),
-                5 => tile.run::<S, U, 5, PANELS>(simd),
-                6 => tile.run::<S, U, 6, PANELS>(simd),
-                7 => tile.run::<S, U, 7, PANELS>(simd),
-                _ => tile.run::<S, U, ROWS_WIDE, PANELS>(simd),
-            }
-            row += count;
+                2 | 3 => tile.run::<S, U, 2, PANELS>(simd),
+                ROWS_WIDE.. if S::HAS_WIDE_TILES && U::GROUP_UNITS == 0 => {
+                    tile.run::<S, U, ROWS_WIDE, PANELS>(simd)
+                }
+                _ => tile.run::<S, U, ROWS_NARROW, PANELS>(simd),
+            };
         }
     }
 }
@@ -217,8 +211,9 @@ struct Tile<'p, 'a> {
 }
 
 impl Tile<'_, '_> {
+    /// Gives the number of rows.
     #[inline(always)]
-    fn run<S: Simd, U: Units, const ROWS: usize, const PANELS: usize>(&self, simd: S) {
+    fn run<S: Simd, U: Units, const ROWS: usize, const PANELS: usize>(&self, simd: S) -> usize {
         let mut sums = [[simd.splat(0.0); PANELS]; ROWS];
         if self.units.start > 0 {
             for row in 0..ROWS {
@@ -247,6 +242,7 @@ impl Tile<'_, '_> {
                 self.store(simd, row, panel, sum);
             }
         }
+        ROWS
     }
 
     /// Units and inputs of the tile, both at least as long as [`add`] demands for the tile's units.
@@ -588,15 +584,12 @@ mod tests {
             let dtype = stored(format);
             let rows = store(dtype, &numbers(seed, outputs * columns));
             let mut bytes = vec![0xaa; format.matrix_bytes(outputs, columns).unwrap()];
-            let panels = bytes.chunks_exact_mut(format.panel_bytes(columns).unwrap());
-            for (panel, rows) in panels.zip(rows.chunks(LANES * columns * dtype.size_bytes())) {
-                StoredRows {
-                    dtype,
-                    columns,
-                    bytes: rows,
-                }
-                .pack(format, panel);
-            }
+            let rows = StoredRows {
+                dtype,
+                columns,
+                bytes: &rows,
+            };
+            assert_eq!(rows.place(Level::best(), &threads(), format, &mut bytes), None);
             let kept = (0..outputs).map(|row| {
                 let mut out = vec![0.0; columns];
                 unpack_row(format, &bytes, row, &mut out);

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::{bf16, f16};
 
 use super::disjoint::Disjoint;
-use super::simd::LANES;
+use super::simd::{Kernel, LANES, Level, Simd};
 use super::threads::CpuThreads;
 use crate::Dtype;
 use crate::tensor::{INT4_GROUP_COLUMNS, PANEL_ROWS, WeightFormat};
@@ -45,6 +45,7 @@ impl StoredRows<'_> {
     /// one.
     pub(super) fn place(
         &self,
+        level: Level,
         threads: &CpuThreads,
         format: WeightFormat,
         panels: &mut [u8],
@@ -63,9 +64,11 @@ impl StoredRows<'_> {
             if let Some(element) = rows.first_non_finite() {
                 first.fetch_min(part * LANES * self.columns + element, Ordering::Relaxed);
             }
-            // SAFETY: a panel belongs to one part.
-            rows.pack(format, unsafe {
-                panels.part(part * panel_bytes..(part + 1) * panel_bytes)
+            level.run(Pack {
+                stored: rows,
+                format,
+                // SAFETY: a panel belongs to one part.
+                panel: unsafe { panels.part(part * panel_bytes..(part + 1) * panel_bytes) },
             });
         });
         Some(first.into_inner()).filter(|element| *element != usize::MAX)
@@ -81,118 +84,162 @@ impl StoredRows<'_> {
         }
     }
 
-    /// Packs at most sixteen rows into a panel.
-    pub(super) fn pack(&self, format: WeightFormat, panel: &mut [u8]) {
+    /// Sixteen rows, none where there are fewer.
+    #[inline(always)]
+    fn rows(&self) -> [Option<&[u8]>; LANES] {
+        let mut rows = [None; LANES];
+        for (slot, row) in rows.iter_mut().zip(self.bytes.chunks_exact(self.row_bytes())) {
+            *slot = Some(row);
+        }
+        rows
+    }
+}
+
+/// Packs at most sixteen rows into a panel.
+struct Pack<'a> {
+    stored: StoredRows<'a>,
+    format: WeightFormat,
+    panel: &'a mut [u8],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) {
+        let Self {
+            stored,
+            format,
+            panel,
+        } = self;
         assert_eq!(
             Some(panel.len()),
-            format.panel_bytes(self.columns),
+            format.panel_bytes(stored.columns),
             "a panel of this format"
         );
-        match (format, self.dtype) {
-            (WeightFormat::F32, Dtype::F32) => self.interleave::<4>(panel, 1),
-            (WeightFormat::F16, Dtype::F16) => self.interleave::<2>(panel, 1),
-            (WeightFormat::Bf16, Dtype::Bf16) => self.interleave::<4>(panel, 2),
-            (WeightFormat::Int8, _) => self.pack_int8(panel),
-            (WeightFormat::Int4, _) => self.pack_int4(panel),
+        match (format, stored.dtype) {
+            (WeightFormat::F32, Dtype::F32) => interleave::<4>(&stored, panel),
+            (WeightFormat::F16, Dtype::F16) => interleave::<2>(&stored, panel),
+            (WeightFormat::Bf16, Dtype::Bf16) => interleave::<4>(&stored, panel),
+            (WeightFormat::Int8, _) => pack_int8(&stored, panel),
+            (WeightFormat::Int4, _) => pack_int4(&stored, panel),
             (WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16, _) => {
                 unreachable!("a plan gives unquantised weights the format of their stored elements")
             }
         }
     }
+}
 
-    /// Unit after unit, `BYTES` of each row, which are `columns` columns.
-    fn interleave<const BYTES: usize>(&self, panel: &mut [u8], columns: usize) {
-        let (slots, _) = panel.as_chunks_mut::<BYTES>();
-        let whole = self.columns / columns;
-        for (lane, row) in self.rows().enumerate() {
-            let (row, tail) = match row {
-                Some(row) => row.split_at(whole * BYTES),
-                None => (&[][..], &[][..]),
-            };
-            let (elements, _) = row.as_chunks::<BYTES>();
-            let targets = slots.iter_mut().skip(lane).step_by(LANES);
+/// Unit after unit, `BYTES` of each row; a block of units at a time, so that it stays in cache for all rows.
+#[inline(always)]
+fn interleave<const BYTES: usize>(stored: &StoredRows<'_>, panel: &mut [u8]) {
+    let (slots, _) = panel.as_chunks_mut::<BYTES>();
+    let rows = stored.rows();
+    for (block, slots) in slots.chunks_mut(BLOCK_UNITS * LANES).enumerate() {
+        let first = block * BLOCK_UNITS;
+        let units = slots.len() / LANES;
+        for (lane, row) in rows.iter().enumerate() {
+            let (elements, tail) = row.unwrap_or_default().as_chunks::<BYTES>();
+            let whole = units.min(elements.len().saturating_sub(first));
+            for (unit, element) in elements.iter().skip(first).take(whole).enumerate() {
+                slots[unit * LANES + lane] = *element;
+            }
             let mut last = [0; BYTES];
             last[..tail.len()].copy_from_slice(tail);
-            let padding = std::iter::once(last).chain(std::iter::repeat([0; BYTES]));
-            for (slot, element) in targets.zip(elements.iter().copied().chain(padding)) {
-                *slot = element;
+            for unit in whole..units {
+                // The first one beyond the whole ones may hold half a unit's columns.
+                slots[unit * LANES + lane] = if first + unit == elements.len() {
+                    last
+                } else {
+                    [0; BYTES]
+                };
             }
         }
     }
+}
 
-    fn pack_int8(&self, panel: &mut [u8]) {
-        let (scales, units) = panel.split_at_mut(WeightFormat::Int8.scales_bytes(self.columns));
-        let (scales, _) = scales.as_chunks_mut::<4>();
-        units.fill(0);
-        for (lane, (row, scale)) in self.rows().zip(scales).enumerate() {
-            let largest = row.map_or(0.0, |row| self.largest(row));
-            let step = largest / INT8_LARGEST;
-            *scale = step.to_le_bytes();
-            let Some(row) = row else { continue };
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-            for column in 0..self.columns {
-                let quantised = (self.element(row, column) * inverse).round_ties_even();
-                units[column / 4 * 64 + lane * 4 + column % 4] = int8_bits(quantised);
+#[inline(always)]
+fn pack_int8(stored: &StoredRows<'_>, panel: &mut [u8]) {
+    let (scales, units) = panel.split_at_mut(WeightFormat::Int8.scales_bytes(stored.columns));
+    let ((scales, _), (units, _)) = (scales.as_chunks_mut::<4>(), units.as_chunks_mut::<4>());
+    // Zeros beyond the last column.
+    let mut values = vec![0.0; stored.columns.next_multiple_of(4)];
+    for ((lane, row), scale) in stored.rows().into_iter().enumerate().zip(scales) {
+        match row {
+            Some(row) => widen(stored.dtype, row, &mut values[..stored.columns]),
+            None => values.fill(0.0),
+        }
+        let step = largest(&values).abs() / INT8_LARGEST;
+        *scale = step.to_le_bytes();
+        let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+        let (fours, _) = values.as_chunks::<4>();
+        for (unit, four) in fours.iter().enumerate() {
+            units[unit * LANES + lane] = four.map(|value| int8_bits((value * inverse).round_ties_even()));
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_int4(stored: &StoredRows<'_>, panel: &mut [u8]) {
+    const GROUP_UNITS: usize = INT4_GROUP_COLUMNS / 8;
+    let (scales, units) = panel.split_at_mut(WeightFormat::Int4.scales_bytes(stored.columns));
+    scales.fill(0);
+    let ((scales, _), (units, _)) = (scales.as_chunks_mut::<2>(), units.as_chunks_mut::<4>());
+    let mut values = vec![0.0; stored.columns];
+    for (lane, row) in stored.rows().into_iter().enumerate() {
+        match row {
+            Some(row) => widen(stored.dtype, row, &mut values),
+            None => values.fill(0.0),
+        }
+        let (groups, _) = values.as_chunks::<INT4_GROUP_COLUMNS>();
+        for (group, values) in groups.iter().enumerate() {
+            let (scale, nibbles) = quantise_int4(values);
+            scales[group * LANES + lane] = scale.to_le_bytes();
+            let (eights, _) = nibbles.as_chunks::<8>();
+            for (unit, eight) in eights.iter().enumerate() {
+                units[(group * GROUP_UNITS + unit) * LANES + lane] = int4_lane(eight).to_le_bytes();
             }
         }
     }
+}
 
-    fn pack_int4(&self, panel: &mut [u8]) {
-        let (scales, units) = panel.split_at_mut(WeightFormat::Int4.scales_bytes(self.columns));
-        scales.fill(0);
-        let (units, _) = units.as_chunks_mut::<4>();
-        for (lane, row) in self.rows().enumerate() {
-            for group in 0..self.columns / INT4_GROUP_COLUMNS {
-                let columns = group * INT4_GROUP_COLUMNS..(group + 1) * INT4_GROUP_COLUMNS;
-                let mut values = [0.0; INT4_GROUP_COLUMNS];
-                if let Some(row) = row {
-                    for (value, column) in values.iter_mut().zip(columns.clone()) {
-                        *value = self.element(row, column);
-                    }
-                }
-                let (scale, nibbles) = quantise_int4(&values);
-                scales[(group * LANES + lane) * 2..][..2].copy_from_slice(&scale.to_le_bytes());
-                for (eight, first) in nibbles.chunks_exact(8).zip(columns.step_by(8)) {
-                    units[first / 8 * LANES + lane] = int4_lane(eight).to_le_bytes();
-                }
-            }
-        }
+/// Stored elements as f32.
+#[inline(always)]
+fn widen(dtype: Dtype, row: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => widen_with(row, out, f32::from_le_bytes),
+        Dtype::F16 => widen_with(row, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::Bf16 => widen_with(row, out, |bytes| {
+            f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+        }),
     }
+}
 
-    /// Sixteen rows, none where there are fewer.
-    fn rows(&self) -> impl Iterator<Item = Option<&[u8]>> {
-        let rows = self.bytes.chunks_exact(self.row_bytes());
-        rows.map(Some).chain(std::iter::repeat(None)).take(LANES)
+#[inline(always)]
+fn widen_with<const BYTES: usize>(row: &[u8], out: &mut [f32], element: impl Fn([u8; BYTES]) -> f32) {
+    for (out, bytes) in out.iter_mut().zip(row.as_chunks::<BYTES>().0) {
+        *out = element(*bytes);
     }
+}
 
-    fn largest(&self, row: &[u8]) -> f32 {
-        (0..self.columns).fold(0.0, |largest: f32, column| {
-            largest.max(self.element(row, column).abs())
-        })
-    }
-
-    fn element(&self, row: &[u8], column: usize) -> f32 {
-        match self.dtype {
-            Dtype::F32 => f32::from_le_bytes(row.as_chunks().0[column]),
-            Dtype::F16 => f16::from_le_bytes(row.as_chunks().0[column]).to_f32(),
-            Dtype::Bf16 => bf16::from_le_bytes(row.as_chunks().0[column]).to_f32(),
-        }
-    }
+/// The element of largest magnitude, the first one of several.
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    // Magnitudes of floats are ordered like their bits.
+    let magnitude = values
+        .iter()
+        .fold(0, |largest, value| largest.max(value.to_bits() & !SIGN));
+    let is_largest = |value: &&f32| value.to_bits() & !SIGN == magnitude;
+    values.iter().find(is_largest).copied().unwrap_or(0.0)
 }
 
 /// The scale of a group and what is to be multiplied with it, plus 8.
 ///
 /// The element of largest magnitude becomes -8, the far end of the range; the scale is rounded to bf16
 /// first, so that the others are rounded with the scale they are multiplied with.
+#[inline(always)]
 fn quantise_int4(values: &[f32; INT4_GROUP_COLUMNS]) -> (bf16, [u8; INT4_GROUP_COLUMNS]) {
-    let extreme = values.iter().copied().fold(0.0, |extreme: f32, value| {
-        if value.abs() > extreme.abs() {
-            value
-        } else {
-            extreme
-        }
-    });
-    let scale = bf16::from_f32(extreme / -8.0);
+    let scale = bf16::from_f32(largest(values) / -8.0);
     let inverse = if scale == bf16::ZERO {
         0.0
     } else {
@@ -205,12 +252,14 @@ fn quantise_int4(values: &[f32; INT4_GROUP_COLUMNS]) -> (bf16, [u8; INT4_GROUP_C
 }
 
 /// Eight nibbles of successive columns: even ones in the low half, odd ones in the high half.
-fn int4_lane(eight: &[u8]) -> u32 {
+#[inline(always)]
+fn int4_lane(eight: &[u8; 8]) -> u32 {
     eight.iter().enumerate().fold(0, |lane, (column, nibble)| {
         lane | u32::from(*nibble) << (column / 2 * 4 + column % 2 * 16)
     })
 }
 
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the value was made to fit")]
 fn int8_bits(value: f32) -> u8 {
     (value.clamp(-INT8_LARGEST, INT8_LARGEST) as i8).cast_unsigned()
@@ -221,6 +270,7 @@ fn int8_bits(value: f32) -> u8 {
     clippy::cast_sign_loss,
     reason = "the value was made to fit"
 )]
+#[inline(always)]
 fn int4_bits(value: f32) -> u8 {
     (value.clamp(-8.0, 7.0) + 8.0) as u8
 }
@@ -287,3 +337,8 @@ fn each(out: &mut [f32], element: impl Fn(usize) -> f32) {
 }
 
 const INT8_LARGEST: f32 = 127.0;
+
+const SIGN: u32 = 1 << 31;
+
+/// Units that are interleaved at a time: 4 KiB.
+const BLOCK_UNITS: usize = 64;
