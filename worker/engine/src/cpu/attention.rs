@@ -10,6 +10,8 @@
     reason = "loops over constant ranges are unrolled, so that what they index stays in registers"
 )]
 
+use std::array::from_fn;
+
 use super::disjoint::Disjoint;
 use super::math;
 use super::qkv::TokenRows;
@@ -67,6 +69,19 @@ impl Problem<'_> {
         self.heads / self.kv.layout.kv_heads
     }
 
+    /// The keys and values of one head in the block at `place`, whose first position is `first_position`.
+    #[inline(always)]
+    fn block(&self, place: usize, kv_head: usize, first_position: usize, positions: usize) -> Block<'_> {
+        let layout = self.kv.layout;
+        let elements = &self.blocks[place * layout.block_elements()..][..layout.block_elements()];
+        Block {
+            keys: &elements[layout.key_start(self.kv.layer, kv_head)..][..layout.head_elements()],
+            values: &elements[layout.value_start(self.kv.layer, kv_head)..][..layout.head_elements()],
+            first_position,
+            positions,
+        }
+    }
+
     fn head_parts(&self, sequence: usize) -> usize {
         (self.tokens.rows(sequence).len() * self.group()).div_ceil(PART_QUERIES)
     }
@@ -99,36 +114,82 @@ impl Kernel for Part<'_, '_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        let parts = self.problem.head_parts(self.sequence);
-        let queries = self.problem.tokens.rows(self.sequence).len() * self.problem.group();
+        let problem = self.problem;
+        let parts = problem.head_parts(self.sequence);
+        let all = problem.tokens.rows(self.sequence).len() * problem.group();
         let kv_head = self.part / parts;
-        let mut query = self.part % parts * PART_QUERIES;
-        let end = queries.min(query + PART_QUERIES);
-        while query < end {
-            let tile = Tile {
-                part: &self,
-                kv_head,
-                first_query: query,
-            };
-            query += match end - query {
-                1 => tile.run::<S, 1>(simd),
-                2 => tile.run::<S, 2>(simd),
-                3 => tile.run::<S, 3>(simd),
-                QUERIES_WIDE.. if S::HAS_WIDE_TILES => tile.run::<S, QUERIES_WIDE>(simd),
-                _ => tile.run::<S, QUERIES_NARROW>(simd),
-            };
+        let first_query = self.part % parts * PART_QUERIES;
+        let count = PART_QUERIES.min(all - first_query);
+        let mut queries: [Query<'_, S::Floats>; PART_QUERIES] = from_fn(|index| {
+            let query = first_query + index.min(count - 1);
+            self.query(simd, kv_head, query)
+        });
+        let mut outs: [&mut [f32]; PART_QUERIES] = from_fn(|_| &mut [][..]);
+        let (mut first, mut end) = (usize::MAX, 0);
+        for (index, query) in queries[..count].iter().enumerate() {
+            outs[index] = self.out(kv_head, first_query + index);
+            outs[index].fill(0.0);
+            first = first.min(query.first);
+            end = end.max(query.end);
+        }
+        let seen = first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
+        for (index, place) in seen.clone().zip(&problem.tokens.table(self.sequence)[seen]) {
+            // Positions that no query sees may never have been written.
+            let positions = (end - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            let block = problem.block(*place as usize, kv_head, index * BLOCK_TOKENS, positions);
+            block.meet(simd, problem.scale, &mut queries[..count], &mut outs[..count]);
+        }
+        for (query, out) in queries.iter().zip(outs).take(count) {
+            let total = simd.sum(query.total);
+            out.iter_mut().for_each(|sum| *sum /= total);
         }
     }
 }
 
-/// Queries that meet the same keys and values at once.
-struct Tile<'p, 'a> {
-    part: &'p Part<'p, 'a>,
-    kv_head: usize,
-    first_query: usize,
+impl<'a> Part<'_, 'a> {
+    #[inline(always)]
+    fn query<S: Simd>(&self, simd: S, kv_head: usize, query: usize) -> Query<'a, S::Floats> {
+        let problem = self.problem;
+        let head_dim = problem.kv.layout.head_dim;
+        let (row, head) = self.place(kv_head, query);
+        let position = problem.tokens.position(row);
+        let (first, end) = match problem.visible {
+            Visible::Causal { window } => {
+                let seen = window.unwrap_or(usize::MAX).min(position + 1);
+                (position + 1 - seen, position + 1)
+            }
+            Visible::All => (0, problem.tokens.rows(self.sequence).len()),
+        };
+        Query {
+            elements: &problem.q[(row * problem.heads + head) * head_dim..][..head_dim],
+            first,
+            end,
+            maximum: f32::NEG_INFINITY,
+            total: simd.splat(0.0),
+            correction: None,
+        }
+    }
+
+    /// Token and head of a query.
+    #[inline(always)]
+    fn place(&self, kv_head: usize, query: usize) -> (usize, usize) {
+        let group = self.problem.group();
+        let row = self.problem.tokens.rows(self.sequence).start + query / group;
+        (row, kv_head * group + query % group)
+    }
+
+    /// Where a query's sums are, and in the end its result.
+    #[inline(always)]
+    fn out(&self, kv_head: usize, query: usize) -> &'a mut [f32] {
+        let head_dim = self.problem.kv.layout.head_dim;
+        let (row, head) = self.place(kv_head, query);
+        let start = (row * self.problem.heads + head) * head_dim;
+        // SAFETY: each query belongs to one part, whose thread takes its range once.
+        unsafe { self.out.part(start..start + head_dim) }
+    }
 }
 
-/// One query of a tile: what it is, and how far its softmax has come.
+/// One query: what it is, and how far its softmax has come.
 #[derive(Clone, Copy)]
 struct Query<'a, F> {
     elements: &'a [f32],
@@ -143,158 +204,119 @@ struct Query<'a, F> {
     correction: Option<F>,
 }
 
-impl<'a> Tile<'_, 'a> {
-    /// Gives the number of queries.
-    #[inline(always)]
-    fn run<S: Simd, const QUERIES: usize>(&self, simd: S) -> usize {
-        let problem = self.part.problem;
-        let layout = problem.kv.layout;
-        let mut queries = [self.query(simd, 0); QUERIES];
-        for (index, query) in queries.iter_mut().enumerate() {
-            *query = self.query(simd, index);
-            self.out(index).fill(0.0);
-        }
-        let (mut first, mut end) = (usize::MAX, 0);
-        for query in &queries {
-            first = first.min(query.first);
-            end = end.max(query.end);
-        }
-        let table = problem.tokens.table(self.part.sequence);
-        let mut weights = [[0.0; LANES]; QUERIES];
-        let seen = first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
-        for (block, place) in seen.clone().zip(&table[seen]) {
-            let start = *place as usize * layout.block_elements();
-            let elements = &problem.blocks[start..start + layout.block_elements()];
-            let keys =
-                &elements[layout.key_start(problem.kv.layer, self.kv_head)..][..layout.head_elements()];
-            let values =
-                &elements[layout.value_start(problem.kv.layer, self.kv_head)..][..layout.head_elements()];
-            let scores = scores(simd, &queries, keys);
-            for index in 0..QUERIES {
-                let scores = simd.mul(scores[index], simd.splat(problem.scale));
-                weigh(
-                    simd,
-                    &mut queries[index],
-                    scores,
-                    block * BLOCK_TOKENS,
-                    &mut weights[index],
-                );
-            }
-            // Positions that no query of the tile sees may never have been written.
-            let positions = (end - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
-            self.add_values(simd, &queries, &weights, values, positions);
-        }
-        for (index, query) in queries.iter().enumerate() {
-            let total = simd.sum(query.total);
-            self.out(index).iter_mut().for_each(|sum| *sum /= total);
-        }
-        QUERIES
-    }
+/// The keys and values of one head in a block.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    first_position: usize,
+    /// How many positions may be looked at.
+    positions: usize,
+}
 
-    /// Token and head of a query.
+impl Block<'_> {
+    /// Takes the block into the sums of all queries, a tile of them at a time.
     #[inline(always)]
-    fn place(&self, index: usize) -> (usize, usize) {
-        let group = self.part.problem.group();
-        let query = self.first_query + index;
-        let row = self.part.problem.tokens.rows(self.part.sequence).start + query / group;
-        (row, self.kv_head * group + query % group)
-    }
-
-    #[inline(always)]
-    fn query<S: Simd>(&self, simd: S, index: usize) -> Query<'a, S::Floats> {
-        let problem = self.part.problem;
-        let head_dim = problem.kv.layout.head_dim;
-        let (row, head) = self.place(index);
-        let position = problem.tokens.position(row);
-        let (first, end) = match problem.visible {
-            Visible::Causal { window } => {
-                let seen = window.unwrap_or(usize::MAX).min(position + 1);
-                (position + 1 - seen, position + 1)
-            }
-            Visible::All => (0, problem.tokens.rows(self.part.sequence).len()),
-        };
-        Query {
-            elements: &problem.q[(row * problem.heads + head) * head_dim..][..head_dim],
-            first,
-            end,
-            maximum: f32::NEG_INFINITY,
-            total: simd.splat(0.0),
-            correction: None,
-        }
-    }
-
-    /// Where a query's sums are, and in the end its result.
-    #[inline(always)]
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the part of the output that is this query's alone"
-    )]
-    fn out(&self, index: usize) -> &mut [f32] {
-        let problem = self.part.problem;
-        let head_dim = problem.kv.layout.head_dim;
-        let (row, head) = self.place(index);
-        let start = (row * problem.heads + head) * head_dim;
-        // SAFETY: each query belongs to one part, whose thread takes one query's range at a time.
-        unsafe { self.part.out.part(start..start + head_dim) }
-    }
-
-    /// Corrects the sums and adds the weighted values of a block's first `positions` positions.
-    #[inline(always)]
-    fn add_values<S: Simd, const QUERIES: usize>(
-        &self,
+    fn meet<S: Simd>(
+        self,
         simd: S,
-        queries: &[Query<'_, S::Floats>; QUERIES],
-        weights: &[[f32; LANES]; QUERIES],
-        values: &[f32],
-        positions: usize,
+        scale: f32,
+        queries: &mut [Query<'_, S::Floats>],
+        outs: &mut [&mut [f32]],
     ) {
-        let head_dim = self.part.problem.kv.layout.head_dim;
-        let mut element = 0;
-        while element + 2 * LANES <= head_dim {
-            let mut sums = [[simd.splat(0.0); 2]; QUERIES];
-            for index in 0..QUERIES {
-                let (out, _) = self.out(index)[element..].as_chunks::<LANES>();
-                sums[index] = [
-                    corrected(simd, &queries[index], simd.load(&out[0])),
-                    corrected(simd, &queries[index], simd.load(&out[1])),
-                ];
-            }
-            for position in 0..positions {
-                let (value, _) = values[position * head_dim + element..].as_chunks::<LANES>();
-                let value = [simd.load(&value[0]), simd.load(&value[1])];
-                for index in 0..QUERIES {
-                    let weight = simd.splat(weights[index][position]);
-                    sums[index][0] = simd.mul_add(weight, value[0], sums[index][0]);
-                    sums[index][1] = simd.mul_add(weight, value[1], sums[index][1]);
+        let mut rest = queries;
+        let mut outs = outs;
+        while !rest.is_empty() {
+            let taken = match rest.len() {
+                1 => self.meet_tile::<S, 1>(simd, scale, rest, outs),
+                2 => self.meet_tile::<S, 2>(simd, scale, rest, outs),
+                3 => self.meet_tile::<S, 3>(simd, scale, rest, outs),
+                QUERIES_WIDE.. if S::HAS_WIDE_TILES => {
+                    self.meet_tile::<S, QUERIES_WIDE>(simd, scale, rest, outs)
                 }
-            }
-            for index in 0..QUERIES {
-                let (out, _) = self.out(index)[element..].as_chunks_mut::<LANES>();
-                simd.store(sums[index][0], &mut out[0]);
-                simd.store(sums[index][1], &mut out[1]);
-            }
-            element += 2 * LANES;
+                _ => self.meet_tile::<S, QUERIES_NARROW>(simd, scale, rest, outs),
+            };
+            rest = &mut rest[taken..];
+            outs = &mut outs[taken..];
         }
-        while element < head_dim {
-            let end = head_dim.min(element + LANES);
-            for index in 0..QUERIES {
-                let out = &mut self.out(index)[element..end];
-                let mut sums = corrected(simd, &queries[index], math::load_part(simd, out));
-                for position in 0..positions {
-                    let value = math::load_part(simd, &values[position * head_dim..][element..end]);
-                    sums = simd.mul_add(simd.splat(weights[index][position]), value, sums);
-                }
-                math::store_part(simd, sums, out);
-            }
-            element = end;
-        }
+    }
+
+    /// Takes the block into the sums of the first queries; gives their number.
+    #[inline(always)]
+    fn meet_tile<S: Simd, const QUERIES: usize>(
+        self,
+        simd: S,
+        scale: f32,
+        queries: &mut [Query<'_, S::Floats>],
+        outs: &mut [&mut [f32]],
+    ) -> usize {
+        let queries: &mut [_; QUERIES] = queries.first_chunk_mut().expect(TILE);
+        let outs: &mut [_; QUERIES] = outs.first_chunk_mut().expect(TILE);
+        let scores = scores(simd, scale, queries, self.keys);
+        let mut weights = [[0.0; LANES]; QUERIES];
+        weigh(simd, queries, scores, self.first_position, &mut weights);
+        add_values(simd, queries, &weights, self.values, self.positions, outs);
+        QUERIES
     }
 }
 
-/// The products of queries and a block's keys; a lane is a position.
+const TILE: &str = "a tile has no more queries than there are";
+
+/// Corrects the sums and adds the weighted values of a block's first `positions` positions.
+#[inline(always)]
+fn add_values<S: Simd, const QUERIES: usize>(
+    simd: S,
+    queries: &[Query<'_, S::Floats>; QUERIES],
+    weights: &[[f32; LANES]; QUERIES],
+    values: &[f32],
+    positions: usize,
+    outs: &mut [&mut [f32]; QUERIES],
+) {
+    let head_dim = values.len() / BLOCK_TOKENS;
+    let mut element = 0;
+    while element + 2 * LANES <= head_dim {
+        let mut sums = [[simd.splat(0.0); 2]; QUERIES];
+        for index in 0..QUERIES {
+            let (out, _) = outs[index][element..].as_chunks::<LANES>();
+            sums[index][0] = corrected(simd, &queries[index], simd.load(&out[0]));
+            sums[index][1] = corrected(simd, &queries[index], simd.load(&out[1]));
+        }
+        for (position, value) in values.chunks_exact(head_dim).take(positions).enumerate() {
+            let (value, _) = value[element..].as_chunks::<LANES>();
+            let value = [simd.load(&value[0]), simd.load(&value[1])];
+            for index in 0..QUERIES {
+                let weight = simd.splat(weights[index][position % LANES]);
+                sums[index][0] = simd.mul_add(weight, value[0], sums[index][0]);
+                sums[index][1] = simd.mul_add(weight, value[1], sums[index][1]);
+            }
+        }
+        for index in 0..QUERIES {
+            let (out, _) = outs[index][element..].as_chunks_mut::<LANES>();
+            simd.store(sums[index][0], &mut out[0]);
+            simd.store(sums[index][1], &mut out[1]);
+        }
+        element += 2 * LANES;
+    }
+    while element < head_dim {
+        let end = head_dim.min(element + LANES);
+        for index in 0..QUERIES {
+            let out = &mut outs[index][element..end];
+            let mut sums = corrected(simd, &queries[index], math::load_part(simd, out));
+            for (position, value) in values.chunks_exact(head_dim).take(positions).enumerate() {
+                let value = math::load_part(simd, &value[element..end]);
+                sums = simd.mul_add(simd.splat(weights[index][position]), value, sums);
+            }
+            math::store_part(simd, sums, out);
+        }
+        element = end;
+    }
+}
+
+/// The scaled products of queries and a block's keys; a lane is a position.
 #[inline(always)]
 fn scores<S: Simd, const QUERIES: usize>(
     simd: S,
+    scale: f32,
     queries: &[Query<'_, S::Floats>; QUERIES],
     keys: &[f32],
 ) -> [S::Floats; QUERIES] {
@@ -310,39 +332,52 @@ fn scores<S: Simd, const QUERIES: usize>(
             scores[index] = simd.mul_add(simd.splat(elements[index][element]), key, scores[index]);
         }
     }
+    for index in 0..QUERIES {
+        scores[index] = simd.mul(scores[index], simd.splat(scale));
+    }
     scores
 }
 
 /// Turns a block's scores into weights, and says what the sums of blocks before must be multiplied by.
 #[inline(always)]
-fn weigh<S: Simd>(
+fn weigh<S: Simd, const QUERIES: usize>(
     simd: S,
-    query: &mut Query<'_, S::Floats>,
-    scores: S::Floats,
+    queries: &mut [Query<'_, S::Floats>; QUERIES],
+    mut scores: [S::Floats; QUERIES],
     first_position: usize,
-    weights: &mut [f32; LANES],
+    weights: &mut [[f32; LANES]; QUERIES],
 ) {
-    query.correction = None;
-    if query.end <= first_position || query.first >= first_position + BLOCK_TOKENS {
-        *weights = [0.0; LANES];
-        return;
-    }
     let hidden = simd.splat(f32::NEG_INFINITY);
     let lanes = simd.load(&LANE_INDEXES);
-    let end = simd.splat(lane_bound(query.end, first_position));
-    let first = simd.splat(lane_bound(query.first, first_position));
-    let scores = simd.select_less(lanes, end, scores, hidden);
-    let scores = simd.select_less(lanes, first, hidden, scores);
-    let maximum = query.maximum.max(simd.largest(scores));
-    if maximum > query.maximum {
-        let correction = math::exp(simd, simd.splat(query.maximum - maximum));
-        query.total = simd.mul(query.total, correction);
-        query.correction = Some(correction);
-        query.maximum = maximum;
+    for index in 0..QUERIES {
+        let end = simd.splat(lane_bound(queries[index].end, first_position));
+        let first = simd.splat(lane_bound(queries[index].first, first_position));
+        scores[index] = simd.select_less(lanes, end, scores[index], hidden);
+        scores[index] = simd.select_less(lanes, first, hidden, scores[index]);
     }
-    let exp = math::exp(simd, simd.sub(scores, simd.splat(maximum)));
-    query.total = simd.add(query.total, exp);
-    simd.store(exp, weights);
+    for index in 0..QUERIES {
+        let query = &mut queries[index];
+        query.correction = None;
+        let maximum = query.maximum.max(simd.largest(scores[index]));
+        if maximum > query.maximum {
+            let correction = math::exp(simd, simd.splat(query.maximum - maximum));
+            query.total = simd.mul(query.total, correction);
+            query.correction = Some(correction);
+            query.maximum = maximum;
+        }
+        // A query that has seen nothing yet has no maximum; its scores stay minus infinity.
+        let known = if maximum == f32::NEG_INFINITY {
+            0.0
+        } else {
+            maximum
+        };
+        scores[index] = simd.sub(scores[index], simd.splat(known));
+    }
+    for index in 0..QUERIES {
+        let exp = math::exp(simd, scores[index]);
+        queries[index].total = simd.add(queries[index].total, exp);
+        simd.store(exp, &mut weights[index]);
+    }
 }
 
 #[inline(always)]
@@ -368,5 +403,5 @@ const LANE_INDEXES: [f32; LANES] = [
 const QUERIES_WIDE: usize = 8;
 const QUERIES_NARROW: usize = 4;
 
-/// Queries of a part: enough work to outweigh handing it out, even in short contexts.
-const PART_QUERIES: usize = 16;
+/// Queries of a part: they share what is read of a block while it is in cache.
+const PART_QUERIES: usize = 32;
