@@ -21,4 +21,4 @@ build: ## the release binary
 
 clean: ## removes what was built, installed and written here
 	cargo clean
-	rm -rf .venv .venv.lock .flotilla
+	rm -rf .venv .venv.lock .venv-bench .venv-bench.lock .flotilla

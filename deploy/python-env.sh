@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes ./.venv if it is not there, installs the given pinned packages into it, prints its Python.
 #   deploy/python-env.sh nats-py==2.16.0
+# FLOTILLA_VENV names another folder beside it:
+#   FLOTILLA_VENV=.venv-bench deploy/python-env.sh gguf==0.19.0
 # Without the venv module it does the same with `pip install --target` and a small wrapper.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-venv=$root/.venv
+venv=$root/${FLOTILLA_VENV:-.venv}
 export PIP_ROOT_USER_ACTION=ignore
 python=$venv/bin/python
 
@@ -35,20 +37,22 @@ install() {
 # Looks in ./.venv alone: what else this Python can import is not ours to rely on.
 has_all() {
     "$python" - "$venv" "$@" <<'PY'
-import glob, sys
+import glob, re, sys
 from importlib.metadata import distributions
 
 venv, *pins = sys.argv[1:]
 folders = [venv + "/site", *glob.glob(venv + "/lib/python*/site-packages")]
-present = {f"{found.metadata['Name']}=={found.version}" for found in distributions(path=folders)}
-sys.exit(0 if present.issuperset(pins) else 1)
+# A package writes its own name with "_" or "-", whichever the index does.
+plain = lambda pin: re.sub("[-_.]+", "-", pin.partition("==")[0]).lower() + "==" + pin.partition("==")[2]
+present = {plain(f"{found.metadata['Name']}=={found.version}") for found in distributions(path=folders)}
+sys.exit(0 if present.issuperset(map(plain, pins)) else 1)
 PY
 }
 
 command -v python3 >/dev/null || { say "no python3; install Python 3"; exit 1; }
 # Two set-ups at once would install over each other.
 if command -v flock >/dev/null; then
-    exec 9>"$root/.venv.lock"
+    exec 9>"$venv.lock"
     flock 9
 fi
 if ! "$python" -c '' 2>/dev/null; then
