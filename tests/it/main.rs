@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 mod bad_models;
 mod bad_starts;
+mod benchmarks;
 mod chat;
 mod command_line;
 mod crashes;

@@ -1,6 +1,7 @@
 //! `flotilla bench`: measurements, each against a bound or a peer in the same run.
 
 mod dispatch;
+mod engine;
 mod jetstream;
 mod load;
 mod machine;
@@ -20,6 +21,8 @@ use crate::table::{Table, numbers, words};
 pub(crate) enum BenchCommand {
     /// Requests through the whole fleet against bare JetStream
     Dispatch(DispatchArguments),
+    /// The engine's speed against the memory's and llama.cpp's, on random weights
+    Engine(engine::EngineArguments),
 }
 
 /// Arguments of `flotilla bench dispatch`.
@@ -41,27 +44,33 @@ pub(crate) struct DispatchArguments {
 
 /// The outcome of a benchmark.
 #[derive(Debug, Serialize)]
-struct Outcome {
+struct Outcome<F> {
     name: &'static str,
     machine: String,
     commit: Option<String>,
     ratios: Map<String, Value>,
-    figures: Map<String, Value>,
+    figures: F,
 }
 
 /// Runs a benchmark.
 ///
 /// # Errors
-/// When the fleet does not start or a request fails.
+/// When the fleet does not start, a request fails, or a model cannot be loaded.
 pub(crate) async fn run(context: &Context, command: BenchCommand) -> anyhow::Result<Exit> {
-    let outcome = match command {
-        BenchCommand::Dispatch(arguments) => dispatch::run(context, &arguments).await?,
-    };
-    context.format.print(&outcome, |outcome| vec![table(outcome)])?;
+    match command {
+        BenchCommand::Dispatch(arguments) => {
+            let outcome = dispatch::run(context, &arguments).await?;
+            context.format.print(&outcome, |outcome| vec![table(outcome)])?;
+        }
+        BenchCommand::Engine(arguments) => {
+            let outcome = engine::run(&arguments).await?;
+            context.format.print(&outcome, engine::tables)?;
+        }
+    }
     Ok(Exit::Ok)
 }
 
-fn table(outcome: &Outcome) -> Table {
+fn table(outcome: &Outcome<Map<String, Value>>) -> Table {
     let mut table = Table::new([words("FIGURE"), numbers("VALUE")]);
     let measured = outcome.ratios.iter().chain(&outcome.figures);
     for (name, value) in measured {

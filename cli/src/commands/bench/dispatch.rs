@@ -25,7 +25,10 @@ use crate::stop::Signals;
 ///
 /// # Errors
 /// When the fleet does not start or a request fails.
-pub(super) async fn run(context: &Context, arguments: &DispatchArguments) -> anyhow::Result<Outcome> {
+pub(super) async fn run(
+    context: &Context,
+    arguments: &DispatchArguments,
+) -> anyhow::Result<Outcome<Numbers>> {
     let folder = tempfile::tempdir().context("cannot create a folder for the benchmark")?;
     let plan = plan(context, arguments, folder.path())?;
     fleet::extract(&[INSTANT_MODEL], &plan.models_dir)?;

@@ -1,0 +1,69 @@
+//! `flotilla bench engine` on a model so small that it takes no time: real runs, whose figures mean nothing.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use flotilla_tests::flotilla_binary;
+use serde_json::Value;
+
+fn bench_engine(folder: &Path, more: &[&str]) -> Result<Output> {
+    let small = "bench engine --json --shape tiny --threads 2 --rounds 2 --memory-mib 4 --prefill 40 \
+        --decode 1 --decode 3 --decode-context 20 --decode-steps 5 --folder";
+    Ok(Command::new(flotilla_binary())
+        .args(small.split_whitespace())
+        .arg(folder)
+        .args(more)
+        .current_dir(folder)
+        .output()?)
+}
+
+#[test]
+fn every_measure_of_the_engine_has_a_speed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // The second run finds the weights of the first.
+    for _ in 0..2 {
+        let output = bench_engine(folder.path(), &[])?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        assert!(errors.contains("measuring the engine alone"), "{errors}");
+        let outcome: Value = serde_json::from_slice(&output.stdout)?;
+        let measures = outcome["figures"]["measures"].as_array().unwrap();
+        let names: Vec<&Value> = measures.iter().map(|measure| &measure["measure"]).collect();
+        assert_eq!(names, ["load", "prefill_40", "decode_1", "decode_3"]);
+        for measure in measures {
+            assert!(measure["ours"].as_f64().unwrap() > 0.0, "{measure}");
+            assert_eq!(measure["llama_cpp"], Value::Null);
+        }
+        assert!(outcome["figures"]["memory_gb_per_s"].as_f64().unwrap() > 0.0);
+        let ratios = outcome["ratios"].as_object().unwrap();
+        let names: Vec<&str> = ratios.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            ["tiny.bf16.load.vs_memory", "tiny.bf16.decode_1.vs_memory"]
+        );
+        assert!(ratios.values().all(|ratio| ratio.as_f64().unwrap() > 0.0));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_python_without_llama_cpp_is_named_and_nothing_is_compared_in_secret() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = bench_engine(folder.path(), &["--llama-cpp", "/nowhere/python"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("cannot start /nowhere/python"), "{errors}");
+    Ok(())
+}
+
+#[test]
+fn a_context_beyond_the_shapes_positions_is_refused_before_anything_is_written() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = bench_engine(folder.path(), &["--prefill", "300"])?;
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("positions for 256 tokens"), "{errors}");
+    assert!(!folder.path().join("tiny").exists());
+    Ok(())
+}
