@@ -13,8 +13,8 @@ test: ## everything: format, lints, unit and integration tests with a real nats-
 check: ## the fast loop: format, lints, tests that need no other process
 	@.ci/check.sh
 
-bench: ## how many requests a second the dispatcher moves, against bare JetStream
-	@deploy/bench.sh dispatch
+bench: ## the dispatcher against bare JetStream, the engine against memory and llama.cpp: ratios
+	@deploy/bench.sh
 
 build: ## the release binary
 	cargo build --release -p flotilla-cli

@@ -1,9 +1,44 @@
 #!/usr/bin/env bash
-# Builds for speed and runs `flotilla bench` with the given arguments, with a real nats-server at hand.
+# Builds for speed and runs `flotilla bench`, with what a benchmark is compared with at hand.
+#   deploy/bench.sh                     every benchmark
+#   deploy/bench.sh engine --threads 2  one of them, with arguments of its own
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/tools.sh
-NATS_SERVER=$(deploy/setup-nats-server.sh)
-export NATS_SERVER
+target=${CARGO_TARGET_DIR:-target}
+flotilla=$target/release/flotilla
+
+say() { printf 'bench: %s\n' "$*" >&2; }
+
+bench_dispatch() {
+    NATS_SERVER=$(deploy/setup-nats-server.sh)
+    export NATS_SERVER
+    "$flotilla" bench dispatch "$@"
+}
+
+# llama.cpp is compiled for this very processor, which takes some minutes the first time.
+bench_engine() {
+    local python peer=()
+    if python=$(CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF' FLOTILLA_VENV=.venv-bench \
+        deploy/python-env.sh llama-cpp-python==0.3.36 gguf==0.19.0); then
+        peer=(--llama-cpp "$python")
+    else
+        say "llama.cpp cannot be had (see above); the engine is compared with the memory alone"
+    fi
+    "$flotilla" bench engine --folder "$target/bench-models" "${peer[@]}" "$@"
+}
+
 cargo build --release -p flotilla-cli
-exec "${CARGO_TARGET_DIR:-target}/release/flotilla" bench "$@"
+if [ $# = 0 ]; then
+    for name in dispatch engine; do
+        say "$name"
+        "bench_$name"
+    done
+    exit 0
+fi
+name=$1
+shift
+case $name in
+    dispatch | engine) "bench_$name" "$@" ;;
+    *) exec "$flotilla" bench "$name" "$@" ;;
+esac
