@@ -19,10 +19,12 @@ mod work;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use flotilla_worker_engine::{CpuThreads, Precision};
 
 use self::bandwidth::Memory;
 use self::figures::{Measure, Round};
@@ -41,6 +43,9 @@ pub(crate) struct EngineArguments {
     /// A model's shape; may be repeated
     #[arg(long, value_enum, default_values = ["smollm2-135m", "llama-3.2-1b"])]
     shape: Vec<ShapeName>,
+    /// How exact the engine keeps the weights; may be repeated. llama.cpp keeps bf16
+    #[arg(long, value_enum, default_values = ["bf16", "int8", "int4"])]
+    weights: Vec<Weights>,
     /// Threads of the engine, of llama.cpp and of the memory's measurement [default: the cores]
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -69,6 +74,32 @@ pub(crate) struct EngineArguments {
     /// A Python that has the packages llama-cpp-python and gguf; without it nothing is compared
     #[arg(long, value_name = "PYTHON")]
     llama_cpp: Option<PathBuf>,
+}
+
+/// How exact weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Weights {
+    Bf16,
+    Int8,
+    Int4,
+}
+
+impl Weights {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    const fn precision(self) -> Precision {
+        match self {
+            Self::Bf16 => Precision::Stored,
+            Self::Int8 => Precision::Int8,
+            Self::Int4 => Precision::Int4,
+        }
+    }
 }
 
 fn tokens(max: i64) -> clap::builder::RangedI64ValueParser<u32> {
@@ -136,45 +167,79 @@ fn measure_shape(
     let folder = arguments.folder().join(shape.name);
     output::note(&format!("bench: {name}: weights in {}", folder.display()));
     weights::write(&shape, &folder, threads)?;
-    let mut measures: Vec<Measure> = sizes
-        .works(shape.vocabulary)
-        .into_iter()
-        .map(|work| Measure::new(&shape, work))
-        .collect();
+    let works = sizes.works(shape.vocabulary);
     let mut peer = match &arguments.llama_cpp {
         Some(python) => Some(Peer::start(python, &folder, threads)?),
         None => None,
     };
-    let mut ours = Ours::new(folder, sizes, threads);
+    let pool = Arc::new(CpuThreads::new(threads));
+    let mut engines: Vec<Contender> = arguments
+        .weights
+        .iter()
+        .map(|weights| Contender {
+            weights: *weights,
+            ours: Ours::new(
+                folder.clone(),
+                sizes.clone(),
+                Arc::clone(&pool),
+                weights.precision(),
+            ),
+            measures: works
+                .iter()
+                .map(|work| Measure::new(&shape, weights.name(), work))
+                .collect(),
+        })
+        .collect();
     // The first round finds cold caches, files that are not in memory and threads that are not there yet.
     for index in 0..=arguments.rounds {
         output::note(&match index {
             0 => format!("bench: {name}: warming up"),
             _ => format!("bench: {name}: round {index} of {}", arguments.rounds),
         });
-        for measure in &mut measures {
-            let round = take_turns(&measure.work, &mut ours, peer.as_mut(), memory)?;
-            if index > 0 {
-                measure.add(round);
+        for (place, work) in works.iter().enumerate() {
+            let rounds = take_turns(work, &mut engines, peer.as_mut(), memory)?;
+            for (engine, round) in engines.iter_mut().zip(rounds) {
+                if index > 0 {
+                    engine.measures[place].add(round);
+                }
             }
         }
     }
+    let measures = engines.into_iter().flat_map(|engine| engine.measures).collect();
     Ok(OfShape {
         measures,
         peer: peer.map(|peer| peer.version().to_owned()),
     })
 }
 
+/// The engine with the weights kept in one way, and what was measured of it.
+struct Contender {
+    weights: Weights,
+    ours: Ours,
+    /// One for each piece of work.
+    measures: Vec<Measure>,
+}
+
+/// One round of a piece of work, for each contender.
 fn take_turns(
     work: &Named,
-    ours: &mut Ours,
+    engines: &mut [Contender],
     peer: Option<&mut Peer>,
     memory: &mut Memory,
-) -> anyhow::Result<Round> {
+) -> anyhow::Result<Vec<Round>> {
     let bandwidth = memory.read();
-    let ours = ours
-        .run(&work.work)
-        .with_context(|| format!("{} of the engine", work.name))?;
+    let mut rounds = Vec::new();
+    for engine in &mut *engines {
+        let name = engine.weights.name();
+        let ours = engine.ours.run(&work.work);
+        rounds.push(Round {
+            ours: ours.with_context(|| format!("{} of the engine in {name}", work.name))?,
+            weights_bytes: engine.ours.weights_bytes(),
+            bf16: None,
+            peer: None,
+            bandwidth,
+        });
+    }
     let peer = match peer {
         Some(peer) => {
             let done = peer.run(&work.work);
@@ -182,11 +247,15 @@ fn take_turns(
         }
         None => None,
     };
-    Ok(Round {
-        ours,
-        peer,
-        bandwidth,
-    })
+    let exact = engines.iter().position(|engine| engine.weights == Weights::Bf16);
+    let exact = exact.map(|index| rounds[index].ours);
+    for (engine, round) in engines.iter().zip(&mut rounds) {
+        match engine.weights {
+            Weights::Bf16 => round.peer = peer,
+            Weights::Int8 | Weights::Int4 => round.bf16 = exact,
+        }
+    }
+    Ok(rounds)
 }
 
 impl EngineArguments {

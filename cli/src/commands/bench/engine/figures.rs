@@ -1,13 +1,13 @@
 //! What was measured, and how it is shown.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::bandwidth::Memory;
 use super::shape::Shape;
-use super::weights::BF16_BYTES;
 use super::work::{Named, Unit, per_s};
 use crate::commands::bench::Outcome;
 use crate::table::{Table, numbers, words};
@@ -37,6 +37,8 @@ struct Row {
     llama_cpp: Option<f64>,
     /// The engine's speed over the peer's: above 1, the engine is faster.
     vs_llama_cpp: Option<f64>,
+    /// The engine's speed over its own with bf16 weights.
+    vs_bf16: Option<f64>,
     /// The bytes of weights that the engine went through, over what can be read from memory in that time.
     vs_memory: Option<f64>,
 }
@@ -44,9 +46,9 @@ struct Row {
 /// One kind of work on one model, and what it took in each round.
 #[derive(Debug)]
 pub(crate) struct Measure {
-    pub(super) work: Named,
+    work: Arc<Named>,
     model: &'static str,
-    weights_bytes: usize,
+    weights: &'static str,
     rounds: Vec<Round>,
 }
 
@@ -55,6 +57,10 @@ pub(crate) struct Measure {
 pub(crate) struct Round {
     /// The engine.
     pub(super) ours: Duration,
+    /// The bytes of its weights.
+    pub(super) weights_bytes: usize,
+    /// The engine with bf16 weights, if these are others.
+    pub(super) bf16: Option<Duration>,
     /// The peer, if there is one.
     pub(super) peer: Option<Duration>,
     /// The memory's read bandwidth beside it, bytes a second.
@@ -63,11 +69,11 @@ pub(crate) struct Round {
 
 impl Measure {
     /// Nothing was measured yet.
-    pub(crate) fn new(shape: &Shape, work: Named) -> Self {
+    pub(crate) fn new(shape: &Shape, weights: &'static str, work: &Arc<Named>) -> Self {
         Self {
-            work,
+            work: Arc::clone(work),
             model: shape.name,
-            weights_bytes: shape.parameters() * BF16_BYTES,
+            weights,
             rounds: Vec::new(),
         }
     }
@@ -78,24 +84,21 @@ impl Measure {
     }
 
     fn row(&self) -> Row {
-        let speed = |time| self.work.work.speed(time, self.weights_bytes);
-        let peer_speed = |round: &Round| Some(speed(round.peer?));
-        let bytes = self
-            .work
-            .work
-            .weight_passes()
-            .map(|passes| passes * self.weights_bytes);
+        let work = &self.work.work;
+        let speed = |round: &Round, time| work.speed(time, round.weights_bytes);
+        let ours = |round: &Round| speed(round, round.ours);
+        let peer = |round: &Round| Some(speed(round, round.peer?));
+        let passed = |round: &Round| Some(work.weight_passes()? * round.weights_bytes);
         Row {
             model: self.model,
-            weights: "bf16",
+            weights: self.weights,
             measure: self.work.name.clone(),
-            unit: self.work.work.unit(),
-            ours: self
-                .median(|round| Some(speed(round.ours)))
-                .expect("there is a round"),
-            llama_cpp: self.median(peer_speed),
-            vs_llama_cpp: self.median(|round| Some(speed(round.ours) / peer_speed(round)?)),
-            vs_memory: self.median(|round| Some(per_s(bytes?, round.ours) / round.bandwidth)),
+            unit: work.unit(),
+            ours: self.median(|round| Some(ours(round))).expect("there is a round"),
+            llama_cpp: self.median(peer),
+            vs_llama_cpp: self.median(|round| Some(ours(round) / peer(round)?)),
+            vs_bf16: self.median(|round| Some(round.bf16?.as_secs_f64() / round.ours.as_secs_f64())),
+            vs_memory: self.median(|round| Some(per_s(passed(round)?, round.ours) / round.bandwidth)),
         }
     }
 
@@ -129,7 +132,11 @@ impl Figures {
     /// Every ratio with its name, such as `smollm2-135m.bf16.decode_1.vs_llama_cpp`.
     pub(crate) fn ratios(&self) -> impl Iterator<Item = (String, f64)> {
         self.measures.iter().flat_map(|row| {
-            let ratios = [("vs_llama_cpp", row.vs_llama_cpp), ("vs_memory", row.vs_memory)];
+            let ratios = [
+                ("vs_llama_cpp", row.vs_llama_cpp),
+                ("vs_bf16", row.vs_bf16),
+                ("vs_memory", row.vs_memory),
+            ];
             ratios.into_iter().filter_map(move |(bound, ratio)| {
                 let name = format!("{}.{}.{}.{bound}", row.model, row.weights, row.measure);
                 Some((name, ratio?))
@@ -153,6 +160,7 @@ fn measures(rows: &[Row]) -> Table {
         numbers("LLAMA.CPP"),
         words("UNIT"),
         numbers("VS LLAMA.CPP"),
+        numbers("VS BF16"),
         numbers("VS MEMORY"),
     ]);
     for row in rows {
@@ -164,6 +172,7 @@ fn measures(rows: &[Row]) -> Table {
             shown(row.llama_cpp, 2),
             row.unit.shown().to_owned(),
             shown(row.vs_llama_cpp, 3),
+            shown(row.vs_bf16, 3),
             shown(row.vs_memory, 3),
         ]);
     }
@@ -201,12 +210,17 @@ mod tests {
     use super::super::work::Work;
     use super::*;
 
+    const WEIGHTS_BYTES: usize = 300_000;
+
     fn measure(work: Work, rounds: &[(u64, Option<u64>)]) -> Measure {
         let name = "it".to_owned();
-        let mut measure = Measure::new(&ShapeName::Tiny.shape(), Named { name, work });
+        let work = Arc::new(Named { name, work });
+        let mut measure = Measure::new(&ShapeName::Tiny.shape(), "int8", &work);
         for (ours, peer) in rounds {
             measure.add(Round {
                 ours: Duration::from_millis(*ours),
+                weights_bytes: WEIGHTS_BYTES,
+                bf16: Some(Duration::from_millis(2 * ours)),
                 peer: peer.map(Duration::from_millis),
                 bandwidth: 1e9,
             });
@@ -223,14 +237,14 @@ mod tests {
         let close = |value: Option<f64>, expected: f64| (value.unwrap() - expected).abs() < 1e-6;
         assert!(close(Some(row.ours), 1_000.0) && close(row.llama_cpp, 500.0));
         assert!(close(row.vs_llama_cpp, 2.0), "{row:?}");
-        assert_eq!(row.vs_memory, None);
+        assert_eq!((row.vs_memory, row.vs_bf16), (None, Some(2.0)));
     }
 
     #[test]
     fn without_a_peer_only_the_memory_is_compared_with() {
         let measure = measure(Work::Load, &[(2, None), (1, None)]);
         let row = measure.row();
-        let share = measure.weights_bytes as f64 / 1e9 / 0.001;
+        let share = WEIGHTS_BYTES as f64 / 1e9 / 0.001;
         let expected = f64::midpoint(share, share / 2.0);
         assert_eq!((row.llama_cpp, row.vs_llama_cpp), (None, None));
         assert!((row.vs_memory.unwrap() - expected).abs() < 1e-9, "{row:?}");

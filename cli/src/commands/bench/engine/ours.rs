@@ -1,13 +1,13 @@
 //! The engine at work, without a worker around it.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, DecoderModel, MemoryPlan, ModelFolder, ModelLoader, Sampling, SequenceStep,
-    Step, StepLimits,
+    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, MemoryPlan, ModelFolder, ModelLoader, Precision,
+    Sampling, SequenceStep, Step, StepLimits,
 };
 
 use super::CHUNK_TOKENS;
@@ -18,15 +18,19 @@ use super::work::{Sizes, Work};
 pub(crate) struct Ours {
     folder: PathBuf,
     sizes: Sizes,
+    threads: Arc<CpuThreads>,
+    precision: Precision,
     model: Option<DecoderModel<CpuBackend>>,
 }
 
 impl Ours {
     /// Nothing is loaded yet.
-    pub(crate) fn new(folder: PathBuf, sizes: Sizes, _threads: NonZeroUsize) -> Self {
+    pub(crate) fn new(folder: PathBuf, sizes: Sizes, threads: Arc<CpuThreads>, precision: Precision) -> Self {
         Self {
             folder,
             sizes,
+            threads,
+            precision,
             model: None,
         }
     }
@@ -52,9 +56,9 @@ impl Ours {
             batch_tokens_max: CHUNK_TOKENS,
             sequences_max: self.sizes.sequences_max(),
         };
-        let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits)?;
+        let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits, self.precision)?;
         let blocks = self.blocks();
-        let mut loader = ModelLoader::new(CpuBackend::new(), plan, blocks)?;
+        let mut loader = ModelLoader::new(CpuBackend::new(Arc::clone(&self.threads)), plan, blocks)?;
         for tensor in folder.tensors() {
             loader.place(&tensor.info.name, 0, tensor.bytes)?;
         }
@@ -63,6 +67,12 @@ impl Ours {
         model.set_kv_blocks(blocks)?;
         self.model = Some(model);
         Ok(loaded)
+    }
+
+    /// The bytes of weights that a step reads, once they are loaded.
+    pub(crate) fn weights_bytes(&self) -> usize {
+        let plan = self.model.as_ref().map(DecoderModel::plan);
+        plan.map_or(0, MemoryPlan::weights_bytes)
     }
 
     fn prefill(&mut self, prompt: &[u32]) -> anyhow::Result<Duration> {

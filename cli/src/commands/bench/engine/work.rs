@@ -1,5 +1,6 @@
 //! What is measured: the same pieces of work for the engine and for the peer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -104,7 +105,7 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     /// All pieces of work, loading first.
-    pub(crate) fn works(&self, vocabulary: u32) -> Vec<Named> {
+    pub(crate) fn works(&self, vocabulary: u32) -> Vec<Arc<Named>> {
         let load = Named {
             name: "load".to_owned(),
             work: Work::Load,
@@ -126,7 +127,8 @@ impl Sizes {
                     .collect(),
             },
         });
-        [load].into_iter().chain(prefills).chain(decodes).collect()
+        let works = [load].into_iter().chain(prefills).chain(decodes);
+        works.map(Arc::new).collect()
     }
 
     /// The longest sequence, in tokens.
