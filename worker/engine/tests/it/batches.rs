@@ -7,7 +7,7 @@ use crate::fixture::{GOLDEN, Sequence, bits, blocks_of, generate, golden_folder,
 
 /// Runs sequences together until all are read; `chunks[i]` says how many tokens the `i`-th takes each step.
 /// Gives each sequence's logits after its last token.
-fn read_together(
+pub fn read_together(
     model: &mut DecoderModel<CpuBackend>,
     sequences: &mut [Sequence],
     chunks: &[Vec<usize>],

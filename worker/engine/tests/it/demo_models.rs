@@ -3,17 +3,21 @@
 use std::collections::HashMap;
 use std::fs;
 
-use flotilla_worker_engine::Sampling;
+use flotilla_worker_engine::{Precision, Sampling};
 use serde_json::Value;
 
-use crate::fixture::{Sequence, blocks_of, demo_folder, generate, load};
+use crate::fixture::{Options, Sequence, blocks_of, demo_folder, generate, load_with};
 
 /// The whole answer to a prompt, greedily, up to the token that ends it.
 fn answer(name: &str, prompt: &str) -> String {
+    answer_with(Options::default(), name, prompt)
+}
+
+fn answer_with(options: Options, name: &str, prompt: &str) -> String {
     let folder = demo_folder(name);
     let tokenizer: Value = serde_json::from_slice(&fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
     let ids: HashMap<String, u32> = serde_json::from_value(tokenizer["model"]["vocab"].clone()).unwrap();
-    let mut model = load(&folder);
+    let mut model = load_with(&folder, options);
     let config = model.plan().config().clone();
     let characters = prompt.chars().map(|character| ids[&character.to_string()]);
     let tokens: Vec<u32> = config.bos_token_id.into_iter().chain(characters).collect();
@@ -56,5 +60,26 @@ fn sorter_sorts() {
 fn reverser_reverses() {
     for (prompt, reversed) in [("reverse hello=", "olleh"), ("reverse flotilla=", "allitolf")] {
         assert_eq!(answer("reverser", prompt), reversed, "{prompt}");
+    }
+}
+
+#[test]
+fn quantised_models_still_answer_right() {
+    for precision in [Precision::Int8, Precision::Int4] {
+        let options = Options {
+            precision,
+            ..Options::default()
+        };
+        for (name, prompt, expected) in [
+            ("adder", "123+456=", "579"),
+            ("sorter", "sort 52914=", "12459"),
+            ("reverser", "reverse flotilla=", "allitolf"),
+        ] {
+            assert_eq!(
+                answer_with(options, name, prompt),
+                expected,
+                "{precision:?}: {prompt}"
+            );
+        }
     }
 }
