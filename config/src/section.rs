@@ -227,6 +227,9 @@ section! {
         /// Part of the machine's memory that the device takes when `memory_bytes` is unset, above 0
         /// and at most 1. Default 0.5: leaves room for the system's file cache.
         memory_fraction: f64 = "memory_fraction", required(Fraction, 0.5_f64);
+
+        /// Threads that compute, 1 to 1024. Unset: the cores that the system offers this process.
+        threads: Option<usize> = "threads", optional(Whole { min: 1, max: 1_024_usize });
     }
 }
 

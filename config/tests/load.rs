@@ -252,6 +252,8 @@ fn bounds_of_values_are_kept() {
         "worker.cpu.memory_fraction=1.01",
         "worker.cpu.memory_fraction=nan",
         "worker.cpu.enabled=yes",
+        "worker.cpu.threads=0",
+        "worker.cpu.threads=1025",
     ];
     for flag in refused {
         let problem = problem_of_flag(flag);
@@ -264,6 +266,8 @@ fn bounds_of_values_are_kept() {
         "dispatcher.request_bytes_max=64MiB",
         "worker.keep_alive_s=0",
         "worker.cpu.memory_fraction=1.0",
+        "worker.cpu.threads=",
+        "worker.cpu.threads=1024",
     ];
     for flag in allowed {
         let errors = from_flag(flag).err();

@@ -120,6 +120,7 @@ mod tests {
             enabled: true,
             memory_bytes: Some(12_345_678),
             memory_fraction: 0.5,
+            threads: None,
         };
         assert_eq!(cpu_memory_bytes(&cpu).unwrap(), 12_345_678);
         assert_eq!(part(1000, 0.25), 250);

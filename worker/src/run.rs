@@ -1,16 +1,17 @@
 //! A worker's life, from its first look at NATS to its last report.
 
 use std::fs;
+use std::num::NonZero;
 use std::sync::Arc;
 
 use flotilla_client::{Connection, Journal};
-use flotilla_config::{Config, KeepAlive as ConfigKeepAlive, Worker};
+use flotilla_config::{Config, KeepAlive as ConfigKeepAlive, Worker, WorkerCpu};
 use flotilla_protocol::fleet::{DeviceDescription, Registration};
 use flotilla_protocol::request::KeepAlive;
 use flotilla_worker_core::ledger::PAGE_BYTES;
 use flotilla_worker_core::residency::ResidencySettings;
 use flotilla_worker_core::worker::{Desk, DeskSettings};
-use flotilla_worker_engine::CpuThreads;
+use flotilla_worker_engine::{CpuThreads, Level};
 use tracing::info;
 
 use crate::attempt::AttemptContext;
@@ -49,7 +50,7 @@ pub async fn run(config: &Config, connection: Connection, stop: Stop) -> Result<
         }
     }
     let (engine, engine_ended) =
-        Engine::start(CPU_DEVICE, Arc::new(CpuThreads::for_this_machine())).map_err(WorkerError::Thread)?;
+        Engine::start(CPU_DEVICE, Arc::new(cpu_threads(&config.worker.cpu))).map_err(WorkerError::Thread)?;
     let parts = OwnerParts {
         settings: owner_settings(config, device_pages),
         desk: Desk::new(desk_settings(&config.worker, &identity, device_pages)),
@@ -82,6 +83,17 @@ fn device_pages(config: &Worker) -> Result<u64, WorkerError> {
         return Err(WorkerError::NoDevice);
     }
     Ok(cpu_memory_bytes(&config.cpu)? / PAGE_BYTES)
+}
+
+fn cpu_threads(config: &WorkerCpu) -> CpuThreads {
+    let configured = config.threads.and_then(NonZero::new);
+    let threads = configured.map_or_else(CpuThreads::for_this_machine, CpuThreads::new);
+    info!(
+        level = Level::best().name(),
+        threads = threads.count(),
+        "cpu kernels"
+    );
+    threads
 }
 
 fn owner_settings(config: &Config, device_pages: u64) -> OwnerSettings {
