@@ -35,6 +35,22 @@ pub(super) struct BodyOptions {
     #[arg(long, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<i64>,
+    /// Draws only among tokens that are this likely, compared with the likeliest: 0 to 1
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_p: Option<f32>,
+    /// Makes the prompt's and the answer's tokens less likely when above 1
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repetition_penalty: Option<f32>,
+    /// Makes the answer's tokens less likely, -2 to 2
+    #[arg(long, allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    presence_penalty: Option<f32>,
+    /// Makes the answer's tokens less likely with each time they come, -2 to 2
+    #[arg(long, allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frequency_penalty: Option<f32>,
     /// Same seed, same answer
     #[arg(long, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +113,10 @@ mod tests {
             temperature: Some(0.5),
             top_p: Some(0.25),
             top_k: Some(3),
+            min_p: Some(0.125),
+            repetition_penalty: Some(1.5),
+            presence_penalty: Some(-0.5),
+            frequency_penalty: Some(0.75),
             seed: Some(-2),
             stop: vec!["a".into(), "b".into()],
             deadline_ms: Some(900),
@@ -111,6 +131,10 @@ mod tests {
         assert_eq!(request.sampling.temperature, Some(0.5));
         assert_eq!(request.sampling.top_p, Some(0.25));
         assert_eq!(request.sampling.top_k, Some(3));
+        assert_eq!(request.sampling.min_p, Some(0.125));
+        assert_eq!(request.sampling.repetition_penalty, Some(1.5));
+        assert_eq!(request.sampling.presence_penalty, Some(-0.5));
+        assert_eq!(request.sampling.frequency_penalty, Some(0.75));
         assert_eq!(request.sampling.seed, Some((-2_i64).cast_unsigned()));
         assert_eq!(request.stop, ["a", "b"]);
         assert_eq!(request.deadline_ms, Some(900));
