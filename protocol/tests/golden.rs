@@ -331,6 +331,7 @@ fn catalog_and_profiles_keep_their_shape() {
                 ttft_ms: Some(500.0),
                 ..Slo::default()
             }),
+            quantize: None,
         },
     );
     golden(

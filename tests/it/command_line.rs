@@ -101,7 +101,10 @@ async fn model_is_added_served_and_removed() -> Result<()> {
         "5\n"
     );
     let shown = stdout(&flotilla(&fleet, &["models", "show", "org/adder:2"])?)?;
-    assert!(shown.contains("LlamaForCausalLM"), "{shown}");
+    assert!(
+        shown.contains("LlamaForCausalLM") && !shown.contains("int8"),
+        "{shown}"
+    );
     let twice = flotilla(&fleet, &["models", "add", "org/adder:2", &folder])?;
     assert!(!twice.status.success());
     stdout(&flotilla(&fleet, &["models", "rm", "org/adder:2"])?)?;
@@ -112,6 +115,38 @@ async fn model_is_added_served_and_removed() -> Result<()> {
         "{}",
         String::from_utf8_lossy(&gone.stderr)
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quantised_model_is_added_shown_and_served() -> Result<()> {
+    let fleet = Fleet::builder().start().await?;
+    let folder = demo_models_dir()
+        .join("adder")
+        .canonicalize()?
+        .display()
+        .to_string();
+    let add = |quantize| {
+        flotilla(
+            &fleet,
+            &["models", "add", "small", &folder, "--quantize", quantize],
+        )
+    };
+    let refused = add("int3")?;
+    assert_eq!(refused.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        told.contains("quantize is \"int3\"; allowed are int8 and int4"),
+        "{told}"
+    );
+    stdout(&add("int4")?)?;
+    for command in [&["models", "list"][..], &["models", "show", "small"]] {
+        let shown = stdout(&flotilla(&fleet, command)?)?;
+        assert!(shown.contains("int4"), "{shown}");
+    }
+    let strict = ["--min-p", "0.5", "--repetition-penalty", "1"];
+    let run = [&["run", "small", "123+456="][..], &strict].concat();
+    assert_eq!(stdout(&flotilla(&fleet, &run)?)?, "579\n");
     Ok(())
 }
 

@@ -26,6 +26,7 @@ async fn add_embedder(fleet: &Fleet, dimensions: u32) -> Result<()> {
         keep_alive: None,
         pin: false,
         slo: None,
+        quantize: None,
     };
     Ok(Catalog::open(&fleet.connection).await?.add(&entry).await?)
 }

@@ -26,6 +26,8 @@ pub(crate) enum JobDone {
     Inspected {
         /// The model.
         model: ModelName,
+        /// Its entry as it was then, if the worker had seen it.
+        entry: Option<Box<CatalogEntry>>,
         /// The files and what they need, or why they cannot be used.
         result: Result<(Arc<OpenedModel>, ModelNeeds), JobFault>,
     },
@@ -95,9 +97,9 @@ pub(crate) struct Inspection {
 impl Inspection {
     /// Opens the model's folder and counts what it needs.
     pub(crate) async fn run(self) -> JobDone {
-        let model = self.model.clone();
+        let (model, entry) = (self.model.clone(), self.entry.clone().map(Box::new));
         let result = self.inspect().await;
-        JobDone::Inspected { model, result }
+        JobDone::Inspected { model, entry, result }
     }
 
     async fn inspect(self) -> Result<(Arc<OpenedModel>, ModelNeeds), JobFault> {
@@ -116,9 +118,9 @@ impl Inspection {
             sequences_max: slots,
         };
         let device_pages = self.device_pages;
-        let folder = folder(entry.source);
+        let (folder, quantize) = (folder(entry.source), entry.quantize);
         spawn_blocking(move || {
-            let opened = OpenedModel::open(&folder, limits)?;
+            let opened = OpenedModel::open(&folder, limits, quantize)?;
             let needs = opened.needs(slots, device_pages);
             Ok((Arc::new(opened), needs))
         })

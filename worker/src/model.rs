@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use flotilla_prompt::{ModelBounds, OpenTextError, PromptMaker};
 use flotilla_protocol::ModelName;
-use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask};
+use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask, Quantize};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::{
     MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, Precision, StepLimits,
@@ -91,21 +91,26 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
         keep_alive: None,
         pin: false,
         slo: None,
+        quantize: None,
     })
 }
 
 impl OpenedModel {
-    /// Opens a folder for steps of up to these sizes. Reads files and takes up to seconds.
+    /// Opens a folder for steps of up to these sizes, with weights of this precision. Reads files and takes up to seconds.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub(crate) fn open(folder: &Path, limits: StepLimits) -> Result<Self, OpenError> {
+    pub(crate) fn open(
+        folder: &Path,
+        limits: StepLimits,
+        quantize: Option<Quantize>,
+    ) -> Result<Self, OpenError> {
         let folder_files = ModelFolder::open(folder)?;
         let plan = MemoryPlan::new(
             folder_files.config(),
             folder_files.tensor_infos(),
             limits,
-            Precision::Stored,
+            precision(quantize),
         )?;
         let text = Arc::new(open_text(folder, folder_files.config())?);
         Ok(Self {
@@ -142,6 +147,14 @@ fn open_text(folder: &Path, config: &ModelConfig) -> Result<ModelText, OpenError
         config: config.clone(),
         prompts: PromptMaker::open(folder, bounds)?,
     })
+}
+
+fn precision(quantize: Option<Quantize>) -> Precision {
+    match quantize {
+        None => Precision::Stored,
+        Some(Quantize::Int8) => Precision::Int8,
+        Some(Quantize::Int4) => Precision::Int4,
+    }
 }
 
 fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
@@ -186,7 +199,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_wanted_for_all_slots_but_not_all_of_the_device() {
-        let model = OpenedModel::open(&demo_folder("adder"), demo_limits()).unwrap();
+        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None).unwrap();
         let small = model.needs(64, 8);
         assert_eq!(small.kv_pages_wanted, small.kv_pages_min.max(2));
         let large = model.needs(64, 1 << 20);

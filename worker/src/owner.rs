@@ -349,7 +349,12 @@ impl Owner {
             CatalogChange::Put(entry) => {
                 let pin = if entry.pin { Pin::Pinned } else { Pin::Evictable };
                 self.desk.residency_mut().handle_pin(now, &entry.name, pin);
-                self.entries.insert(entry.name.clone(), *entry);
+                let name = entry.name.clone();
+                let before = self.entries.insert(name.clone(), *entry);
+                if before.is_some_and(|before| self.is_outdated(&before)) {
+                    info!(model = %name, "the model is another one now");
+                    self.desk.residency_mut().handle_unload_order(now, &name);
+                }
             }
             CatalogChange::Removed(model) => {
                 self.entries.remove(&model);
@@ -360,10 +365,21 @@ impl Owner {
         }
     }
 
+    /// Whether the catalog has other weights by now under an entry's name.
+    fn is_outdated(&self, entry: &CatalogEntry) -> bool {
+        let now = self.entries.get(&entry.name);
+        now.is_some_and(|now| !now.is_same_model(entry))
+    }
+
     fn handle_job(&mut self, done: Result<JobDone, JoinError>) {
         let now = self.now();
         match done.expect("a job turns panics into reasons, and nobody aborts it") {
-            JobDone::Inspected { model, result } => {
+            JobDone::Inspected {
+                model,
+                entry: Some(entry),
+                ..
+            } if self.is_outdated(&entry) => self.inspect(model),
+            JobDone::Inspected { model, result, .. } => {
                 let needs = result.map(|(opened, needs)| {
                     self.opened.insert(model.clone(), opened);
                     needs

@@ -131,7 +131,7 @@ mod tests {
     use crate::model::OpenedModel;
 
     fn prompt(body: &str) -> Result<Prompt, RequestError> {
-        let model = OpenedModel::open(&demo_folder("adder"), demo_limits()).unwrap();
+        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None).unwrap();
         let name = ModelName::new("adder").unwrap();
         let request = InferenceRequest::decode(&name, Encoding::Json, body.as_bytes(), 1 << 20)?;
         let id = RequestId::new("a").unwrap();
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn cuts_of_the_model_belong_to_its_temperature_and_its_repetition_penalty_to_none() {
-        let mut config = OpenedModel::open(&demo_folder("adder"), demo_limits())
+        let mut config = OpenedModel::open(&demo_folder("adder"), demo_limits(), None)
             .unwrap()
             .text
             .config

@@ -3,7 +3,7 @@
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation};
 use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::subject::{decode_token, encode_token};
-use flotilla_protocol::{Encoding, ModelName};
+use flotilla_protocol::{DecodeError, Encoding, ModelName};
 use futures_util::{Stream, StreamExt};
 use thiserror::Error;
 use tracing::warn;
@@ -46,13 +46,13 @@ pub enum CatalogError {
         model: ModelName,
     },
     /// What is stored is not an entry.
-    #[error("what is stored for key {key:?} is not a catalog entry")]
+    #[error("what is stored for key {key:?} is not a catalog entry{}", of_field(.source))]
     NotAnEntry {
         /// The key.
         key: String,
         /// Why not.
         #[source]
-        source: flotilla_protocol::DecodeError,
+        source: DecodeError,
     },
 }
 
@@ -193,7 +193,10 @@ fn change(entry: &kv::Entry) -> Option<CatalogChange> {
         }
     };
     change
-        .inspect_err(|error| warn!(key = entry.key, error = %error, "a catalog entry cannot be read"))
+        .inspect_err(|error| {
+            let error: &(dyn std::error::Error + 'static) = error;
+            warn!(key = entry.key, error, "a catalog entry cannot be read");
+        })
         .ok()
 }
 
@@ -204,6 +207,16 @@ fn decode(key: &str, value: &[u8]) -> Result<CatalogEntry, CatalogError> {
             key: key.to_owned(),
             source,
         })
+}
+
+/// The field at fault, which the decoder's own words need not name.
+fn of_field(error: &DecodeError) -> String {
+    match error {
+        DecodeError::Malformed { field, .. } if !field.is_empty() => format!("; the cause is {field}"),
+        DecodeError::Malformed { .. } | DecodeError::TooLarge { .. } | DecodeError::ContentType { .. } => {
+            String::new()
+        }
+    }
 }
 
 fn failed(

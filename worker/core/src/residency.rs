@@ -255,7 +255,8 @@ impl Residency {
     }
 
     /// Somebody ordered a model out, pinned or not. It leaves when its leases end and grants no more before;
-    /// a load under way is finished first. Requests that wait keep waiting for its next load.
+    /// a load under way is finished first. Requests that wait keep waiting for its next load; what a model
+    /// needs that waits for room is found out anew, as its files may be others.
     pub fn handle_unload_order(&mut self, now: Moment, model: &ModelName) {
         let Some(entry) = self.models.get_mut(model) else {
             return;
@@ -264,9 +265,9 @@ impl Residency {
         match &mut entry.state {
             State::Ready(_) => self.evict(model),
             State::Loading { stay, .. } => *stay = Stay::LeaveWhenLoaded,
+            State::WaitingForRoom { .. } => entry.state = State::Absent,
             State::Absent
             | State::Inspecting
-            | State::WaitingForRoom { .. }
             | State::Draining(_)
             | State::Unloading { .. }
             | State::Failed { .. } => {}

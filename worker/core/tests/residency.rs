@@ -766,6 +766,21 @@ fn an_order_to_unload_during_a_load_takes_effect_when_it_ends() {
 }
 
 #[test]
+fn a_model_ordered_out_while_it_waits_for_room_is_inspected_anew() {
+    let mut bench = Bench::new(100, 9);
+    bench.run("r1", "a", 80);
+    bench.want("r2", "b", None);
+    bench.inspect("b", 80);
+    assert_eq!(bench.actions(), ["inspect b"], "there is no room");
+    bench
+        .residency
+        .handle_unload_order(bench.now, &ModelName::new("b").unwrap());
+    assert_eq!(bench.actions(), ["inspect b"], "its files may be others");
+    bench.inspect("b", 10);
+    assert_eq!(bench.actions(), ["load b kv 1"]);
+}
+
+#[test]
 fn a_success_ends_the_doubling() {
     let mut bench = Bench::new(100, 1);
     let model = ModelName::new("a").unwrap();

@@ -17,7 +17,7 @@ struct Loaded {
 
 async fn loaded(kv_pages: u64) -> Loaded {
     let (engine, _ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
-    let opened = OpenedModel::open(&demo_folder("adder"), demo_limits()).unwrap();
+    let opened = OpenedModel::open(&demo_folder("adder"), demo_limits(), None).unwrap();
     let grant = Grant {
         weights_pages: 8,
         workspace_pages: 8,

@@ -5,10 +5,13 @@ mod fleet;
 
 use flotilla_client::{Catalog, Journal, NewEntry};
 use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Cancel, Control, ControlReply, Refusal};
+use flotilla_protocol::catalog::{CatalogEntry, Quantize};
 use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::event::{Accepted, ErrorCode, Event, EventKind, FinishReason, Phase, Tokens};
 use flotilla_protocol::fleet::{ModelState, WorkerState};
+use flotilla_protocol::subject::encode_token;
 use flotilla_protocol::{Attempt, Encoding, Epoch, ModelName, Strikes, WorkerId, headers};
+use flotilla_tests::ModelFolderBuilder;
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
@@ -337,6 +340,45 @@ async fn models_of_the_folder_are_in_the_catalog() {
         .unwrap();
     let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(names, ["adder", "reverser", "sorter"]);
+}
+
+/// Loads a model and gives the pages of its weights.
+async fn load(fleet: &mut Fleet, model: &ModelName) -> u64 {
+    let load = Control::Load {
+        model: model.clone(),
+        keep_alive: None,
+    };
+    order(fleet, &load).await;
+    loop {
+        let report = fleet.report().await;
+        if report.models.iter().any(|model| model.state == ModelState::Ready) {
+            return report.devices[0].pages_weights;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_loaded_model_that_the_catalog_quantises_leaves_and_comes_back_smaller() {
+    let mut fleet = Fleet::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    ModelFolderBuilder::default().write(folder.path()).unwrap();
+    let model = ModelName::new("random").unwrap();
+    let entry = flotilla_worker::describe(model.clone(), folder.path()).unwrap();
+    let catalog = Catalog::open(&fleet.connection).await.unwrap();
+    catalog.add(&entry).await.unwrap();
+    let stored = load(&mut fleet, &model).await;
+
+    let entry = CatalogEntry {
+        quantize: Some(Quantize::Int4),
+        ..entry
+    };
+    let bucket = fleet.connection.subjects.bucket("models");
+    let store = fleet.connection.jetstream.get_key_value(bucket).await.unwrap();
+    let body = Encoding::Json.encode(&entry).unwrap();
+    store.put(encode_token(model.as_str()), body).await.unwrap();
+    while !fleet.report().await.models.is_empty() {}
+    let quantised = load(&mut fleet, &model).await;
+    assert!(quantised * 5 < stored * 2, "{stored} pages, then {quantised}");
 }
 
 async fn order(fleet: &Fleet, order: &Control) {
