@@ -96,9 +96,11 @@ async fn drained_worker_hands_its_work_over_and_exits_cleanly() -> Result<()> {
         .models_dir(models.path())
         .workers(2)
         .set("worker.drain_timeout_s=0")
+        // The request is seen to run before its answer is over.
+        .set("worker.report_interval_ms=50")
         .start()
         .await?;
-    let question = long_question(200);
+    let question = long_question(400);
     let unbroken = fleet.ask(&again(&question)).await?;
     let mut events = fleet.submit(&question).await?;
     let worker = worker_of(&fleet, &question, 1).await;
@@ -151,7 +153,7 @@ async fn request_that_takes_longer_than_the_ack_wait_is_delivered_once() -> Resu
         .start()
         .await?;
     // One runs and one waits, both for several ack waits.
-    let (first, second) = (long_question(400), long_question(400));
+    let (first, second) = (long_question(900), long_question(900));
     let (mut running, mut waiting) = (fleet.submit(&first).await?, fleet.submit(&second).await?);
     let started = std::time::Instant::now();
     for events in [&mut running, &mut waiting] {
