@@ -97,11 +97,35 @@ pub trait Backend {
     /// The launch failed.
     fn qkv_prep(&mut self, operation: QkvPrep) -> Result<(), DeviceError>;
 
-    /// Causal attention of a batch over its KV blocks; serves decode and chunked prefill alike.
+    /// Attention of a batch over its KV blocks; serves decode, chunked prefill and encoders alike.
     ///
     /// # Errors
     /// The launch failed.
     fn attention(&mut self, operation: Attention) -> Result<(), DeviceError>;
+
+    /// `x += add`, elementwise.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn add(&mut self, x: Span, add: Span) -> Result<(), DeviceError>;
+
+    /// Normalisation of rows to mean 0 and variance 1, with the residual addition before it.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn layer_norm(&mut self, operation: LayerNorm) -> Result<(), DeviceError>;
+
+    /// `x = activation(x)`, elementwise.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn activate(&mut self, activation: Activation, x: Span) -> Result<(), DeviceError>;
+
+    /// Makes one vector of the rows of each sequence.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn pool(&mut self, operation: Pool) -> Result<(), DeviceError>;
 
     /// `gate = activation(gate) * up`, elementwise.
     ///
@@ -331,6 +355,56 @@ pub struct RmsNorm {
     pub out: Span,
 }
 
+/// Arguments of [`Backend::layer_norm`].
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    /// f32 \[n, columns]: updated in place.
+    pub x: Span,
+    /// f32 \[n, columns]: added to `x` first.
+    pub add: Span,
+    /// f32 \[columns].
+    pub weight: Span,
+    /// f32 \[columns].
+    pub bias: Span,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// f32 \[n, columns]: receives `(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias`.
+    pub out: Span,
+}
+
+/// Arguments of [`Backend::pool`].
+#[derive(Clone, Copy, Debug)]
+pub struct Pool {
+    /// f32 \[tokens, columns].
+    pub x: Span,
+    /// u32 \[sequences + 1]: where each sequence's rows start; at least one row each.
+    pub starts: Span,
+    /// What becomes of them.
+    pub pooling: Pooling,
+    /// Whether vectors are then divided by their length, or by 1e-12 where that is larger.
+    pub scale: VectorScale,
+    /// f32 \[sequences, columns].
+    pub out: Span,
+}
+
+/// What becomes of the rows of one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first one.
+    First,
+}
+
+/// How long a vector is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VectorScale {
+    /// As it comes.
+    Free,
+    /// 1, in the sense of the Euclidean norm.
+    Unit,
+}
+
 /// Arguments of [`Backend::qkv_prep`].
 #[derive(Clone, Copy, Debug)]
 pub struct QkvPrep {
@@ -368,15 +442,26 @@ pub struct Attention {
     pub heads: usize,
     /// What products of queries and keys are multiplied by.
     pub scale: f32,
-    /// How many positions a token sees, its own and those before it, at least 1; none means all of them.
-    pub window: Option<usize>,
-    /// Which token sees what: position `p` of a sequence sees positions up to `p` of its blocks.
+    /// Which positions of its sequence a token sees.
+    pub visible: Visible,
+    /// Which token belongs where.
     pub batch: BatchView,
     /// Where keys and values are.
     pub kv: KvLayer,
 }
 
-/// What gates a feed-forward layer.
+/// Which positions of its sequence a token sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visible {
+    /// Its own and all before it.
+    Causal,
+    /// Its own and those before it, so many in all; at least 1.
+    Window(usize),
+    /// All that the step brings; each sequence starts at position 0 then.
+    All,
+}
+
+/// What a feed-forward layer does between its linear layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
@@ -384,6 +469,10 @@ pub enum Activation {
     /// The Gaussian error linear unit in its tanh form:
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
     GeluTanh,
+    /// The Gaussian error linear unit itself: `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Gelu,
+    /// `x` where it is positive, else 0.
+    Relu,
 }
 
 /// Arguments of [`Backend::gated`].

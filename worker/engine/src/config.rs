@@ -1,12 +1,14 @@
 //! A model's configuration, as `config.json` and `generation_config.json` state it.
 
 mod check;
+mod encoder;
 mod error;
 mod families;
 mod generation;
 mod raw;
 mod rope;
 
+pub use encoder::{EncoderConfig, ModelKind};
 pub use error::ConfigError;
 pub use families::Family;
 pub use generation::SamplingDefaults;

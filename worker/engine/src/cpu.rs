@@ -6,11 +6,13 @@
 mod attention;
 mod disjoint;
 mod elementwise;
+mod layer_norm;
 mod linear;
 mod math;
 mod memory;
 mod norm;
 mod panels;
+mod pool;
 mod qkv;
 mod rounding;
 mod sample;
@@ -20,8 +22,8 @@ mod threads;
 use std::sync::Arc;
 
 use crate::backend::{
-    Attention, Backend, DeviceError, EditLogits, EmbedGather, Gated, Linear, PRODUCTS_MAX, PlaceRows,
-    Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, WORD_BYTES,
+    Activation, Attention, Backend, DeviceError, EditLogits, EmbedGather, Gated, LayerNorm, Linear,
+    PRODUCTS_MAX, PlaceRows, Pool, Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, WORD_BYTES,
 };
 use crate::tensor::PANEL_ROWS;
 use crate::{LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling};
@@ -228,11 +230,53 @@ impl Backend for CpuBackend {
             blocks: cast(blocks),
             kv,
             scale: operation.scale,
-            visible: attention::Visible::Causal {
-                window: operation.window,
-            },
+            visible: operation.visible,
         };
         attention::attention(self.level, &self.threads, &problem, cast_mut(out));
+        Ok(())
+    }
+
+    fn add(&mut self, x: Span, add: Span) -> Result<(), DeviceError> {
+        let ([add], [x]) = self.memory.borrow([add], [x]);
+        elementwise::add(self.level, &self.threads, cast_mut(x), cast(add));
+        Ok(())
+    }
+
+    fn layer_norm(&mut self, operation: LayerNorm) -> Result<(), DeviceError> {
+        self.add(operation.x, operation.add)?;
+        let reads = [operation.weight, operation.bias, operation.x];
+        let ([weights, biases, x], [out]) = self.memory.borrow(reads, [operation.out]);
+        let norm = layer_norm::LayerNorm {
+            weights: cast(weights),
+            biases: cast(biases),
+            epsilon: operation.epsilon,
+        };
+        norm.apply(self.level, &self.threads, cast(x), cast_mut(out));
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, x: Span) -> Result<(), DeviceError> {
+        let ([], [x]) = self.memory.borrow([], [x]);
+        elementwise::activate(self.level, &self.threads, activation, cast_mut(x));
+        Ok(())
+    }
+
+    fn pool(&mut self, operation: Pool) -> Result<(), DeviceError> {
+        let Pool {
+            x,
+            starts,
+            pooling,
+            scale,
+            out,
+        } = operation;
+        let ([x, starts], [out]) = self.memory.borrow([x, starts], [out]);
+        let rows = pool::Rows {
+            x: cast(x),
+            starts: cast(starts),
+            pooling,
+            scale,
+        };
+        pool::pool(self.level, &self.threads, &rows, cast_mut(out));
         Ok(())
     }
 

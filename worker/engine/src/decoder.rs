@@ -8,7 +8,7 @@ pub(crate) mod weights;
 use std::collections::HashMap;
 
 use crate::backend::{Backend, DeviceError, Matrix, RegionId, Span, WORD_BYTES};
-use crate::plan::{Area, PlannedTensor};
+use crate::plan::{Area, ModelRegions, PlannedTensor};
 use crate::step::{PendingStep, Step, StepError};
 use crate::{MemoryPlan, PAGE_BYTES};
 use results::Results;
@@ -64,19 +64,10 @@ struct Projection {
 
 impl<B: Backend> DecoderModel<B> {
     /// Takes over loaded weights and a workspace, and writes the constants.
-    pub(crate) fn new(
-        backend: B,
-        plan: MemoryPlan,
-        weights: RegionId,
-        workspace: RegionId,
-        kv: RegionId,
-    ) -> Result<Self, DeviceError> {
-        let weights = Weights::new(&plan, weights);
-        let embedding = plan
-            .tensors()
-            .iter()
-            .find(|tensor| tensor.role == Role::Embedding);
-        let stored = embedding.expect(PLANNED).info.dtype;
+    pub(crate) fn new(backend: B, plan: MemoryPlan, regions: ModelRegions) -> Result<Self, DeviceError> {
+        let weights = Weights::new(&plan, regions.weights);
+        let embedding = plan.tensors_by_role().find(|(role, _)| *role == Role::Embedding);
+        let stored = embedding.expect(PLANNED).1.info.dtype;
         let embedding_scale = stored.round(plan.config().embedding_scale);
         let staging = Vec::with_capacity(plan.staging_words_max());
         let results = Results::new(plan.limits());
@@ -84,8 +75,8 @@ impl<B: Backend> DecoderModel<B> {
             backend,
             plan,
             weights,
-            workspace,
-            kv,
+            workspace: regions.workspace,
+            kv: regions.kv,
             kv_blocks: 0,
             embedding_scale,
             staging,
@@ -186,11 +177,7 @@ impl<B: Backend> DecoderModel<B> {
 
 impl Weights {
     fn new(plan: &MemoryPlan, region: RegionId) -> Self {
-        let by_role: HashMap<Role, &PlannedTensor> = plan
-            .tensors()
-            .iter()
-            .map(|tensor| (tensor.role, tensor))
-            .collect();
+        let by_role: HashMap<Role, &PlannedTensor> = plan.tensors_by_role().collect();
         let matrix = |role| by_role.get(&role).map(|tensor| tensor.matrix(region));
         let vector = |role| by_role.get(&role).map(|tensor| tensor.area.in_region(region));
         let embedding = matrix(Role::Embedding).expect(PLANNED);

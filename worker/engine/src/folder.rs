@@ -8,15 +8,15 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::decoder::weights::{self, TensorsError};
 use crate::mapping::FileMapping;
-use crate::{ConfigError, Header, HeaderError, ModelConfig, TensorInfo};
+use crate::weights::{Required, TensorsError};
+use crate::{ConfigError, EncoderConfig, Header, HeaderError, ModelConfig, TensorInfo, decoder, encoder};
 
 /// A model's files, checked: every tensor that the model needs is there, with a supported element type, the
 /// right shape, and bytes that lie inside its file.
 #[derive(Debug)]
-pub struct ModelFolder {
-    config: ModelConfig,
+pub struct ModelFolder<C = ModelConfig> {
+    config: C,
     files: Vec<FileMapping>,
     tensors: Vec<Placed>,
     revision: u64,
@@ -39,7 +39,7 @@ struct Placed {
 }
 
 impl ModelFolder {
-    /// Opens a folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` and the
+    /// Opens a decoder's folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` and the
     /// files it names; `generation_config.json` is optional. Other files are ignored.
     ///
     /// The files must not be written to or truncated while the value lives; replacing them by renaming is
@@ -58,11 +58,52 @@ impl ModelFolder {
                     source,
                 }
             })?;
+        Self::open_tensors(
+            folder,
+            config,
+            &[&config_bytes],
+            decoder::weights::is_ignored,
+            |config, _| decoder::weights::required(config),
+        )
+    }
+}
+
+impl ModelFolder<EncoderConfig> {
+    /// Opens an encoder's folder: the same files, and those that sentence-transformers puts beside them:
+    /// `modules.json` with what it names, and `sentence_bert_config.json`, all optional.
+    ///
+    /// The files must not be written to or truncated while the value lives.
+    ///
+    /// # Errors
+    /// The first fault found, with its file and tensor or field.
+    pub fn open_encoder(folder: &Path) -> Result<Self, ModelError> {
+        let (config, contents) = EncoderConfig::read(folder)?;
+        let contents: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
+        Self::open_tensors(
+            folder,
+            config,
+            &contents,
+            encoder::weights::is_ignored,
+            |config, is_there| encoder::weights::required(config, is_there),
+        )
+    }
+}
+
+impl<C> ModelFolder<C> {
+    /// Opens the tensors of a model whose configuration is made of `contents`.
+    fn open_tensors<R>(
+        folder: &Path,
+        config: C,
+        contents: &[&[u8]],
+        is_ignored: fn(&str) -> bool,
+        required: impl FnOnce(&C, &dyn Fn(&str) -> bool) -> Vec<Required<R>>,
+    ) -> Result<Self, ModelError> {
         let shards = Shards::open(folder)?;
         let mut revision = Revision::new();
-        revision.add(&config_bytes);
+        contents.iter().for_each(|bytes| revision.add(bytes));
         shards.files.iter().for_each(|shard| revision.add_shard(shard));
-        let tensors = shards.resolve(&config)?;
+        let required = required(&config, &|tensor| shards.file_of.contains_key(tensor));
+        let tensors = shards.resolve(required, is_ignored)?;
         Ok(Self {
             config,
             files: shards.files.into_iter().map(|shard| shard.mapping).collect(),
@@ -72,7 +113,7 @@ impl ModelFolder {
     }
 
     /// The model's configuration.
-    pub const fn config(&self) -> &ModelConfig {
+    pub const fn config(&self) -> &C {
         &self.config
     }
 
@@ -180,14 +221,18 @@ impl Shards {
         Ok(Self { path, files, file_of })
     }
 
-    fn resolve(&self, config: &ModelConfig) -> Result<Vec<Placed>, ModelError> {
-        let placed = self.resolve_required(config)?;
+    fn resolve<R>(
+        &self,
+        required: Vec<Required<R>>,
+        is_ignored: fn(&str) -> bool,
+    ) -> Result<Vec<Placed>, ModelError> {
+        let placed = self.resolve_required(required)?;
         let known: HashSet<&str> = placed.iter().map(|placed| placed.info.name.as_str()).collect();
         // The first in order, so that the same folder gives the same error.
         let unexpected = self
             .file_of
             .iter()
-            .filter(|(tensor, _)| !known.contains(tensor.as_str()) && !weights::is_ignored(tensor))
+            .filter(|(tensor, _)| !known.contains(tensor.as_str()) && !is_ignored(tensor))
             .min();
         match unexpected {
             None => Ok(placed),
@@ -200,8 +245,8 @@ impl Shards {
         }
     }
 
-    fn resolve_required(&self, config: &ModelConfig) -> Result<Vec<Placed>, ModelError> {
-        weights::required(config)
+    fn resolve_required<R>(&self, required: Vec<Required<R>>) -> Result<Vec<Placed>, ModelError> {
+        required
             .into_iter()
             .map(|weight| {
                 let Some(file) = self.file_of.get(&weight.name).copied() else {
@@ -241,7 +286,7 @@ impl Shard {
         }
     }
 
-    fn resolve(&self, weight: weights::Required, file: usize) -> Result<Placed, TensorsError> {
+    fn resolve<R>(&self, weight: Required<R>, file: usize) -> Result<Placed, TensorsError> {
         let tensor = &self.header.tensors()[&weight.name];
         let info = match tensor.info(&weight.name) {
             Ok(info) => info,
@@ -288,20 +333,20 @@ impl Revision {
     }
 }
 
-fn is_plain_file_name(name: &str) -> bool {
+pub(crate) fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let only = (components.next(), components.next());
     matches!(only, (Some(Component::Normal(file)), None) if file == name) && !name.contains('\\')
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
     fs::read(path).map_err(|source| ModelError::Read {
         path: path.to_owned(),
         source,
     })
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

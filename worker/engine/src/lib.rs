@@ -2,7 +2,8 @@
 //!
 //! The way through the crate: [`ModelFolder`] checks a model's files before a byte of them is believed,
 //! [`MemoryPlan`] says to the byte what the model needs, [`ModelLoader`] places the weights in device
-//! memory as they arrive, and [`DecoderModel`] runs [`Step`]s over many sequences at once.
+//! memory as they arrive, and [`DecoderModel`] runs [`Step`]s over many sequences at once. Encoders go the same
+//! way with an [`EncoderPlan`], and [`EncoderModel`] makes vectors of whole sequences.
 //!
 //! The crate knows tensors, not requests: which sequences run, which KV blocks they own and how many pages
 //! of device memory a model may have is decided outside. Model code is written once, over [`Backend`].
@@ -11,6 +12,7 @@ mod backend;
 mod config;
 mod cpu;
 mod decoder;
+mod encoder;
 mod folder;
 mod header;
 mod loader;
@@ -19,28 +21,31 @@ mod plan;
 mod sampling;
 mod step;
 mod tensor;
+mod weights;
 
 pub use backend::{
     Activation, Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer,
-    KvLayout, Linear, Matrix, NO_ELEMENT, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
+    KvLayout, LayerNorm, Linear, Matrix, NO_ELEMENT, Pool, Pooling, QkvPrep, RegionId, RmsNorm, Rotations,
+    Sample, Span, VectorScale, Visible,
 };
 pub use config::{
-    Biases, ConfigError, Family, LayerAttention, ModelConfig, Norms, Rope, RopeScaling, SamplingDefaults,
-    Yarn,
+    Biases, ConfigError, EncoderConfig, Family, LayerAttention, ModelConfig, ModelKind, Norms, Rope,
+    RopeScaling, SamplingDefaults, Yarn,
 };
 pub use cpu::{CpuBackend, CpuThreads, Level};
 pub use decoder::DecoderModel;
-pub use decoder::weights::TensorsError;
+pub use encoder::{EncoderModel, EncoderPlan};
 pub use folder::{FolderTensor, ModelError, ModelFolder};
 pub use header::{Header, HeaderError, HeaderTensor, StoredDtype};
 pub use loader::{LoadError, ModelLoader};
-pub use plan::{MemoryPlan, PlanError, PlannedTensor, StepLimits};
+pub use plan::{MemoryPlan, ModelPlan, ModelRegions, PlanError, PlannedTensor, PlannedWeights, StepLimits};
 pub use sampling::{
     EDIT_WORDS, LOGPROB_WORDS, LOGPROBS_MAX, LogitBias, LogitEdit, LogitEdits, LogitEditsError, Logprobs,
     NO_TOKEN, PARAMETER_WORDS, Penalties, Sampling, TokenLogprob, uniform,
 };
 pub use step::{PendingStep, SequenceOutput, SequenceStep, Step, StepError, StepOutput};
 pub use tensor::{Dtype, INT4_GROUP_COLUMNS, PANEL_ROWS, Precision, TensorInfo, WeightFormat};
+pub use weights::TensorsError;
 
 /// The unit in which device memory is mapped and accounted for, in bytes.
 pub const PAGE_BYTES: usize = 2 << 20;

@@ -9,8 +9,7 @@ mod staging;
 use std::collections::HashMap;
 
 use crate::backend::{Backend, DeviceError, NO_ELEMENT, PlaceRows, RegionId, Span, WORD_BYTES};
-use crate::decoder::DecoderModel;
-use crate::plan::{Placement, PlannedTensor};
+use crate::plan::{ModelPlan, ModelRegions, Placement, PlannedTensor};
 use crate::tensor::PANEL_ROWS;
 use crate::{MemoryPlan, PAGE_BYTES};
 use staging::Staging;
@@ -19,56 +18,58 @@ use staging::Staging;
 ///
 /// Dropping it gives all memory back.
 #[derive(Debug)]
-pub struct ModelLoader<B: Backend> {
+pub struct ModelLoader<B: Backend, P: ModelPlan = MemoryPlan> {
     backend: B,
-    plan: MemoryPlan,
-    weights: RegionId,
-    workspace: RegionId,
-    kv: RegionId,
+    plan: P,
+    regions: ModelRegions,
     by_name: HashMap<String, usize>,
     staging: Vec<Staging>,
 }
 
-impl<B: Backend> ModelLoader<B> {
-    /// Maps the plan's weights and workspace, and reserves addresses for up to `kv_blocks_max` KV blocks.
+impl<B: Backend, P: ModelPlan> ModelLoader<B, P> {
+    /// Maps the plan's weights and workspace, and reserves addresses for up to `kv_blocks_max` KV blocks, where
+    /// the model has such.
     ///
     /// # Errors
     /// The device has not the memory; nothing stays mapped.
-    pub fn new(mut backend: B, plan: MemoryPlan, kv_blocks_max: usize) -> Result<Self, LoadError> {
+    pub fn new(mut backend: B, plan: P, kv_blocks_max: usize) -> Result<Self, LoadError> {
         let kv_pages = plan
             .kv_pages(kv_blocks_max)
             .filter(|pages| pages.checked_mul(PAGE_BYTES).is_some())
             .ok_or(LoadError::TooManyBlocks {
                 blocks: kv_blocks_max,
             })?;
-        let weights = backend.reserve(plan.weights_bytes())?;
-        backend.map_pages(weights, plan.weights_pages())?;
+        let weights = backend.reserve(plan.weights().len_bytes())?;
+        backend.map_pages(weights, plan.weights().pages())?;
         let workspace = backend.reserve(plan.workspace_bytes())?;
         backend.map_pages(workspace, plan.workspace_pages())?;
-        let kv = backend.reserve(kv_pages * PAGE_BYTES)?;
-        let by_name = plan
-            .tensors()
+        // A range of addresses is never empty.
+        let kv = backend.reserve(kv_pages.max(1) * PAGE_BYTES)?;
+        let tensors = plan.weights().tensors();
+        let by_name = tensors
             .iter()
             .enumerate()
             .map(|(index, tensor)| (tensor.info.name.clone(), index))
             .collect();
-        let staging = plan.tensors().iter().map(Staging::new).collect();
+        let staging = tensors.iter().map(Staging::new).collect();
         // No element that is not finite has been seen yet.
-        let answers = plan.workspace().non_finite.in_region(workspace);
+        let answers = answers(workspace, tensors.len());
         backend.upload(answers, &vec![0xff; answers.len_bytes])?;
         Ok(Self {
             backend,
             plan,
-            weights,
-            workspace,
-            kv,
+            regions: ModelRegions {
+                weights,
+                workspace,
+                kv,
+            },
             by_name,
             staging,
         })
     }
 
     /// What is loaded, with the tensors in their preferred order.
-    pub const fn plan(&self) -> &MemoryPlan {
+    pub const fn plan(&self) -> &P {
         &self.plan
     }
 
@@ -83,7 +84,7 @@ impl<B: Backend> ModelLoader<B> {
                 tensor: tensor.to_owned(),
             });
         };
-        let planned = &self.plan.tensors()[index];
+        let planned = &self.plan.weights().tensors()[index];
         let tensor_bytes = planned.stored_bytes();
         let end = offset_bytes.checked_add(bytes.len());
         if end.is_none_or(|end| end > tensor_bytes) {
@@ -96,13 +97,8 @@ impl<B: Backend> ModelLoader<B> {
         }
         let place = Place {
             planned,
-            weights: self.weights,
-            non_finite: self
-                .plan
-                .workspace()
-                .non_finite
-                .in_region(self.workspace)
-                .words(index, 1),
+            weights: self.regions.weights,
+            non_finite: self.answers().words(index, 1),
         };
         let backend = &mut self.backend;
         self.staging[index].add(offset_bytes, bytes, |group, bytes| {
@@ -115,8 +111,8 @@ impl<B: Backend> ModelLoader<B> {
     ///
     /// # Errors
     /// Tensors are missing or incomplete, a weight is NaN or infinite, or the device failed.
-    pub fn finish(mut self) -> Result<DecoderModel<B>, LoadError> {
-        let tensors = self.plan.tensors().iter().zip(&self.staging);
+    pub fn finish(mut self) -> Result<P::Model<B>, LoadError> {
+        let tensors = self.plan.weights().tensors().iter().zip(&self.staging);
         let missing: Vec<String> = tensors
             .filter(|(_, staging)| !staging.is_complete())
             .map(|(tensor, _)| tensor.info.name.clone())
@@ -125,16 +121,17 @@ impl<B: Backend> ModelLoader<B> {
             return Err(LoadError::Missing { tensors: missing });
         }
         self.check_finite()?;
-        DecoderModel::new(self.backend, self.plan, self.weights, self.workspace, self.kv)
+        self.plan
+            .into_model(self.backend, self.regions)
             .map_err(LoadError::Device)
     }
 
     fn check_finite(&mut self) -> Result<(), LoadError> {
-        let answers = self.plan.workspace().non_finite.in_region(self.workspace);
+        let answers = self.answers();
         let mut bytes = vec![0; answers.len_bytes];
         self.backend.download(answers, &mut bytes)?;
         let (found, _) = bytes.as_chunks::<WORD_BYTES>();
-        for (tensor, element) in self.plan.tensors().iter().zip(found) {
+        for (tensor, element) in self.plan.weights().tensors().iter().zip(found) {
             let element = u32::from_le_bytes(*element);
             if element != NO_ELEMENT {
                 return Err(LoadError::NotFinite {
@@ -144,6 +141,19 @@ impl<B: Backend> ModelLoader<B> {
             }
         }
         Ok(())
+    }
+
+    fn answers(&self) -> Span {
+        answers(self.regions.workspace, self.staging.len())
+    }
+}
+
+/// u32 \[tensors] at the workspace's start: of each the first element that is not finite.
+const fn answers(workspace: RegionId, tensors: usize) -> Span {
+    Span {
+        region: workspace,
+        offset_bytes: 0,
+        len_bytes: tensors * WORD_BYTES,
     }
 }
 

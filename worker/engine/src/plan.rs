@@ -1,11 +1,18 @@
 //! How much device memory a model needs, to the byte, and what lies where in it.
 
-use crate::backend::{KvLayout, Matrix, RegionId, Span, WORD_BYTES};
-use crate::decoder::weights::{self, Role, TensorsError};
-use crate::tensor::{INT4_GROUP_COLUMNS, Precision, WeightFormat};
-use crate::{
-    BLOCK_TOKENS, Dtype, EDIT_WORDS, LOGPROB_WORDS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo,
-};
+mod areas;
+mod weights;
+
+use crate::backend::{Backend, DeviceError, KvLayout, RegionId, WORD_BYTES};
+use crate::decoder::DecoderModel;
+use crate::decoder::weights::{Role, required};
+use crate::tensor::Precision;
+use crate::weights::{TensorsError, resolve};
+use crate::{BLOCK_TOKENS, EDIT_WORDS, LOGPROB_WORDS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo};
+
+pub(crate) use areas::{Area, Areas};
+pub(crate) use weights::Placement;
+pub use weights::{PlannedTensor, PlannedWeights};
 
 /// The largest step that a model can be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +23,59 @@ pub struct StepLimits {
     pub sequences_max: usize,
 }
 
-/// The device memory of one model: weights, workspace, and the size of a KV block.
+impl StepLimits {
+    pub(crate) fn check(self) -> Result<(), PlanError> {
+        if self.batch_tokens_max == 0 || self.sequences_max == 0 {
+            return Err(PlanError::ZeroLimit { limits: self });
+        }
+        match u32::try_from(self.batch_tokens_max.max(self.sequences_max)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(PlanError::TooLarge),
+        }
+    }
+}
+
+/// Where everything of a model that is to be loaded lies: what a loader needs to know of it.
+///
+/// A workspace starts with u32 \[tensors], for the loader: one answer of `first_non_finite` each.
+pub trait ModelPlan {
+    /// What is there in the end.
+    type Model<B: Backend>;
+
+    /// The weights.
+    fn weights(&self) -> &PlannedWeights;
+
+    /// What inputs, activations and results of the largest step take.
+    fn workspace_bytes(&self) -> usize;
+
+    /// The pages that `blocks` KV blocks take, or none when that overflows; 0 for models that have none.
+    fn kv_pages(&self, blocks: usize) -> Option<usize>;
+
+    /// The pages that loading maps for the workspace.
+    fn workspace_pages(&self) -> usize {
+        self.workspace_bytes().div_ceil(PAGE_BYTES)
+    }
+
+    /// The model, whose weights are placed.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn into_model<B: Backend>(self, backend: B, regions: ModelRegions)
+    -> Result<Self::Model<B>, DeviceError>;
+}
+
+/// The memory of one model.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelRegions {
+    /// All pages of [`ModelPlan::weights`], mapped.
+    pub weights: RegionId,
+    /// All pages of [`ModelPlan::workspace_bytes`], mapped.
+    pub workspace: RegionId,
+    /// Reserved, not mapped.
+    pub kv: RegionId,
+}
+
+/// The device memory of one decoder: weights, workspace, and the size of a KV block.
 ///
 /// Keys and values are f32 whatever the weights are: activations are f32, and rounding keys and values to 16
 /// bits would cost more accuracy than all else in a step (bf16: 2^-9 an element), so that logits would depend
@@ -25,124 +84,11 @@ pub struct StepLimits {
 pub struct MemoryPlan {
     config: ModelConfig,
     limits: StepLimits,
-    tensors: Vec<PlannedTensor>,
-    weights_bytes: usize,
+    weights: PlannedWeights,
+    /// What each of the weights is.
+    roles: Vec<Role>,
     workspace: Workspace,
     kv_layout: KvLayout,
-}
-
-/// One tensor and its place in the weights.
-#[derive(Clone, Debug)]
-pub struct PlannedTensor {
-    /// What it is, as its file stores it.
-    pub info: TensorInfo,
-    pub(crate) role: Role,
-    pub(crate) placement: Placement,
-    pub(crate) area: Area,
-}
-
-/// What a tensor is in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Placement {
-    /// f32 \[n], so that no operation has to widen it at every step; norms and biases are small.
-    Vector,
-    /// See [`Matrix`].
-    Matrix {
-        format: WeightFormat,
-        rows: usize,
-        columns: usize,
-    },
-}
-
-impl PlannedTensor {
-    fn new(role: Role, info: TensorInfo, precision: Precision, weights: &mut Areas) -> Self {
-        let placement = match info.shape.as_slice() {
-            [_] => Placement::Vector,
-            [rows, columns] => Placement::Matrix {
-                format: format(role, info.dtype, precision, *columns),
-                rows: *rows,
-                columns: *columns,
-            },
-            shape => unreachable!("a decoder has vectors and matrices only, not {shape:?}"),
-        };
-        let area = weights.take_bytes(match placement {
-            Placement::Vector => info.size_bytes_as(Dtype::F32),
-            Placement::Matrix {
-                format,
-                rows,
-                columns,
-            } => format.matrix_bytes(rows, columns),
-        });
-        Self {
-            info,
-            role,
-            placement,
-            area,
-        }
-    }
-
-    /// How its elements are kept on the device.
-    pub const fn format(&self) -> WeightFormat {
-        match self.placement {
-            Placement::Vector => WeightFormat::F32,
-            Placement::Matrix { format, .. } => format,
-        }
-    }
-
-    /// The tensor as a weight matrix in its region.
-    ///
-    /// # Panics
-    /// It is a vector.
-    pub(crate) fn matrix(&self, region: RegionId) -> Matrix {
-        let Placement::Matrix {
-            format,
-            rows,
-            columns,
-        } = self.placement
-        else {
-            panic!("{} is a vector", self.info.name);
-        };
-        Matrix {
-            span: self.area.in_region(region),
-            format,
-            rows,
-            columns,
-        }
-    }
-
-    /// Its size in its file.
-    pub(crate) fn stored_bytes(&self) -> usize {
-        self.info
-            .size_bytes()
-            .expect("no larger than in device memory, where it was counted")
-    }
-}
-
-fn format(role: Role, stored: Dtype, precision: Precision, columns: usize) -> WeightFormat {
-    match (precision, role) {
-        (Precision::Stored, _) => stored.into(),
-        (Precision::Int4, Role::Layer(..)) if columns.is_multiple_of(INT4_GROUP_COLUMNS) => {
-            WeightFormat::Int4
-        }
-        (Precision::Int8 | Precision::Int4, _) => WeightFormat::Int8,
-    }
-}
-
-/// A range of a region that is not reserved yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Area {
-    pub(crate) offset_bytes: usize,
-    pub(crate) len_bytes: usize,
-}
-
-impl Area {
-    pub(crate) const fn in_region(self, region: RegionId) -> Span {
-        Span {
-            region,
-            offset_bytes: self.offset_bytes,
-            len_bytes: self.len_bytes,
-        }
-    }
 }
 
 /// Where the inputs, activations and results of a step lie.
@@ -150,8 +96,6 @@ impl Area {
 pub(crate) struct Workspace {
     /// One for each of the model's rotary embeddings; those beyond are empty.
     pub(crate) ropes: [RopeAreas; ROPES_MAX],
-    /// u32 \[tensors]: one answer of `first_non_finite` each; used while loading only.
-    pub(crate) non_finite: Area,
     /// u32 \[tokens].
     pub(crate) tokens: Area,
     /// u32 \[tokens].
@@ -226,24 +170,16 @@ impl MemoryPlan {
         limits: StepLimits,
         precision: Precision,
     ) -> Result<Self, PlanError> {
-        if limits.batch_tokens_max == 0 || limits.sequences_max == 0 {
-            return Err(PlanError::ZeroLimit { limits });
-        }
-        if u32::try_from(limits.batch_tokens_max.max(limits.sequences_max)).is_err() {
-            return Err(PlanError::TooLarge);
-        }
-        let resolved = weights::resolve(config, tensors).map_err(PlanError::Tensors)?;
-        let mut weights = Areas::default();
-        let tensors: Vec<PlannedTensor> = resolved
-            .into_iter()
-            .map(|(role, info)| PlannedTensor::new(role, info, precision, &mut weights))
-            .collect();
-        let workspace = Workspace::new(config, limits, &tensors)?;
+        limits.check()?;
+        let resolved = resolve(required(config), tensors).map_err(PlanError::Tensors)?;
+        let weights = PlannedWeights::new(&resolved, precision)?;
+        let roles: Vec<Role> = resolved.into_iter().map(|(role, _)| role).collect();
+        let workspace = Workspace::new(config, limits, &weights, &roles)?;
         Ok(Self {
             config: config.clone(),
             limits,
-            tensors,
-            weights_bytes: weights.len_bytes()?,
+            weights,
+            roles,
             workspace,
             kv_layout: KvLayout {
                 layers: config.layers.len(),
@@ -265,12 +201,12 @@ impl MemoryPlan {
 
     /// The tensors to place, in load order.
     pub fn tensors(&self) -> &[PlannedTensor] {
-        &self.tensors
+        self.weights.tensors()
     }
 
     /// What the weights take, alignment included.
     pub const fn weights_bytes(&self) -> usize {
-        self.weights_bytes
+        self.weights.len_bytes()
     }
 
     /// What inputs, activations and results of the largest step take.
@@ -285,7 +221,7 @@ impl MemoryPlan {
 
     /// The pages that loading maps for the weights.
     pub const fn weights_pages(&self) -> usize {
-        self.weights_bytes().div_ceil(PAGE_BYTES)
+        self.weights.pages()
     }
 
     /// The pages that loading maps for the workspace.
@@ -301,6 +237,11 @@ impl MemoryPlan {
     /// The KV blocks of one sequence of full length.
     pub const fn sequence_blocks_max(&self) -> usize {
         sequence_blocks_max(&self.config)
+    }
+
+    /// The tensors, each with what it is.
+    pub(crate) fn tensors_by_role(&self) -> impl Iterator<Item = (Role, &PlannedTensor)> {
+        self.roles.iter().copied().zip(self.weights.tensors())
     }
 
     /// The most words that one upload of a step's inputs has.
@@ -326,16 +267,46 @@ impl MemoryPlan {
     }
 }
 
+impl ModelPlan for MemoryPlan {
+    type Model<B: Backend> = DecoderModel<B>;
+
+    fn weights(&self) -> &PlannedWeights {
+        &self.weights
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.workspace.len_bytes
+    }
+
+    fn kv_pages(&self, blocks: usize) -> Option<usize> {
+        self.kv_pages(blocks)
+    }
+
+    fn into_model<B: Backend>(
+        self,
+        backend: B,
+        regions: ModelRegions,
+    ) -> Result<DecoderModel<B>, DeviceError> {
+        DecoderModel::new(backend, self, regions)
+    }
+}
+
 impl Workspace {
-    fn new(config: &ModelConfig, limits: StepLimits, tensors: &[PlannedTensor]) -> Result<Self, PlanError> {
+    fn new(
+        config: &ModelConfig,
+        limits: StepLimits,
+        weights: &PlannedWeights,
+        roles: &[Role],
+    ) -> Result<Self, PlanError> {
         let StepLimits {
             batch_tokens_max: tokens,
             sequences_max: sequences,
         } = limits;
         let mut areas = Areas::default();
+        // For the loader, which looks for it at the start.
+        areas.take_words(1, roles.len());
         let mut workspace = Self {
-            ropes: areas.take_ropes(config, tokens),
-            non_finite: areas.take_words(1, tensors.len()),
+            ropes: take_ropes(&mut areas, config, tokens),
             tokens: areas.take_words(1, tokens),
             positions: areas.take_words(1, tokens),
             starts: areas.take_words(1, sequences.saturating_add(1)),
@@ -350,7 +321,7 @@ impl Workspace {
             k: areas.take_words(tokens, config.kv_width()),
             v: areas.take_words(tokens, config.kv_width()),
             attended: areas.take_words(tokens, config.query_width()),
-            inputs: areas.take_words(1, input_words_max(tensors, limits)),
+            inputs: areas.take_words(1, input_words_max(weights, roles, limits)),
             gate: areas.take_words(tokens, config.intermediate),
             up: areas.take_words(tokens, config.intermediate),
             last_residual: areas.take_words(sequences, config.hidden),
@@ -369,20 +340,23 @@ impl Workspace {
 
 /// The most words that the rounded inputs of a linear layer take; those of unrounded ones are used where they
 /// lie.
-fn input_words_max(tensors: &[PlannedTensor], limits: StepLimits) -> usize {
-    let words = tensors
-        .iter()
-        .filter_map(|tensor| match (tensor.placement, tensor.role) {
-            (Placement::Matrix { format, columns, .. }, role) if format.takes_pairs() => {
-                let rows = match role {
-                    Role::Layer(..) => limits.batch_tokens_max,
-                    // Of a tied model, the embeddings are the output layer as well.
-                    Role::Embedding | Role::Head | Role::Norm => limits.sequences_max,
-                };
-                Some(rows.saturating_mul(format.input_words(columns)))
-            }
-            (Placement::Matrix { .. } | Placement::Vector, _) => None,
-        });
+fn input_words_max(weights: &PlannedWeights, roles: &[Role], limits: StepLimits) -> usize {
+    let words =
+        weights
+            .tensors()
+            .iter()
+            .zip(roles)
+            .filter_map(|(tensor, role)| match (tensor.placement, role) {
+                (Placement::Matrix { format, columns, .. }, role) if format.takes_pairs() => {
+                    let rows = match role {
+                        Role::Layer(..) => limits.batch_tokens_max,
+                        // Of a tied model, the embeddings are the output layer as well.
+                        Role::Embedding | Role::Head | Role::Norm => limits.sequences_max,
+                    };
+                    Some(rows.saturating_mul(format.input_words(columns)))
+                }
+                (Placement::Matrix { .. } | Placement::Vector, _) => None,
+            });
     words.max().unwrap_or(0)
 }
 
@@ -390,64 +364,23 @@ const fn sequence_blocks_max(config: &ModelConfig) -> usize {
     config.context_tokens_max.div_ceil(BLOCK_TOKENS)
 }
 
-/// Lays areas out one after the other; an overflow is remembered and told at the end.
-struct Areas {
-    next_bytes: Option<usize>,
-}
-
-impl Default for Areas {
-    fn default() -> Self {
-        Self { next_bytes: Some(0) }
-    }
-}
-
-impl Areas {
-    fn take_ropes(&mut self, config: &ModelConfig, tokens: usize) -> [RopeAreas; ROPES_MAX] {
-        assert!(
-            config.ropes.len() <= ROPES_MAX,
-            "a family has at most {ROPES_MAX} rotary embeddings"
-        );
-        std::array::from_fn(|index| {
-            let rows = usize::from(index < config.ropes.len());
-            RopeAreas {
-                inverse_frequencies: self.take_words(rows, config.head_dim / 2),
-                rotations: self.take_words(rows * tokens, config.head_dim),
-            }
-        })
-    }
-
-    fn take_words(&mut self, rows: usize, columns: usize) -> Area {
-        self.take_bytes(
-            rows.checked_mul(columns)
-                .and_then(|words| words.checked_mul(WORD_BYTES)),
-        )
-    }
-
-    fn take_bytes(&mut self, len_bytes: Option<usize>) -> Area {
-        let offset_bytes = self.next_bytes.unwrap_or(0);
-        self.next_bytes = self
-            .next_bytes
-            .zip(len_bytes)
-            .and_then(|(next, len)| next.checked_add(len)?.checked_next_multiple_of(ALIGNMENT_BYTES));
-        Area {
-            offset_bytes,
-            len_bytes: len_bytes.unwrap_or(0),
+fn take_ropes(areas: &mut Areas, config: &ModelConfig, tokens: usize) -> [RopeAreas; ROPES_MAX] {
+    assert!(
+        config.ropes.len() <= ROPES_MAX,
+        "a family has at most {ROPES_MAX} rotary embeddings"
+    );
+    std::array::from_fn(|index| {
+        let rows = usize::from(index < config.ropes.len());
+        RopeAreas {
+            inverse_frequencies: areas.take_words(rows, config.head_dim / 2),
+            rotations: areas.take_words(rows * tokens, config.head_dim),
         }
-    }
-
-    fn len_bytes(&self) -> Result<usize, PlanError> {
-        self.next_bytes
-            .filter(|len| *len <= isize::MAX as usize)
-            .ok_or(PlanError::TooLarge)
-    }
+    })
 }
 
 /// How many logits are edited by one upload and launch: a step with more of them makes several. 64 KiB of
 /// workspace, and more edits than a batch without penalties over long prompts has.
 pub(crate) const EDITS_AT_ONCE: usize = 4096;
-
-/// Every area starts at a multiple of this: the widest load of a GPU's copy engines and a cache line's double.
-const ALIGNMENT_BYTES: usize = 256;
 
 /// Why a model cannot be planned.
 #[derive(Debug, thiserror::Error)]

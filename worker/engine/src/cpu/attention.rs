@@ -18,7 +18,7 @@ use super::qkv::TokenRows;
 use super::simd::{Kernel, LANES, Level, Simd};
 use super::threads::CpuThreads;
 use crate::BLOCK_TOKENS;
-use crate::backend::KvLayer;
+use crate::backend::{KvLayer, Visible};
 
 const _: () = assert!(BLOCK_TOKENS == LANES);
 
@@ -33,15 +33,6 @@ pub(super) struct Problem<'a> {
     pub(super) kv: KvLayer,
     pub(super) scale: f32,
     pub(super) visible: Visible,
-}
-
-/// Which positions of its sequence a token sees.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Visible {
-    /// Its own and those before it; only the last `window` of them if there is one.
-    Causal { window: Option<usize> },
-    /// All of them.
-    All,
 }
 
 /// `out[token][head] = softmax(q . keys * scale) . values`, over the positions that the token sees.
@@ -154,10 +145,8 @@ impl<'a> Part<'_, 'a> {
         let (row, head) = self.place(kv_head, query);
         let position = problem.tokens.position(row);
         let (first, end) = match problem.visible {
-            Visible::Causal { window } => {
-                let seen = window.unwrap_or(usize::MAX).min(position + 1);
-                (position + 1 - seen, position + 1)
-            }
+            Visible::Causal => (0, position + 1),
+            Visible::Window(window) => (position + 1 - window.min(position + 1), position + 1),
             Visible::All => (0, problem.tokens.rows(self.sequence).len()),
         };
         Query {

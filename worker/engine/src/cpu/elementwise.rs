@@ -76,6 +76,8 @@ impl Kernel for GatedPart<'_> {
         match self.activation {
             Activation::Silu => self.apply(simd, math::silu),
             Activation::GeluTanh => self.apply(simd, math::gelu_tanh),
+            Activation::Gelu => self.apply(simd, math::gelu),
+            Activation::Relu => self.apply(simd, math::relu),
         }
     }
 }
@@ -92,6 +94,53 @@ impl GatedPart<'_> {
         if !gate_tail.is_empty() {
             let active = activation(simd, math::load_part(simd, gate_tail));
             math::store_part(simd, simd.mul(active, math::load_part(simd, up_tail)), gate_tail);
+        }
+    }
+}
+
+/// `x = activation(x)`.
+pub(super) fn activate(level: Level, threads: &CpuThreads, activation: Activation, x: &mut [f32]) {
+    let len = x.len();
+    let x = Disjoint::new(x);
+    threads.run(len.div_ceil(PART_ELEMENTS), &|part| {
+        let elements = part * PART_ELEMENTS..len.min((part + 1) * PART_ELEMENTS);
+        level.run(ActivatePart {
+            activation,
+            // SAFETY: elements belong to one part each.
+            x: unsafe { x.part(elements) },
+        });
+    });
+}
+
+struct ActivatePart<'a> {
+    activation: Activation,
+    x: &'a mut [f32],
+}
+
+impl Kernel for ActivatePart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        match self.activation {
+            Activation::Silu => self.apply(simd, math::silu),
+            Activation::GeluTanh => self.apply(simd, math::gelu_tanh),
+            Activation::Gelu => self.apply(simd, math::gelu),
+            Activation::Relu => self.apply(simd, math::relu),
+        }
+    }
+}
+
+impl ActivatePart<'_> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, activation: impl Fn(S, S::Floats) -> S::Floats) {
+        let (chunks, tail) = self.x.as_chunks_mut::<LANES>();
+        for x in chunks {
+            simd.store(activation(simd, simd.load(x)), x);
+        }
+        if !tail.is_empty() {
+            let active = activation(simd, math::load_part(simd, tail));
+            math::store_part(simd, active, tail);
         }
     }
 }

@@ -60,6 +60,27 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     simd.mul(simd.mul(x, splat(0.5)), one_plus)
 }
 
+/// `x` where it is positive, else 0.
+#[inline(always)]
+pub(super) fn relu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+    let zero = simd.splat(0.0);
+    simd.select_less(zero, x, x, zero)
+}
+
+/// The sum of a row: lane `i % 16` sums element `i`.
+#[inline(always)]
+pub(super) fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let (chunks, tail) = row.as_chunks::<LANES>();
+    let mut sums = simd.splat(0.0);
+    for chunk in chunks {
+        sums = simd.add(sums, simd.load(chunk));
+    }
+    if !tail.is_empty() {
+        sums = simd.add(sums, load_part(simd, tail));
+    }
+    simd.sum(sums)
+}
+
 /// The dot product of two rows of one length: lane `i % 16` sums element `i`.
 #[inline(always)]
 pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
@@ -128,6 +149,7 @@ mod tests {
         Silu,
         GeluTanh,
         Gelu,
+        Relu,
     }
 
     struct Apply(Function, [f32; LANES]);
@@ -143,6 +165,7 @@ mod tests {
                 Function::Silu => silu(simd, x),
                 Function::GeluTanh => gelu_tanh(simd, x),
                 Function::Gelu => gelu(simd, x),
+                Function::Relu => relu(simd, x),
             };
             let mut out = [0.0; LANES];
             simd.store(y, &mut out);
@@ -184,6 +207,8 @@ mod tests {
             x / 2.0 * (1.0 + tanh_argument(x).tanh())
         });
         assert!(error < 2e-6, "gelu_tanh {error:e}");
+        let error = largest_error(Function::Relu, 1e-6, |x| x.max(0.0));
+        assert!(error < 1e-7, "relu {error:e}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{DecoderModel, Projection};
 use crate::backend::{
     Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer, Linear, Product,
-    QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
+    QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, Visible,
 };
 use crate::plan::{Area, EDITS_AT_ONCE};
 use crate::step::Step;
@@ -113,7 +113,10 @@ impl<B: Backend> DecoderModel<B> {
         } = *activations;
         let layer = self.weights.layers[index];
         let config = self.plan.config();
-        let (heads, scale, window) = (config.heads, config.attention_scale, config.layers[index].window);
+        let (heads, scale) = (config.heads, config.attention_scale);
+        let visible = config.layers[index]
+            .window
+            .map_or(Visible::Causal, Visible::Window);
         let (norm_epsilon, norm_weight_offset) = (config.rms_norm_epsilon, config.norm_weight_offset);
         let kv = KvLayer {
             blocks: self.kv_span(),
@@ -141,7 +144,7 @@ impl<B: Backend> DecoderModel<B> {
             out: attended,
             heads,
             scale,
-            window,
+            visible,
             batch,
             kv,
         })?;

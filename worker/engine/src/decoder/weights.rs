@@ -1,8 +1,7 @@
 //! The tensors of a decoder: their names, shapes and load order.
 
-use std::collections::HashMap;
-
-use crate::{ModelConfig, Norms, TensorInfo};
+use crate::weights::{Required, WeightRole};
+use crate::{ModelConfig, Norms};
 
 /// Which weight of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,6 +10,15 @@ pub(crate) enum Role {
     Layer(usize, LayerRole),
     Norm,
     Head,
+}
+
+impl WeightRole for Role {
+    fn is_of_layer(self) -> bool {
+        match self {
+            Self::Layer(..) => true,
+            Self::Embedding | Self::Norm | Self::Head => false,
+        }
+    }
 }
 
 /// Which weight of a layer.
@@ -44,16 +52,8 @@ pub(crate) enum Linear {
     Down,
 }
 
-/// A weight that a configuration asks for.
-#[derive(Clone, Debug)]
-pub(crate) struct Required {
-    pub(crate) role: Role,
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-}
-
 /// The weights of a model in load order: embeddings, layers ascending, norm, head.
-pub(crate) fn required(config: &ModelConfig) -> Vec<Required> {
+pub(crate) fn required(config: &ModelConfig) -> Vec<Required<Role>> {
     let mut weights = vec![Required {
         role: Role::Embedding,
         name: "model.embed_tokens.weight".to_owned(),
@@ -86,39 +86,6 @@ pub(crate) fn required(config: &ModelConfig) -> Vec<Required> {
 /// beside the embeddings that it is tied to, and the frequencies that old versions stored.
 pub(crate) fn is_ignored(tensor: &str) -> bool {
     tensor == HEAD || tensor.ends_with(".rotary_emb.inv_freq")
-}
-
-/// Pairs each weight that the configuration asks for with its tensor; tensors that nobody needs are left out.
-///
-/// # Errors
-/// A weight is missing or has another shape.
-pub(crate) fn resolve<'a>(
-    config: &ModelConfig,
-    tensors: impl IntoIterator<Item = &'a TensorInfo>,
-) -> Result<Vec<(Role, TensorInfo)>, TensorsError> {
-    let by_name: HashMap<&str, &TensorInfo> = tensors
-        .into_iter()
-        .map(|tensor| (tensor.name.as_str(), tensor))
-        .collect();
-    required(config)
-        .into_iter()
-        .map(|weight| {
-            let Some(tensor) = by_name.get(weight.name.as_str()) else {
-                return Err(TensorsError::Missing {
-                    tensor: weight.name,
-                    shape: weight.shape,
-                });
-            };
-            if tensor.shape != weight.shape {
-                return Err(TensorsError::Shape {
-                    tensor: weight.name,
-                    expected: weight.shape,
-                    found: tensor.shape.clone(),
-                });
-            }
-            Ok((weight.role, (*tensor).clone()))
-        })
-        .collect()
 }
 
 /// The weights of one layer, in the order in which they are needed.
@@ -230,40 +197,3 @@ const LAYER_ROLES: [LayerRole; 20] = [
 ];
 
 const HEAD: &str = "lm_head.weight";
-
-/// Why a set of tensors is not the model that a configuration describes.
-#[derive(Debug, thiserror::Error)]
-pub enum TensorsError {
-    /// A weight is not there.
-    #[error("tensor {tensor} of shape {shape:?} is missing")]
-    Missing {
-        /// The tensor.
-        tensor: String,
-        /// The shape it should have.
-        shape: Vec<usize>,
-    },
-    /// A tensor is there that the configured model has no use for: without it, the model would be another.
-    #[error("tensor {tensor} is none of the configured model")]
-    Unexpected {
-        /// The tensor.
-        tensor: String,
-    },
-    /// A weight has another shape than the configuration asks for.
-    #[error("tensor {tensor}: expected shape {expected:?}, found {found:?}")]
-    Shape {
-        /// The tensor.
-        tensor: String,
-        /// What the configuration asks for.
-        expected: Vec<usize>,
-        /// What the file has.
-        found: Vec<usize>,
-    },
-    /// A weight's element type is none that the engine computes with.
-    #[error("tensor {tensor}: expected F32, F16 or BF16, found {found}")]
-    Dtype {
-        /// The tensor.
-        tensor: String,
-        /// The name of its element type.
-        found: String,
-    },
-}

@@ -13,11 +13,22 @@ use crate::fixture::golden_folder;
 /// A copy of a golden model, to be damaged.
 pub fn copy(name: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
-    for entry in fs::read_dir(golden_folder(name)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
+    copy_files(&golden_folder(name), folder.path());
     folder
+}
+
+/// Copies a folder's files and folders.
+pub fn copy_files(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy_files(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 pub fn refusal(folder: &Path) -> ModelError {
@@ -31,7 +42,7 @@ pub fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
 }
 
 /// Rewrites the header of the model's file; the data stays.
-fn edit_header(folder: &Path, edit: impl FnOnce(&mut Value)) {
+pub fn edit_header(folder: &Path, edit: impl FnOnce(&mut Value)) {
     let path = folder.join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     let (length, rest) = bytes.split_first_chunk::<8>().unwrap();

@@ -9,6 +9,8 @@ mod batches;
 mod configs;
 mod demo_models;
 mod edits;
+mod encoder_folders;
+mod encoders;
 mod fixture;
 mod golden_sampling;
 mod headers;
