@@ -1,7 +1,7 @@
 //! What can be said of a request by a model's numbers alone.
 
 use flotilla_protocol::catalog::{ModelFacts, ModelTask};
-use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_protocol::event::RequestError;
 use flotilla_protocol::request::{InferenceRequest, Input};
 
 use crate::{count, invalid};
@@ -13,7 +13,8 @@ pub struct ModelBounds {
     pub task: ModelTask,
     /// Rows of the model's vocabulary: every token id is below.
     pub vocabulary_size: u32,
-    /// Longest prompt and answer together, or longest text of which a vector is made, in tokens.
+    /// Longest prompt and answer together, or as much of a text as its vector is made of, in
+    /// tokens.
     pub context_tokens_max: u32,
 }
 
@@ -60,16 +61,7 @@ impl ModelBounds {
         if tokens.is_empty() {
             return Err(invalid(&field, "the text has no tokens"));
         }
-        self.check_tokens(&field, tokens.iter().copied())?;
-        let (count, max) = (count(tokens.len()), self.context_tokens_max);
-        match count <= max {
-            true => Ok(()),
-            false => Err(RequestError {
-                code: ErrorCode::ContextExceeded,
-                message: format!("the text has {count} tokens, more than the model's context of {max}"),
-                param: Some(field),
-            }),
-        }
+        self.check_tokens(&field, tokens.iter().copied())
     }
 
     /// Checks the tokens of a prompt, and tells how long its answer may be.

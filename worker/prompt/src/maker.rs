@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use flotilla_protocol::catalog::ModelTask;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input};
 use flotilla_text::{
@@ -26,7 +27,8 @@ pub struct PromptMaker {
 pub enum Made {
     /// A text to go on with.
     Generate(Prompt),
-    /// The tokens of each text of which a vector is wanted: at least one, at most a context.
+    /// The tokens of each text of which a vector is wanted: at least one, at most a context: longer texts
+    /// are cut.
     Embed(Vec<Vec<u32>>),
 }
 
@@ -63,13 +65,20 @@ pub enum OpenTextError {
 
 impl PromptMaker {
     /// Opens the tokenizer and, where there is one, the chat template of a folder. Reads files and takes up to
-    /// seconds.
+    /// seconds. Texts of which a vector is made are cut to the context, as sentence-transformers does; prompts
+    /// never are.
     ///
     /// # Errors
     /// [`OpenTextError`].
     pub fn open(folder: &Path, bounds: ModelBounds) -> Result<Self, OpenTextError> {
         Ok(Self {
-            tokenizer: Tokenizer::open(folder)?,
+            tokenizer: match bounds.task {
+                ModelTask::Generate => Tokenizer::open(folder)?,
+                ModelTask::Embed { .. } => {
+                    let tokens_max = usize::try_from(bounds.context_tokens_max).unwrap_or(usize::MAX);
+                    Tokenizer::open_truncating(folder, tokens_max)?
+                }
+            },
             chat: ChatTemplate::open(folder)?,
             bounds,
         })

@@ -176,7 +176,7 @@ fn what_needs_no_tokenizer_is_refused_by_the_numbers_alone() {
 }
 
 #[test]
-fn texts_of_an_embedding_request_are_encoded_and_bounded_one_by_one() {
+fn texts_of_an_embedding_request_are_encoded_and_cut_one_by_one() {
     let bounds = ModelBounds {
         task: ModelTask::Embed { dimensions: 3 },
         ..BOUNDS
@@ -191,11 +191,12 @@ fn texts_of_an_embedding_request_are_encoded_and_bounded_one_by_one() {
         panic!("{full:?}")
     };
     assert_eq!(Made::Embed(vec![texts[0].clone()]), one);
-    let error = make(&json!({"input": ["1", "1".repeat(32)]})).unwrap_err();
-    assert_eq!(
-        (error.code, error.param.as_deref()),
-        (ErrorCode::ContextExceeded, Some("input[1]"))
-    );
+    // What is longer is cut, as sentence-transformers does.
+    let long = make(&json!({"input": ["1".repeat(32), "1".repeat(999)]})).unwrap();
+    let Made::Embed(cut) = long else {
+        panic!("{long:?}")
+    };
+    assert_eq!(cut, [texts[1].clone(), texts[1].clone()]);
     for (body, field) in [
         (json!({"prompt": "1"}), "prompt"),
         (json!({"prompt": [1]}), "prompt"),

@@ -85,6 +85,26 @@ impl Tokenizer {
     /// # Errors
     /// A file that is missing, larger than 64 MiB or malformed; the error names it and says what to do.
     pub fn open(folder: &Path) -> Result<Self, TokenizerError> {
+        Self::open_with(folder, None)
+    }
+
+    /// The same, but that every text is cut to `tokens_max` tokens at its end, those included that the model
+    /// wants around it: as sentence-transformers cuts texts that are too long.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_truncating(folder: &Path, tokens_max: usize) -> Result<Self, TokenizerError> {
+        let truncation = tokenizers::TruncationParams {
+            max_length: tokens_max,
+            ..tokenizers::TruncationParams::default()
+        };
+        Self::open_with(folder, Some(truncation))
+    }
+
+    fn open_with(
+        folder: &Path,
+        truncation: Option<tokenizers::TruncationParams>,
+    ) -> Result<Self, TokenizerError> {
         let path = folder.join("tokenizer.json");
         let content = read_bounded(&path, FILE_BYTES_MAX)?;
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
@@ -95,7 +115,7 @@ impl Tokenizer {
         };
         inner.with_padding(None);
         inner
-            .with_truncation(None)
+            .with_truncation(truncation)
             .map_err(|source| TokenizerError::Malformed { path, source })?;
         let config = TokenizerConfig::open(folder)?;
         let special_id = |wanted: &str| {
