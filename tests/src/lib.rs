@@ -9,7 +9,7 @@ mod process;
 mod server;
 
 pub use fleet::{Fleet, FleetBuilder, Question};
-pub use models::{ModelFolderBuilder, demo_models_dir};
+pub use models::{ModelFolderBuilder, demo_models_dir, golden_encoder, write_encoder};
 pub use process::{Process, Signal, flotilla_binary};
 pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary};
 

@@ -14,6 +14,40 @@ pub fn demo_models_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo-models")
 }
 
+/// A golden sentence encoder of the engine's tests, without a tokenizer.
+#[must_use]
+pub fn golden_encoder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../worker/engine/tests/golden-encoders")
+        .join(name)
+}
+
+/// Copies a golden encoder and gives it a tokenizer: token n is written `w<n>`, words are separated by spaces.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn write_encoder(name: &str, folder: &Path) -> Result<()> {
+    let golden = golden_encoder(name);
+    fs::create_dir_all(folder.join("1_Pooling"))?;
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+    ] {
+        fs::copy(golden.join(file), folder.join(file))?;
+    }
+    fs::write(
+        folder.join("tokenizer.json"),
+        word_tokenizer(ENCODER_WORDS).to_string(),
+    )?;
+    Ok(())
+}
+
+/// The vocabulary of the golden encoders.
+const ENCODER_WORDS: usize = 96;
+
 /// A random Llama model: real files, meaningless answers, as slow as a test needs it.
 #[derive(Debug, Clone)]
 pub struct ModelFolderBuilder {
@@ -57,7 +91,10 @@ impl ModelFolderBuilder {
             folder.join("generation_config.json"),
             json!({"eos_token_id": 0}).to_string(),
         )?;
-        fs::write(folder.join("tokenizer.json"), self.tokenizer().to_string())?;
+        fs::write(
+            folder.join("tokenizer.json"),
+            word_tokenizer(self.vocabulary).to_string(),
+        )?;
         fs::write(
             folder.join("tokenizer_config.json"),
             json!({"eos_token": "w0"}).to_string(),
@@ -79,20 +116,6 @@ impl ModelFolderBuilder {
             "max_position_embeddings": self.context, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
             "vocab_size": self.vocabulary, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
             "eos_token_id": 0, "bos_token_id": 1,
-        })
-    }
-
-    fn tokenizer(&self) -> serde_json::Value {
-        let vocabulary: serde_json::Map<_, _> = (0..self.vocabulary)
-            .map(|n| (format!("w{n}"), json!(n)))
-            .collect();
-        json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-            "added_tokens": [{"id": 0, "content": "w0", "single_word": false, "lstrip": false, "rstrip": false,
-                              "normalized": false, "special": true}],
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w1"},
         })
     }
 
@@ -134,6 +157,18 @@ impl ModelFolderBuilder {
         tensors.push(("model.norm.weight".to_owned(), vec![hidden], ones(hidden)));
         tensors
     }
+}
+
+fn word_tokenizer(vocabulary: usize) -> serde_json::Value {
+    let words: serde_json::Map<_, _> = (0..vocabulary).map(|n| (format!("w{n}"), json!(n))).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 0, "content": "w0", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w1"},
+    })
 }
 
 fn ones(count: usize) -> Vec<u8> {

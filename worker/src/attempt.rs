@@ -8,6 +8,8 @@
 mod generation;
 mod journal;
 mod opening;
+mod vectors;
+mod work;
 mod writing;
 
 use std::sync::Arc;
@@ -174,7 +176,7 @@ impl Attempt {
     fn writer(&self, opening: &Opening) -> Writer {
         let assignment = &self.new.assignment;
         let prompt_tokens = match opening {
-            Opening::Generate { prompt, .. } => count(prompt.tokens.len()),
+            Opening::Make { prepared, .. } => count(prepared.prompt_tokens()),
             Opening::Fail(_) | Opening::Cancel => 0,
         };
         Writer {

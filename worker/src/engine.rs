@@ -11,6 +11,8 @@
 mod load;
 mod model;
 mod round;
+mod texts;
+mod vectors;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,6 +30,9 @@ use tracing::{debug, info};
 
 pub(crate) use load::{LoadFault, LoadLimits, LoadedModel, load};
 use model::EngineModel;
+use texts::{JoiningTexts, VectorsReply};
+pub(crate) use texts::{NewTexts, TextsRun, VectorsEnd};
+use vectors::VectorsModel;
 
 /// The thread is gone: it panicked outside of a step. The worker ends then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -126,6 +131,10 @@ enum Command {
     },
     Join {
         new: Box<Joining>,
+    },
+    Embed {
+        model: ModelName,
+        new: JoiningTexts,
     },
     Leave {
         model: ModelName,
@@ -298,7 +307,31 @@ fn edits(new: &NewRun) -> LogitEdits {
 /// What lives on the thread.
 struct Thread {
     inbox: mpsc::Receiver<Command>,
-    models: BTreeMap<ModelName, EngineModel>,
+    models: BTreeMap<ModelName, Resident>,
+}
+
+/// A loaded model.
+#[derive(Debug)]
+enum Resident {
+    Text(Box<EngineModel>),
+    Vectors(Box<VectorsModel>),
+}
+
+impl Resident {
+    fn new(loaded: LoadedModel) -> Self {
+        match loaded {
+            LoadedModel::Text(loaded) => Self::Text(Box::new(EngineModel::new(*loaded))),
+            LoadedModel::Vectors(loaded) => Self::Vectors(Box::new(VectorsModel::new(*loaded))),
+        }
+    }
+
+    /// Runs one step; tells whether there was one.
+    fn advance(&mut self) -> bool {
+        match self {
+            Self::Text(model) => model.advance(),
+            Self::Vectors(model) => model.advance(),
+        }
+    }
 }
 
 impl Thread {
@@ -333,7 +366,7 @@ impl Thread {
     fn carry_out(&mut self, command: Command) {
         match command {
             Command::Install { model, loaded, done } => {
-                self.models.insert(model, EngineModel::new(*loaded));
+                self.models.insert(model, Resident::new(*loaded));
                 // Who asked and left finds the model loaded all the same.
                 let _ = done.send(());
             }
@@ -343,11 +376,17 @@ impl Thread {
                 let _ = done.send(());
             }
             Command::Join { new } => match self.models.get_mut(&new.model) {
-                Some(model) => model.join(*new),
-                None => end(&new.made, RunEnd::ModelGone),
+                Some(Resident::Text(model)) => model.join(*new),
+                // The model of that name became another kind of model since the lease was granted.
+                Some(Resident::Vectors(_)) | None => end(&new.made, RunEnd::ModelGone),
+            },
+            Command::Embed { model, new } => match self.models.get_mut(&model) {
+                Some(Resident::Vectors(model)) => model.join(new),
+                // As above.
+                Some(Resident::Text(_)) | None => vectors::answer(new.reply, Err(VectorsEnd::ModelGone)),
             },
             Command::Leave { model, sequence } => {
-                if let Some(model) = self.models.get_mut(&model) {
+                if let Some(Resident::Text(model)) = self.models.get_mut(&model) {
                     model.leave(sequence);
                 }
             }

@@ -10,28 +10,48 @@ use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask, Quantize};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::{
-    MemoryPlan, ModelConfig, ModelError, ModelFolder, PlanError, Precision, StepLimits,
+    EncoderConfig, EncoderPlan, MemoryPlan, ModelConfig, ModelError, ModelFolder, ModelKind, ModelPlan,
+    PlanError, Precision, SamplingDefaults, StepLimits,
 };
 use thiserror::Error;
 
 /// What requests need of a model: everything but its weights.
 #[derive(Debug)]
 pub(crate) struct ModelText {
-    /// Its numbers.
-    pub(crate) config: ModelConfig,
     /// Requests to prompts, and tokens to text.
     pub(crate) prompts: PromptMaker,
+    /// How tokens are drawn when the request does not say.
+    pub(crate) sampling_defaults: SamplingDefaults,
+    /// Tokens that end an answer.
+    pub(crate) stop_token_ids: Arc<[u32]>,
 }
 
 /// A model's folder with its files mapped, ready to be loaded.
 #[derive(Debug)]
 pub(crate) struct OpenedModel {
-    /// The weights, where they lie on disk.
-    pub(crate) folder: ModelFolder,
-    /// What they need on the device.
-    pub(crate) plan: MemoryPlan,
+    /// What is to be loaded.
+    pub(crate) weights: OpenedWeights,
     /// What requests need.
     pub(crate) text: Arc<ModelText>,
+}
+
+/// Weights, where they lie on disk, and what they need on the device.
+#[derive(Debug)]
+pub(crate) enum OpenedWeights {
+    /// Of a model that makes text.
+    Decoder {
+        /// The files.
+        folder: ModelFolder,
+        /// The need.
+        plan: Box<MemoryPlan>,
+    },
+    /// Of a model that makes vectors.
+    Encoder {
+        /// The files.
+        folder: ModelFolder<EncoderConfig>,
+        /// The need.
+        plan: Box<EncoderPlan>,
+    },
 }
 
 /// Why a folder is not a model that can be served.
@@ -74,14 +94,23 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
         folder: folder.to_owned(),
         source,
     })?;
-    let model = ModelFolder::open(&folder)?;
-    let text = open_text(&folder, model.config())?;
-    let facts = ModelFacts {
-        architecture: model.config().family.architecture().to_owned(),
-        context_tokens_max: fact("the context", text.config.context_tokens_max)?,
-        vocabulary_size: fact("the vocabulary", text.config.vocab_size)?,
-        weights_bytes: model.weights_bytes() as u64,
-        task: ModelTask::Generate,
+    let facts = match ModelKind::of(&folder)? {
+        ModelKind::Decoder => {
+            let model = ModelFolder::open(&folder)?;
+            let bounds = decoder_bounds(model.config())?;
+            PromptMaker::open(&folder, bounds)?;
+            facts(
+                model.config().family.architecture(),
+                bounds,
+                model.weights_bytes(),
+            )
+        }
+        ModelKind::Encoder => {
+            let model = ModelFolder::open_encoder(&folder)?;
+            let bounds = encoder_bounds(model.config())?;
+            PromptMaker::open(&folder, bounds)?;
+            facts(EncoderConfig::ARCHITECTURE, bounds, model.weights_bytes())
+        }
     };
     Ok(CatalogEntry {
         name,
@@ -96,7 +125,9 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
 }
 
 impl OpenedModel {
-    /// Opens a folder for steps of up to these sizes, with weights of this precision. Reads files and takes up to seconds.
+    /// Opens a folder for steps of up to these sizes, with weights of this precision. A step of a model that
+    /// makes vectors takes texts of any requests, so it is bounded by its tokens alone, and holds the longest
+    /// text. Reads files and takes up to seconds.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -105,47 +136,95 @@ impl OpenedModel {
         limits: StepLimits,
         quantize: Option<Quantize>,
     ) -> Result<Self, OpenError> {
-        let folder_files = ModelFolder::open(folder)?;
-        let plan = MemoryPlan::new(
-            folder_files.config(),
-            folder_files.tensor_infos(),
-            limits,
-            precision(quantize),
-        )?;
-        let text = Arc::new(open_text(folder, folder_files.config())?);
+        let precision = precision(quantize);
+        match ModelKind::of(folder)? {
+            ModelKind::Decoder => Self::open_decoder(folder, limits, precision),
+            ModelKind::Encoder => Self::open_encoder(folder, limits, precision),
+        }
+    }
+
+    fn open_decoder(path: &Path, limits: StepLimits, precision: Precision) -> Result<Self, OpenError> {
+        let folder = ModelFolder::open(path)?;
+        let config = folder.config();
+        let plan = MemoryPlan::new(config, folder.tensor_infos(), limits, precision)?;
+        let text = ModelText {
+            prompts: PromptMaker::open(path, decoder_bounds(config)?)?,
+            sampling_defaults: config.sampling_defaults,
+            stop_token_ids: config.eos_token_ids.clone().into(),
+        };
         Ok(Self {
-            folder: folder_files,
-            plan,
-            text,
+            weights: OpenedWeights::Decoder {
+                folder,
+                plan: Box::new(plan),
+            },
+            text: Arc::new(text),
         })
+    }
+
+    fn open_encoder(path: &Path, limits: StepLimits, precision: Precision) -> Result<Self, OpenError> {
+        let folder = ModelFolder::open_encoder(path)?;
+        let config = folder.config();
+        let batch_tokens_max = limits.batch_tokens_max.max(config.text_tokens_max);
+        let limits = StepLimits {
+            batch_tokens_max,
+            sequences_max: batch_tokens_max.min(STEP_TEXTS_MAX),
+        };
+        let plan = EncoderPlan::new(config, folder.tensor_infos(), limits, precision)?;
+        let text = ModelText {
+            prompts: PromptMaker::open(path, encoder_bounds(config)?)?,
+            sampling_defaults: SamplingDefaults::default(),
+            stop_token_ids: Arc::default(),
+        };
+        Ok(Self {
+            weights: OpenedWeights::Encoder {
+                folder,
+                plan: Box::new(plan),
+            },
+            text: Arc::new(text),
+        })
+    }
+
+    /// How many bytes the weights are on disk.
+    pub(crate) fn weights_bytes(&self) -> usize {
+        match &self.weights {
+            OpenedWeights::Decoder { folder, .. } => folder.weights_bytes(),
+            OpenedWeights::Encoder { folder, .. } => folder.weights_bytes(),
+        }
     }
 
     /// Pages that the model needs on a device of `device_pages` pages, at most `slots` of whose requests run
     /// at once.
     pub(crate) fn needs(&self, slots: usize, device_pages: u64) -> ModelNeeds {
-        let plan = &self.plan;
-        let sequence_blocks = plan.sequence_blocks_max();
-        let kv_pages = |blocks| plan.kv_pages(blocks).map_or(u64::MAX, |pages| pages as u64);
-        let kv_pages_min = kv_pages(sequence_blocks);
-        let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(slots));
-        ModelNeeds {
-            weights_pages: plan.weights_pages() as u64,
-            workspace_pages: plan.workspace_pages() as u64,
-            kv_pages_min,
-            kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+        match &self.weights {
+            OpenedWeights::Decoder { plan, .. } => decoder_needs(plan, slots, device_pages),
+            OpenedWeights::Encoder { plan, .. } => ModelNeeds {
+                weights_pages: plan.weights().pages() as u64,
+                workspace_pages: plan.workspace_pages() as u64,
+                kv_pages_min: 0,
+                kv_pages_wanted: 0,
+            },
         }
     }
 }
 
-fn open_text(folder: &Path, config: &ModelConfig) -> Result<ModelText, OpenError> {
-    let bounds = ModelBounds {
+fn decoder_needs(plan: &MemoryPlan, slots: usize, device_pages: u64) -> ModelNeeds {
+    let sequence_blocks = plan.sequence_blocks_max();
+    let kv_pages = |blocks| plan.kv_pages(blocks).map_or(u64::MAX, |pages| pages as u64);
+    let kv_pages_min = kv_pages(sequence_blocks);
+    let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(slots));
+    ModelNeeds {
+        weights_pages: plan.weights_pages() as u64,
+        workspace_pages: plan.workspace_pages() as u64,
+        kv_pages_min,
+        kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+    }
+}
+
+fn decoder_bounds(config: &ModelConfig) -> Result<ModelBounds, OpenError> {
+    Ok(ModelBounds {
         task: ModelTask::Generate,
         vocabulary_size: fact("the vocabulary", config.vocab_size)?,
         context_tokens_max: fact("the context", config.context_tokens_max)?,
-    };
-    Ok(ModelText {
-        config: config.clone(),
-        prompts: PromptMaker::open(folder, bounds)?,
     })
 }
 
@@ -157,6 +236,26 @@ fn precision(quantize: Option<Quantize>) -> Precision {
     }
 }
 
+fn encoder_bounds(config: &EncoderConfig) -> Result<ModelBounds, OpenError> {
+    Ok(ModelBounds {
+        task: ModelTask::Embed {
+            dimensions: fact("the vector's length", config.hidden)?,
+        },
+        vocabulary_size: fact("the vocabulary", config.vocab_size)?,
+        context_tokens_max: fact("the context", config.text_tokens_max)?,
+    })
+}
+
+fn facts(architecture: &str, bounds: ModelBounds, weights_bytes: usize) -> ModelFacts {
+    ModelFacts {
+        architecture: architecture.to_owned(),
+        context_tokens_max: bounds.context_tokens_max,
+        vocabulary_size: bounds.vocabulary_size,
+        weights_bytes: weights_bytes as u64,
+        task: bounds.task,
+    }
+}
+
 fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
     u32::try_from(value).map_err(|_| OpenError::TooLarge { quantity, value })
 }
@@ -165,10 +264,13 @@ fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
 /// so that the first model to come does not take all that others could use.
 const KV_DEVICE_PARTS: u64 = 4;
 
+/// Texts of one step: far more would only make it longer, and each costs a vector of workspace.
+const STEP_TEXTS_MAX: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{demo_folder, demo_limits};
+    use crate::fixture::{demo_folder, demo_limits, encoder_folder};
 
     #[test]
     fn described_folder_has_the_facts_of_its_files() {
@@ -203,7 +305,26 @@ mod tests {
         let small = model.needs(64, 8);
         assert_eq!(small.kv_pages_wanted, small.kv_pages_min.max(2));
         let large = model.needs(64, 1 << 20);
-        assert_eq!(large.kv_pages_wanted, model.plan.kv_pages(64 * 8).unwrap() as u64);
+        let OpenedWeights::Decoder { plan, .. } = &model.weights else {
+            panic!("the adder makes text")
+        };
+        assert_eq!(large.kv_pages_wanted, plan.kv_pages(64 * 8).unwrap() as u64);
         assert!(large.weights_pages >= 1 && large.workspace_pages >= 1);
+    }
+
+    #[test]
+    fn encoder_is_described_by_its_vectors_and_needs_no_room_for_keys_and_values() {
+        let folder = encoder_folder();
+        let entry = describe(ModelName::new("embedder").unwrap(), folder.path()).unwrap();
+        assert_eq!(entry.facts.architecture, "BertModel");
+        assert_eq!(entry.facts.task, ModelTask::Embed { dimensions: 32 });
+        assert_eq!(
+            (entry.facts.context_tokens_max, entry.facts.vocabulary_size),
+            (40, 96)
+        );
+        let model = OpenedModel::open(folder.path(), demo_limits(), None).unwrap();
+        let needs = model.needs(64, 1 << 20);
+        assert_eq!((needs.kv_pages_min, needs.kv_pages_wanted), (0, 0));
+        assert!(needs.weights_pages >= 1 && needs.workspace_pages >= 1);
     }
 }

@@ -219,7 +219,7 @@ impl Owner {
             ModelAction::Load { model, grant, .. } => {
                 let opened = self.opened.get(&model).map(Arc::clone);
                 let opened = opened.expect("a model is inspected before it is loaded");
-                let weights_bytes = opened.folder.weights_bytes();
+                let weights_bytes = opened.weights_bytes();
                 info!(%model, weights_bytes, kv_pages = grant.kv_pages, "loading");
                 let engine = self.context.engine.clone();
                 self.jobs

@@ -1,4 +1,5 @@
-//! From a request to what the engine runs: prompt tokens, limits and sampling, or the reason why not.
+//! From a request to what the engine runs: the texts of vectors, or prompt tokens, limits and sampling; or the
+//! reason why not.
 
 use std::time::SystemTime;
 
@@ -7,9 +8,7 @@ use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{InferenceRequest, SamplingParams};
 use flotilla_text::StopStrings;
-use flotilla_worker_engine::{
-    LogitBias, LogitEdits, LogitEditsError, ModelConfig, Penalties, Sampling, SamplingDefaults,
-};
+use flotilla_worker_engine::{LogitBias, LogitEdits, LogitEditsError, Penalties, Sampling, SamplingDefaults};
 
 use crate::model::ModelText;
 
@@ -28,7 +27,16 @@ pub(crate) struct Prompt {
     pub(crate) stops: StopStrings,
 }
 
-impl Prompt {
+/// What a request wants, ready to run.
+#[derive(Debug, Clone)]
+pub(crate) enum Prepared {
+    /// An answer.
+    Generate(Box<Prompt>),
+    /// The vectors of these texts, given as tokens.
+    Embed(Vec<Vec<u32>>),
+}
+
+impl Prepared {
     /// Prepares a request for a model. Renders and tokenises, so it belongs on a blocking thread. `now` is
     /// what a chat template shows as the date.
     ///
@@ -40,15 +48,30 @@ impl Prompt {
         model: &ModelText,
         now: SystemTime,
     ) -> Result<Self, RequestError> {
-        let made = match model.prompts.make(request, now)? {
-            Made::Generate(prompt) => prompt,
-            Made::Embed(_) => {
-                let message = "this worker's engine makes no embeddings".to_owned();
-                return Err(invalid("input", message));
-            }
-        };
+        match model.prompts.make(request, now)? {
+            Made::Generate(made) => Ok(Self::Generate(Box::new(Prompt::new(id, request, model, made)?))),
+            Made::Embed(texts) => Ok(Self::Embed(texts)),
+        }
+    }
+
+    /// Tokens to be read.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        match self {
+            Self::Generate(prompt) => prompt.tokens.len(),
+            Self::Embed(texts) => texts.iter().map(Vec::len).sum(),
+        }
+    }
+}
+
+impl Prompt {
+    fn new(
+        id: &RequestId,
+        request: &InferenceRequest,
+        model: &ModelText,
+        made: flotilla_prompt::Prompt,
+    ) -> Result<Self, RequestError> {
         let stops = StopStrings::new(&request.stop).map_err(|error| invalid("stop", error.to_string()))?;
-        let (sampling, edits) = sampling(id, &request.sampling, &model.config)?;
+        let (sampling, edits) = sampling(id, &request.sampling, &model.sampling_defaults)?;
         Ok(Self {
             tokens: made.tokens,
             answer_tokens_max: usize::try_from(made.answer_tokens_max).unwrap_or(usize::MAX),
@@ -64,12 +87,11 @@ impl Prompt {
 fn sampling(
     id: &RequestId,
     params: &SamplingParams,
-    config: &ModelConfig,
+    defaults: &SamplingDefaults,
 ) -> Result<(Sampling, LogitEdits), RequestError> {
-    let defaults = config.sampling_defaults;
     let cuts = match params.temperature {
         Some(_) => SamplingDefaults::default(),
-        None => defaults,
+        None => *defaults,
     };
     let logprobs = params
         .logprobs
@@ -84,7 +106,7 @@ fn sampling(
         position: 0,
     };
     if sampling.is_valid() {
-        Ok((sampling, edits(params, &defaults)?))
+        Ok((sampling, edits(params, defaults)?))
     } else {
         let message = "temperature, top_k, top_p, min_p or logprobs is out of range".to_owned();
         Err(invalid("temperature", message))
@@ -135,7 +157,10 @@ mod tests {
         let name = ModelName::new("adder").unwrap();
         let request = InferenceRequest::decode(&name, Encoding::Json, body.as_bytes(), 1 << 20)?;
         let id = RequestId::new("a").unwrap();
-        Prompt::new(&id, &request, &model.text, SystemTime::UNIX_EPOCH)
+        match Prepared::new(&id, &request, &model.text, SystemTime::UNIX_EPOCH)? {
+            Prepared::Generate(prompt) => Ok(*prompt),
+            embed @ Prepared::Embed(_) => panic!("the adder makes text: {embed:?}"),
+        }
     }
 
     #[test]
@@ -224,12 +249,7 @@ mod tests {
 
     #[test]
     fn cuts_of_the_model_belong_to_its_temperature_and_its_repetition_penalty_to_none() {
-        let mut config = OpenedModel::open(&demo_folder("adder"), demo_limits(), None)
-            .unwrap()
-            .text
-            .config
-            .clone();
-        config.sampling_defaults = SamplingDefaults {
+        let defaults = SamplingDefaults {
             temperature: Some(0.5),
             top_k: Some(7),
             top_p: Some(0.75),
@@ -238,7 +258,7 @@ mod tests {
         };
         let id = RequestId::new("a").unwrap();
         let sampled = |params: SamplingParams| {
-            let (sampling, mut edits) = sampling(&id, &params, &config).unwrap();
+            let (sampling, mut edits) = sampling(&id, &params, &defaults).unwrap();
             edits.read_prompt(&[4]);
             let penalty = edits.iter().next().map(|edit| edit.divisor);
             (sampling.top_k, sampling.top_p, sampling.min_p, penalty)

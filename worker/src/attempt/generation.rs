@@ -114,7 +114,7 @@ impl Generation {
             tokens: [&self.prompt.tokens, made_before].concat(),
             prompt_tokens: self.prompt.tokens.len(),
             new_tokens_max,
-            stop_token_ids: self.model.config.eos_token_ids.clone().into(),
+            stop_token_ids: Arc::clone(&self.model.stop_token_ids),
             sampling: self.prompt.sampling,
             edits: self.prompt.edits.clone(),
             ahead_tokens_max: attempt.context.ahead_tokens_max,
@@ -191,7 +191,7 @@ impl Generation {
 }
 
 impl Taken {
-    fn end(end: End) -> Self {
+    pub(super) fn end(end: End) -> Self {
         Self {
             end: Some(end),
             ..Self::default()
@@ -253,7 +253,7 @@ fn text_failed(attempt: &Attempt, error: &AnswerError) -> End {
     internal("the answer that was begun elsewhere cannot be continued")
 }
 
-fn internal(message: &str) -> End {
+pub(super) fn internal(message: &str) -> End {
     End::Failed(Event::failed(RequestError {
         code: ErrorCode::Internal,
         message: message.to_owned(),
@@ -261,7 +261,7 @@ fn internal(message: &str) -> End {
     }))
 }
 
-fn gone(reason: &str) -> End {
+pub(super) fn gone(reason: &str) -> End {
     End::LeftOpen(AttemptEnd::HandedBack {
         reason: reason.to_owned(),
     })

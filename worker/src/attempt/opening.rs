@@ -10,15 +10,15 @@ use tracing::error;
 
 use super::{Attempt, Clock, LeaseAnswer, deadline_exceeded, millis};
 use crate::model::ModelText;
-use crate::prompt::Prompt;
+use crate::prompt::Prepared;
 
 /// What the attempt is to write.
 #[derive(Debug)]
 pub(super) enum Opening {
-    /// An answer to this prompt.
-    Generate {
-        /// The prompt.
-        prompt: Prompt,
+    /// What this makes.
+    Make {
+        /// The prompt, or the texts.
+        prepared: Prepared,
         /// The model.
         text: Arc<ModelText>,
     },
@@ -54,9 +54,9 @@ impl Attempt {
         };
         self.clock.leased = Some(Instant::now());
         Ok(match self.prompt(&text).await {
-            Ok(prompt) => {
-                self.new.counts.set_prompt(prompt.tokens.len());
-                Opening::Generate { prompt, text }
+            Ok(prepared) => {
+                self.new.counts.set_prompt(prepared.prompt_tokens());
+                Opening::Make { prepared, text }
             }
             Err(error) => Opening::Fail(Event::failed(error)),
         })
@@ -74,16 +74,16 @@ impl Attempt {
     }
 
     /// Renders and tokenises; a long body away from the other tasks.
-    async fn prompt(&self, text: &Arc<ModelText>) -> Result<Prompt, RequestError> {
+    async fn prompt(&self, text: &Arc<ModelText>) -> Result<Prepared, RequestError> {
         if self.new.assignment.body.len() <= INLINE_BYTES_MAX
             && let Ok(request) = &self.new.request
         {
-            return Prompt::new(self.request_id(), request, text, SystemTime::now());
+            return Prepared::new(self.request_id(), request, text, SystemTime::now());
         }
         let (id, text) = (self.request_id().clone(), Arc::clone(text));
         let request = self.new.request.clone()?;
         let prepared =
-            tokio::task::spawn_blocking(move || Prompt::new(&id, &request, &text, SystemTime::now())).await;
+            tokio::task::spawn_blocking(move || Prepared::new(&id, &request, &text, SystemTime::now())).await;
         prepared.unwrap_or_else(|error| {
             error!(request_id = %self.request_id(), %error, "preparing a prompt panicked");
             Err(RequestError {

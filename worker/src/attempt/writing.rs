@@ -7,9 +7,10 @@ use flotilla_protocol::event::{Event, Usage};
 use flotilla_worker_core::answer::{Action, Answer, Ended};
 use tokio::time::{Instant, sleep_until};
 
-use super::generation::{End, Generation, Taken};
+use super::generation::{End, Taken};
 use super::journal::{Io, JournalFault, JournalHand, Settled};
 use super::opening::Opening;
+use super::work::Work;
 use super::{Attempt, count, deadline_exceeded};
 
 /// An attempt that may write.
@@ -17,8 +18,8 @@ pub(super) struct Writing {
     attempt: Attempt,
     answer: Answer,
     hand: JournalHand,
-    /// `None` once no more tokens are wanted.
-    generation: Option<Generation>,
+    /// `None` once no more is wanted.
+    work: Option<Work>,
     /// The append or read under way.
     io: Option<Io>,
     /// When an attempt that is handed back stops waiting for its journal.
@@ -38,8 +39,8 @@ enum Happened {
 
 impl Writing {
     pub(super) fn new(attempt: Attempt, mut answer: Answer, opening: Opening, hand: JournalHand) -> Self {
-        let generation = match opening {
-            Opening::Generate { prompt, text } => Some(Generation::new(prompt, text)),
+        let work = match opening {
+            Opening::Make { prepared, text } => Some(Work::new(prepared, text)),
             Opening::Fail(event) => {
                 answer.handle_end(event);
                 None
@@ -54,7 +55,7 @@ impl Writing {
             attempt,
             answer,
             hand,
-            generation,
+            work,
             io: None,
             grace: None,
         }
@@ -80,7 +81,7 @@ impl Writing {
                 Action::Append(append) => self.io = Some(self.hand.append(append)),
                 Action::ReadJournal { after_sequence } => self.io = Some(self.hand.read(after_sequence)),
                 Action::Started(start) => {
-                    if let Some(mut waiting) = self.generation.take() {
+                    if let Some(mut waiting) = self.work.take() {
                         let taken = waiting.start(start, &mut self.attempt).await;
                         self.absorb(waiting, taken);
                     }
@@ -94,13 +95,10 @@ impl Writing {
     /// Waits for the next thing that concerns this attempt. Cancelling loses nothing.
     async fn wait(&mut self) -> Happened {
         let switches = &self.attempt.new;
-        let is_open = self.generation.is_some();
+        let is_open = self.work.is_some();
         // Before the start it is not known how many tokens the answer has that is to be cancelled.
-        let started = self
-            .generation
-            .as_ref()
-            .filter(|generation| generation.has_started());
-        let usage = started.map(Generation::usage);
+        let started = self.work.as_ref().filter(|work| work.has_started());
+        let usage = started.map(Work::usage);
         let (may_take, grace) = (self.io.is_none(), self.grace);
         let settled = async {
             match &mut self.io {
@@ -109,8 +107,8 @@ impl Writing {
             }
         };
         let made = async {
-            match &mut self.generation {
-                Some(generation) if may_take => generation.take().await,
+            match &mut self.work {
+                Some(work) if may_take => work.take().await,
                 Some(_) | None => std::future::pending().await,
             }
         };
@@ -142,13 +140,13 @@ impl Writing {
             }
             Happened::Settled(Err(fault)) => return Some(self.attempt.broken(&fault)),
             Happened::Made(taken) => {
-                let making = self.generation.take();
-                self.absorb(making.expect("what was made was made by a generation"), taken);
+                let making = self.work.take();
+                self.absorb(making.expect("what was made was made by some work"), taken);
             }
             Happened::Cancelled(usage) => self.conclude(self.attempt.cancelled(usage)),
             Happened::Expired => self.conclude(deadline_exceeded()),
             Happened::HandBack => {
-                self.generation = None;
+                self.work = None;
                 self.answer.handle_stop();
                 self.grace = Some(Instant::now() + HAND_BACK_GRACE);
             }
@@ -157,8 +155,8 @@ impl Writing {
         None
     }
 
-    /// Hands what was made to the answer; the generation goes on unless it ended.
-    fn absorb(&mut self, mut making: Generation, taken: Taken) {
+    /// Hands what was made to the answer; the work goes on unless it ended.
+    fn absorb(&mut self, mut making: Work, taken: Taken) {
         self.answer
             .handle_tokens(&taken.token_ids, &taken.logprobs, &taken.text);
         if !taken.token_ids.is_empty() {
@@ -166,7 +164,7 @@ impl Writing {
         }
         self.attempt.new.counts.set_output(making.output_tokens());
         match taken.end {
-            None => self.generation = Some(making),
+            None => self.work = Some(making),
             Some(End::Finished(reason)) => {
                 self.answer.handle_tokens(&[], &[], &making.held_back_text());
                 self.answer
@@ -180,9 +178,9 @@ impl Writing {
         }
     }
 
-    /// Ends the answer before its generation did.
+    /// Ends the answer before its work did.
     fn conclude(&mut self, event: Event) {
-        if let Some(mut making) = self.generation.take()
+        if let Some(mut making) = self.work.take()
             && making.has_started()
         {
             self.answer.handle_tokens(&[], &[], &making.held_back_text());

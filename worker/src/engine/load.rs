@@ -5,19 +5,35 @@ use std::time::{Duration, Instant};
 
 use flotilla_worker_core::batch::{Batch, BatchSettings};
 use flotilla_worker_core::residency::Grant;
+use flotilla_worker_core::texts::{TextLimits, TextQueue};
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, DeviceError, LoadError, ModelLoader, PAGE_BYTES,
+    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, DeviceError, EncoderModel, EncoderPlan, LoadError,
+    MemoryPlan, ModelFolder, ModelLoader, ModelPlan, PAGE_BYTES,
 };
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::model::OpenedModel;
+use crate::model::{OpenedModel, OpenedWeights};
 
 /// A model whose weights are in device memory.
 #[derive(Debug)]
-pub(crate) struct LoadedModel {
+pub(crate) enum LoadedModel {
+    /// One that makes text, and its batch.
+    Text(Box<LoadedDecoder>),
+    /// One that makes vectors, and the texts that wait for it.
+    Vectors(Box<LoadedEncoder>),
+}
+
+#[derive(Debug)]
+pub(crate) struct LoadedDecoder {
     pub(super) decoder: DecoderModel<CpuBackend>,
     pub(super) batch: Batch,
+}
+
+#[derive(Debug)]
+pub(crate) struct LoadedEncoder {
+    pub(super) encoder: EncoderModel<CpuBackend>,
+    pub(super) queue: TextQueue,
 }
 
 /// How long a load may take, and who may end it.
@@ -66,17 +82,42 @@ pub(crate) fn load(
     limits: &LoadLimits,
     threads: &Arc<CpuThreads>,
 ) -> Result<LoadedModel, LoadFault> {
-    let kv_blocks = kv_blocks(grant, opened.plan.kv_block_bytes());
-    let mut loader = ModelLoader::new(
-        CpuBackend::new(Arc::clone(threads)),
-        opened.plan.clone(),
-        kv_blocks,
-    )?;
-    let weights_bytes = opened.folder.weights_bytes() as u64;
+    match &opened.weights {
+        OpenedWeights::Decoder { folder, plan } => {
+            let kv_blocks = kv_blocks(grant, plan.kv_block_bytes());
+            let mut decoder = place(folder, MemoryPlan::clone(plan), kv_blocks, limits, threads)?;
+            decoder.set_kv_blocks(kv_blocks).map_err(LoadFault::Kv)?;
+            let batch = Batch::new(batch_settings(&decoder));
+            let loaded = LoadedDecoder { decoder, batch };
+            Ok(LoadedModel::Text(Box::new(loaded)))
+        }
+        OpenedWeights::Encoder { folder, plan } => {
+            let encoder = place(folder, EncoderPlan::clone(plan), 0, limits, threads)?;
+            let step = encoder.plan().limits();
+            let queue = TextQueue::new(TextLimits {
+                batch_tokens_max: step.batch_tokens_max,
+                texts_max: step.sequences_max,
+            });
+            let loaded = LoadedEncoder { encoder, queue };
+            Ok(LoadedModel::Vectors(Box::new(loaded)))
+        }
+    }
+}
+
+/// Places all weights of a folder.
+fn place<C, P: ModelPlan>(
+    folder: &ModelFolder<C>,
+    plan: P,
+    kv_blocks: usize,
+    limits: &LoadLimits,
+    threads: &Arc<CpuThreads>,
+) -> Result<P::Model<CpuBackend>, LoadFault> {
+    let mut loader = ModelLoader::new(CpuBackend::new(Arc::clone(threads)), plan, kv_blocks)?;
+    let weights_bytes = folder.weights_bytes() as u64;
     let timeout = limits.timeout(weights_bytes);
     let started = Instant::now();
     let mut placed_bytes = 0;
-    for tensor in opened.folder.tensors() {
+    for tensor in folder.tensors() {
         for (index, slice) in tensor.bytes.chunks(SLICE_BYTES).enumerate() {
             if limits.cancel.is_cancelled() {
                 return Err(LoadFault::Cancelled);
@@ -92,10 +133,7 @@ pub(crate) fn load(
             placed_bytes += slice.len() as u64;
         }
     }
-    let mut decoder = loader.finish()?;
-    decoder.set_kv_blocks(kv_blocks).map_err(LoadFault::Kv)?;
-    let batch = Batch::new(batch_settings(&decoder));
-    Ok(LoadedModel { decoder, batch })
+    Ok(loader.finish()?)
 }
 
 impl LoadLimits {

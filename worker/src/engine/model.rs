@@ -1,4 +1,4 @@
-//! One loaded model on the engine's thread: its batch, and where each request's tokens go.
+//! One loaded decoder on the engine's thread: its batch, and where each request's tokens go.
 
 use std::collections::HashMap;
 use std::mem;
@@ -9,13 +9,14 @@ use flotilla_worker_engine::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use super::load::LoadedDecoder;
 use super::round::{self, RoundBuffers, recycled};
-use super::{Joining, LoadedModel, Made, RunEnd, end};
+use super::{Joining, Made, RunEnd, end};
 
-/// A model that can run.
+/// A model that makes text.
 #[derive(Debug)]
 pub(super) struct EngineModel {
-    loaded: LoadedModel,
+    loaded: LoadedDecoder,
     runs: HashMap<SequenceId, Running>,
     /// Kept between steps for their memory; empty there.
     buffers: RoundBuffers,
@@ -34,7 +35,7 @@ struct Running {
 }
 
 impl EngineModel {
-    pub(super) fn new(loaded: LoadedModel) -> Self {
+    pub(super) fn new(loaded: LoadedDecoder) -> Self {
         Self {
             loaded,
             runs: HashMap::new(),
@@ -76,7 +77,7 @@ impl EngineModel {
             buffers,
             steps,
         } = self;
-        let LoadedModel { decoder, batch } = loaded;
+        let LoadedDecoder { decoder, batch } = loaded;
         let run = |entries: &[PlanEntry<'_>], drawn: &mut Vec<Option<u32>>| {
             run_step(decoder, runs, steps, entries, drawn)
         };

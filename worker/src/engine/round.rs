@@ -60,8 +60,13 @@ fn guarded<E: Error>(
     drawn: &mut Vec<Option<u32>>,
 ) -> Result<(), StepPanic> {
     drawn.clear();
-    match catch_unwind(AssertUnwindSafe(|| run(entries, drawn))) {
-        Ok(Ok(())) => Ok(()),
+    caught(|| run(entries, drawn))
+}
+
+/// Runs a part of the engine that may panic, or refuse what it is given.
+pub(super) fn caught<T, E: Error>(run: impl FnOnce() -> Result<T, E>) -> Result<T, StepPanic> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(StepPanic {
             message: chain(&error),
         }),

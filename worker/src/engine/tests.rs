@@ -1,12 +1,13 @@
 use flotilla_text::SpecialTokens;
 use flotilla_worker_core::residency::Grant;
 use flotilla_worker_engine::{LogitBias, Penalties};
+use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::fixture::{demo_folder, demo_limits};
+use crate::fixture::{demo_folder, demo_limits, encoder_folder};
 use crate::model::OpenedModel;
 
 struct Loaded {
@@ -16,8 +17,12 @@ struct Loaded {
 }
 
 async fn loaded(kv_pages: u64) -> Loaded {
+    loaded_from(&demo_folder("adder"), kv_pages).await
+}
+
+async fn loaded_from(folder: &Path, kv_pages: u64) -> Loaded {
     let (engine, _ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
-    let opened = OpenedModel::open(&demo_folder("adder"), demo_limits(), None).unwrap();
+    let opened = OpenedModel::open(folder, demo_limits(), None).unwrap();
     let grant = Grant {
         weights_pages: 8,
         workspace_pages: 8,
@@ -53,7 +58,7 @@ impl Loaded {
             prompt_tokens: tokens.len(),
             tokens,
             new_tokens_max: 16,
-            stop_token_ids: self.opened.text.config.eos_token_ids.clone().into(),
+            stop_token_ids: Arc::clone(&self.opened.text.stop_token_ids),
             sampling: Sampling::GREEDY,
             edits: LogitEdits::none(),
             ahead_tokens_max,
@@ -234,3 +239,55 @@ async fn thread_ends_with_its_last_handle_and_tells() {
 
 /// A limit on waiting that no machine reaches.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+fn new_texts(loaded: &Loaded, texts: &[Vec<u32>]) -> NewTexts {
+    NewTexts {
+        model: loaded.model.clone(),
+        class: Class::Batch,
+        texts: texts.to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn texts_of_many_steps_give_one_vector_each_and_dropped_ones_hold_up_nobody() {
+    let folder = encoder_folder();
+    let loaded = loaded_from(folder.path(), 0).await;
+    let texts: Vec<Vec<u32>> = (1..60).map(|n| vec![n; n as usize % 40 + 1]).collect();
+    let dropped = loaded.engine.embed(new_texts(&loaded, &texts)).await.unwrap();
+    let mut all = loaded.engine.embed(new_texts(&loaded, &texts)).await.unwrap();
+    drop(dropped);
+    let all = timeout(PATIENCE, all.vectors()).await.unwrap().unwrap();
+    assert_eq!(all.len(), texts.len());
+    let mut one = loaded
+        .engine
+        .embed(new_texts(&loaded, &texts[7..8]))
+        .await
+        .unwrap();
+    let one = timeout(PATIENCE, one.vectors()).await.unwrap().unwrap();
+    assert_eq!(one, [all[7].clone()]);
+}
+
+#[tokio::test]
+async fn texts_that_cannot_run_are_told_why() {
+    let folder = encoder_folder();
+    let loaded = loaded_from(folder.path(), 0).await;
+    let fate = async |texts: &[Vec<u32>]| {
+        let mut run = loaded.engine.embed(new_texts(&loaded, texts)).await.unwrap();
+        timeout(PATIENCE, run.vectors()).await.unwrap()
+    };
+    assert!(matches!(fate(&[]).await, Err(VectorsEnd::Refused(_))));
+    // The engine refuses the whole step for one of its texts; only that text's request ends.
+    assert!(matches!(
+        fate(&[vec![1], vec![2, 96]]).await,
+        Err(VectorsEnd::Panicked { .. })
+    ));
+    assert!(fate(&[vec![1]]).await.is_ok());
+    let prompt = NewRun {
+        stop_token_ids: [].into(),
+        ..loaded.sum("w1", 4)
+    };
+    let made = everything(loaded.engine.join(prompt).await.unwrap()).await;
+    assert_eq!(made, [Made::Ended(RunEnd::ModelGone)], "it makes no text");
+    loaded.engine.unload(loaded.model.clone()).await.unwrap();
+    assert_eq!(fate(&[vec![1]]).await, Err(VectorsEnd::ModelGone));
+}
