@@ -8,7 +8,7 @@ use flotilla_protocol::assignment::Assignment;
 use flotilla_protocol::codec::encode_internal;
 use flotilla_protocol::event::{ErrorCode, Event, EventKind};
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Strikes, WorkerId};
-use flotilla_tests::{Fleet, Question, eventually};
+use flotilla_tests::{Fleet, Question, eventually, write_encoder};
 use serde_json::json;
 
 use crate::slow::{again, slow_models, worker_of};
@@ -95,6 +95,42 @@ async fn killed_workers_answer_goes_on_elsewhere_token_for_token() -> Result<()>
         fleet.restart_worker(worker)?;
         fleet.wait_for_workers(2).await;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_workers_vectors_are_made_again_elsewhere() -> Result<()> {
+    let models = tempfile::tempdir()?;
+    write_encoder("bert-mean-f32", &models.path().join("encoder"))?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        .workers(2)
+        .set("dispatcher.worker_lost_after_ms=1500")
+        .set("worker.report_interval_ms=300")
+        // A step takes one text, so that the list takes long.
+        .set("worker.batch_tokens_max=64")
+        .start()
+        .await?;
+    let texts: Vec<String> = (0..2000)
+        .map(|n| vec![format!("w{}", n % 95 + 1); 40].join(" "))
+        .collect();
+    let question = Question::new("encoder", json!({"input": texts}));
+    let one = fleet
+        .ask(&Question::new("encoder", json!({"input": texts[7]})))
+        .await?;
+    let mut events = fleet.submit(&question).await?;
+    let worker = worker_of(&fleet, &question, 0).await;
+    fleet.workers[worker].kill()?;
+    let answer = Answer::collect(&mut events).await?;
+    assert_eq!(answer.attempts, Attempt(2), "the kill came before the vectors");
+    assert_journal_is_whole(&fleet, &question, &answer).await?;
+    let (found, expected) = (answer.end?.data, one.end?.data);
+    let found = found.context("there are vectors")?;
+    assert_eq!(found.len(), texts.len());
+    assert_eq!(
+        found[7].embedding,
+        expected.context("there is a vector")?[0].embedding
+    );
     Ok(())
 }
 
