@@ -25,8 +25,8 @@ mod weights;
 
 pub use backend::{
     Activation, Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer,
-    KvLayout, LayerNorm, Linear, Matrix, NO_ELEMENT, Pool, Pooling, QkvPrep, RegionId, RmsNorm, Rotations,
-    Sample, Span, VectorScale, Visible,
+    KvLayout, LayerNorm, Linear, Matrix, NO_ELEMENT, PRODUCTS_MAX, PlaceRows, Pool, Pooling, Product,
+    QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, VectorScale, Visible,
 };
 pub use config::{
     Biases, ConfigError, EncoderConfig, Family, LayerAttention, ModelConfig, ModelKind, Norms, Rope,

@@ -175,7 +175,7 @@ impl WeightFormat {
     }
 
     /// How many words of four bytes the inputs of a product have in a row.
-    pub(crate) const fn input_words(self, columns: usize) -> usize {
+    pub const fn input_words(self, columns: usize) -> usize {
         let words = self.units(columns) * self.unit_columns();
         if self.takes_pairs() { words / 2 } else { words }
     }

@@ -139,6 +139,7 @@ impl Shape {
     }
 
     /// How many parameters it has.
+    #[cfg(test)]
     pub(crate) fn parameters(&self) -> usize {
         self.tensors()
             .iter()
