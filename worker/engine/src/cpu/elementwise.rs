@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "threads write to parts of one slice")]
 
 use super::disjoint::Disjoint;
-use super::math;
+use super::math::{self, Function};
 use super::panels;
 use super::simd::{Kernel, LANES, Level, Simd};
 use super::threads::CpuThreads;
@@ -74,25 +74,25 @@ impl Kernel for GatedPart<'_> {
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
         match self.activation {
-            Activation::Silu => self.apply(simd, math::silu),
-            Activation::GeluTanh => self.apply(simd, math::gelu_tanh),
-            Activation::Gelu => self.apply(simd, math::gelu),
-            Activation::Relu => self.apply(simd, math::relu),
+            Activation::Silu => self.apply::<S, math::Silu>(simd),
+            Activation::GeluTanh => self.apply::<S, math::GeluTanh>(simd),
+            Activation::Gelu => self.apply::<S, math::Gelu>(simd),
+            Activation::Relu => self.apply::<S, math::Relu>(simd),
         }
     }
 }
 
 impl GatedPart<'_> {
     #[inline(always)]
-    fn apply<S: Simd>(self, simd: S, activation: impl Fn(S, S::Floats) -> S::Floats) {
+    fn apply<S: Simd, F: Function>(self, simd: S) {
         let (gates, gate_tail) = self.gate.as_chunks_mut::<LANES>();
         let (ups, up_tail) = self.up.as_chunks::<LANES>();
         for (gate, up) in gates.iter_mut().zip(ups) {
-            let active = activation(simd, simd.load(gate));
+            let active = F::of(simd, simd.load(gate));
             simd.store(simd.mul(active, simd.load(up)), gate);
         }
         if !gate_tail.is_empty() {
-            let active = activation(simd, math::load_part(simd, gate_tail));
+            let active = F::of(simd, math::load_part(simd, gate_tail));
             math::store_part(simd, simd.mul(active, math::load_part(simd, up_tail)), gate_tail);
         }
     }
@@ -123,23 +123,23 @@ impl Kernel for ActivatePart<'_> {
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
         match self.activation {
-            Activation::Silu => self.apply(simd, math::silu),
-            Activation::GeluTanh => self.apply(simd, math::gelu_tanh),
-            Activation::Gelu => self.apply(simd, math::gelu),
-            Activation::Relu => self.apply(simd, math::relu),
+            Activation::Silu => self.apply::<S, math::Silu>(simd),
+            Activation::GeluTanh => self.apply::<S, math::GeluTanh>(simd),
+            Activation::Gelu => self.apply::<S, math::Gelu>(simd),
+            Activation::Relu => self.apply::<S, math::Relu>(simd),
         }
     }
 }
 
 impl ActivatePart<'_> {
     #[inline(always)]
-    fn apply<S: Simd>(self, simd: S, activation: impl Fn(S, S::Floats) -> S::Floats) {
+    fn apply<S: Simd, F: Function>(self, simd: S) {
         let (chunks, tail) = self.x.as_chunks_mut::<LANES>();
         for x in chunks {
-            simd.store(activation(simd, simd.load(x)), x);
+            simd.store(F::of(simd, simd.load(x)), x);
         }
         if !tail.is_empty() {
-            let active = activation(simd, math::load_part(simd, tail));
+            let active = F::of(simd, math::load_part(simd, tail));
             math::store_part(simd, active, tail);
         }
     }

@@ -23,14 +23,14 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
 
 /// `x / (1 + e^-x)`.
 #[inline(always)]
-pub(super) fn silu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+fn silu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     let exp = exp(simd, simd.sub(simd.splat(0.0), x));
     simd.div(x, simd.add(simd.splat(1.0), exp))
 }
 
 /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, which is `x / (1 + e^-2u)` for tanh's argument `u`.
 #[inline(always)]
-pub(super) fn gelu_tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+fn gelu_tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     let cubic = simd.mul_add(simd.mul(x, x), simd.splat(0.044_715), simd.splat(1.0));
     let minus_two_u = simd.mul(simd.mul(x, cubic), simd.splat(-2.0 * SQRT_2_OVER_PI));
     simd.div(x, simd.add(simd.splat(1.0), exp(simd, minus_two_u)))
@@ -39,7 +39,7 @@ pub(super) fn gelu_tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
 /// `x / 2 (1 + erf(x / sqrt 2))`, with the rational approximation of erf by Abramowitz and Stegun, 7.1.26,
 /// whose error is at most 1.5e-7.
 #[inline(always)]
-pub(super) fn gelu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+fn gelu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     let splat = |value| simd.splat(value);
     let minus_x = simd.sub(splat(0.0), x);
     let z = simd.mul(simd.max(x, minus_x), splat(std::f32::consts::FRAC_1_SQRT_2));
@@ -62,7 +62,7 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
 
 /// `x` where it is positive, else 0.
 #[inline(always)]
-pub(super) fn relu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+fn relu<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     let zero = simd.splat(0.0);
     simd.select_less(zero, x, x, zero)
 }
@@ -80,6 +80,28 @@ pub(super) fn sum<S: Simd>(simd: S, row: &[f32]) -> f32 {
     }
     simd.sum(sums)
 }
+
+/// A function of an element. Kernels take it as a type, so that it is compiled into them.
+pub(super) trait Function {
+    fn of<S: Simd>(simd: S, x: S::Floats) -> S::Floats;
+}
+
+macro_rules! functions {
+    ($($name:ident: $function:ident),+) => {
+        $(
+            pub(super) struct $name;
+
+            impl Function for $name {
+                #[inline(always)]
+                fn of<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+                    $function(simd, x)
+                }
+            }
+        )+
+    };
+}
+
+functions!(Silu: silu, GeluTanh: gelu_tanh, Gelu: gelu, Relu: relu);
 
 /// The dot product of two rows of one length: lane `i % 16` sums element `i`.
 #[inline(always)]
@@ -144,7 +166,7 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Copy)]
-    enum Function {
+    enum Tested {
         Exp,
         Silu,
         GeluTanh,
@@ -152,7 +174,7 @@ mod tests {
         Relu,
     }
 
-    struct Apply(Function, [f32; LANES]);
+    struct Apply(Tested, [f32; LANES]);
 
     impl Kernel for Apply {
         type Output = [f32; LANES];
@@ -161,11 +183,11 @@ mod tests {
         fn call<S: Simd>(self, simd: S) -> [f32; LANES] {
             let x = simd.load(&self.1);
             let y = match self.0 {
-                Function::Exp => exp(simd, x),
-                Function::Silu => silu(simd, x),
-                Function::GeluTanh => gelu_tanh(simd, x),
-                Function::Gelu => gelu(simd, x),
-                Function::Relu => relu(simd, x),
+                Tested::Exp => exp(simd, x),
+                Tested::Silu => silu(simd, x),
+                Tested::GeluTanh => gelu_tanh(simd, x),
+                Tested::Gelu => gelu(simd, x),
+                Tested::Relu => relu(simd, x),
             };
             let mut out = [0.0; LANES];
             simd.store(y, &mut out);
@@ -175,7 +197,7 @@ mod tests {
 
     /// Checks a function against f64 over -90..90 and that levels agree; gives the largest error, relative
     /// to the larger of the true value and `floor`.
-    fn largest_error(function: Function, floor: f64, exact: impl Fn(f64) -> f64) -> f64 {
+    fn largest_error(function: Tested, floor: f64, exact: impl Fn(f64) -> f64) -> f64 {
         let mut largest: f64 = 0.0;
         for start in 0..36_000 / 16 {
             let x: [f32; LANES] =
@@ -198,16 +220,16 @@ mod tests {
 
     #[test]
     fn functions_are_as_near_as_they_say_and_the_same_at_every_level() {
-        let error = largest_error(Function::Exp, 1e-31, f64::exp);
+        let error = largest_error(Tested::Exp, 1e-31, f64::exp);
         assert!(error < 2e-7, "exp {error:e}");
-        let error = largest_error(Function::Silu, 1e-6, |x| x / (1.0 + (-x).exp()));
+        let error = largest_error(Tested::Silu, 1e-6, |x| x / (1.0 + (-x).exp()));
         assert!(error < 5e-7, "silu {error:e}");
         let tanh_argument = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-        let error = largest_error(Function::GeluTanh, 1e-3, |x| {
+        let error = largest_error(Tested::GeluTanh, 1e-3, |x| {
             x / 2.0 * (1.0 + tanh_argument(x).tanh())
         });
         assert!(error < 2e-6, "gelu_tanh {error:e}");
-        let error = largest_error(Function::Relu, 1e-6, |x| x.max(0.0));
+        let error = largest_error(Tested::Relu, 1e-6, |x| x.max(0.0));
         assert!(error < 1e-7, "relu {error:e}");
     }
 
@@ -224,7 +246,7 @@ mod tests {
         ];
         for (x, phi) in table {
             for level in Level::available() {
-                let y = level.run(Apply(Function::Gelu, [x; LANES]))[7];
+                let y = level.run(Apply(Tested::Gelu, [x; LANES]))[7];
                 assert!(
                     (f64::from(y) - f64::from(x) * phi).abs() < 4e-7,
                     "{level} {x}: {y}"
@@ -237,7 +259,7 @@ mod tests {
     fn exp_of_minus_infinity_is_zero() {
         for level in Level::available() {
             assert_eq!(
-                level.run(Apply(Function::Exp, [f32::NEG_INFINITY; LANES])),
+                level.run(Apply(Tested::Exp, [f32::NEG_INFINITY; LANES])),
                 [0.0; LANES]
             );
         }
