@@ -29,8 +29,11 @@ fn every_measure_of_the_engine_has_a_speed() -> Result<()> {
         assert!(errors.contains("measuring the engine alone"), "{errors}");
         let outcome: Value = serde_json::from_slice(&output.stdout)?;
         let measures = outcome["figures"]["measures"].as_array().unwrap();
-        let names: Vec<&Value> = measures.iter().map(|measure| &measure["measure"]).collect();
-        assert_eq!(names, ["load", "prefill_40", "decode_1", "decode_3"]);
+        for weights in ["bf16", "int8", "int4"] {
+            let alike = measures.iter().filter(|measure| measure["weights"] == weights);
+            let names: Vec<&Value> = alike.map(|measure| &measure["measure"]).collect();
+            assert_eq!(names, ["load", "prefill_40", "decode_1", "decode_3"]);
+        }
         for measure in measures {
             assert!(measure["ours"].as_f64().unwrap() > 0.0, "{measure}");
             assert_eq!(measure["llama_cpp"], Value::Null);
@@ -38,10 +41,15 @@ fn every_measure_of_the_engine_has_a_speed() -> Result<()> {
         assert!(outcome["figures"]["memory_gb_per_s"].as_f64().unwrap() > 0.0);
         let ratios = outcome["ratios"].as_object().unwrap();
         let names: Vec<&str> = ratios.keys().map(String::as_str).collect();
-        assert_eq!(
-            names,
-            ["tiny.bf16.load.vs_memory", "tiny.bf16.decode_1.vs_memory"]
-        );
+        // Each way of keeping the weights has two against the memory, and the quantised ones four against bf16.
+        assert_eq!(names.len(), 3 * 2 + 2 * 4, "{names:?}");
+        for name in [
+            "tiny.bf16.load.vs_memory",
+            "tiny.bf16.decode_1.vs_memory",
+            "tiny.int4.decode_3.vs_bf16",
+        ] {
+            assert!(names.contains(&name), "{names:?}");
+        }
         assert!(ratios.values().all(|ratio| ratio.as_f64().unwrap() > 0.0));
     }
     Ok(())
