@@ -330,7 +330,7 @@ fn any_template() -> impl Strategy<Value = String> {
     (prop::collection::vec(nested, 1..5), noise).prop_map(|(parts, noise)| {
         let mut template = parts.concat();
         if let Some((noise, place)) = noise {
-            template.insert_str(place.index(template.len()), &noise);
+            template.insert_str(template.floor_char_boundary(place.index(template.len())), &noise);
         }
         template
     })
