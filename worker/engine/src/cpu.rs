@@ -28,6 +28,7 @@ use crate::backend::{
 use crate::tensor::PANEL_ROWS;
 use crate::{LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling};
 use memory::Memory;
+use norm::RowNorm;
 
 pub use simd::Level;
 pub use threads::CpuThreads;

@@ -17,10 +17,20 @@ pub(super) struct Norm<'a> {
     pub(super) epsilon: f32,
 }
 
-impl Norm<'_> {
-    /// `out[row] = x[row] / sqrt(mean(x[row]^2) + epsilon) * (weights + weight_offset)`.
-    pub(super) fn apply(&self, level: Level, threads: &CpuThreads, x: &[f32], out: &mut [f32]) {
-        let columns = self.weights.len();
+/// A normalisation that looks at one row at a time.
+pub(super) trait RowNorm: Sync {
+    /// The length of a row.
+    fn columns(&self) -> usize;
+
+    /// Normalises one row.
+    fn normalise<S: Simd>(&self, simd: S, x: &[f32], out: &mut [f32]);
+
+    /// Normalises all rows of `x`.
+    fn apply(&self, level: Level, threads: &CpuThreads, x: &[f32], out: &mut [f32])
+    where
+        Self: Sized,
+    {
+        let columns = self.columns();
         assert_eq!(x.len(), out.len(), "as much out as in");
         let rows = x.len() / columns;
         let out = Disjoint::new(out);
@@ -38,46 +48,52 @@ impl Norm<'_> {
     }
 }
 
-struct Rows<'a> {
-    norm: &'a Norm<'a>,
+struct Rows<'a, N> {
+    norm: &'a N,
     x: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl Kernel for Rows<'_> {
+impl<N: RowNorm> Kernel for Rows<'_, N> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        let columns = self.norm.weights.len();
+        let columns = self.norm.columns();
         let rows = self
             .x
             .chunks_exact(columns)
             .zip(self.out.chunks_exact_mut(columns));
         for (x, out) in rows {
-            normalise(simd, self.norm, x, out);
+            self.norm.normalise(simd, x, out);
         }
     }
 }
 
-/// One row.
-#[inline(always)]
-#[expect(clippy::cast_precision_loss, reason = "rows are at most 2^20 long")]
-pub(super) fn normalise<S: Simd>(simd: S, norm: &Norm<'_>, x: &[f32], out: &mut [f32]) {
-    let mean = math::dot(simd, x, x) / x.len() as f32;
-    let scale = simd.splat(1.0 / (mean + norm.epsilon).sqrt());
-    let offset = simd.splat(norm.weight_offset);
-    let (x_chunks, x_tail) = x.as_chunks::<LANES>();
-    let (weights, weights_tail) = norm.weights.as_chunks::<LANES>();
-    let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
-    for ((x, weights), out) in x_chunks.iter().zip(weights).zip(out_chunks) {
-        let weights = simd.add(simd.load(weights), offset);
-        simd.store(simd.mul(simd.mul(simd.load(x), scale), weights), out);
+impl RowNorm for Norm<'_> {
+    fn columns(&self) -> usize {
+        self.weights.len()
     }
-    if !x_tail.is_empty() {
-        let weights = simd.add(math::load_part(simd, weights_tail), offset);
-        let scaled = simd.mul(math::load_part(simd, x_tail), scale);
-        math::store_part(simd, simd.mul(scaled, weights), out_tail);
+
+    /// `out = x / sqrt(mean(x^2) + epsilon) * (weights + weight_offset)`.
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "rows are at most 2^20 long")]
+    fn normalise<S: Simd>(&self, simd: S, x: &[f32], out: &mut [f32]) {
+        let mean = math::dot(simd, x, x) / x.len() as f32;
+        let scale = simd.splat(1.0 / (mean + self.epsilon).sqrt());
+        let offset = simd.splat(self.weight_offset);
+        let (x_chunks, x_tail) = x.as_chunks::<LANES>();
+        let (weights, weights_tail) = self.weights.as_chunks::<LANES>();
+        let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
+        for ((x, weights), out) in x_chunks.iter().zip(weights).zip(out_chunks) {
+            let weights = simd.add(simd.load(weights), offset);
+            simd.store(simd.mul(simd.mul(simd.load(x), scale), weights), out);
+        }
+        if !x_tail.is_empty() {
+            let weights = simd.add(math::load_part(simd, weights_tail), offset);
+            let scaled = simd.mul(math::load_part(simd, x_tail), scale);
+            math::store_part(simd, simd.mul(scaled, weights), out_tail);
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::disjoint::Disjoint;
-use super::norm::{Norm, normalise};
+use super::norm::{Norm, RowNorm};
 use super::simd::{Kernel, Level, Simd};
 use super::threads::CpuThreads;
 use crate::BLOCK_TOKENS;
@@ -152,7 +152,7 @@ fn normalise_in_place<S: Simd>(simd: S, norm: &Norm<'_>, head: &mut [f32]) {
     let mut copy = [0.0; HEAD_DIM_MAX];
     let copy = &mut copy[..head.len()];
     copy.copy_from_slice(head);
-    normalise(simd, norm, copy, head);
+    norm.normalise(simd, copy, head);
 }
 
 /// Turns each pair `(i, i + head_dim / 2)` of a head by a row's rotation.
