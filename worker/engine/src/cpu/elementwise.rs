@@ -49,63 +49,28 @@ pub(super) fn gated(
     up: &[f32],
 ) {
     assert_eq!(gate.len(), up.len(), "one factor for each element");
-    let len = gate.len();
-    let gate = Disjoint::new(gate);
-    threads.run(len.div_ceil(PART_ELEMENTS), &|part| {
-        let elements = part * PART_ELEMENTS..len.min((part + 1) * PART_ELEMENTS);
-        level.run(GatedPart {
-            activation,
-            up: &up[elements.clone()],
-            // SAFETY: elements belong to one part each.
-            gate: unsafe { gate.part(elements) },
-        });
-    });
-}
-
-struct GatedPart<'a> {
-    activation: Activation,
-    gate: &'a mut [f32],
-    up: &'a [f32],
-}
-
-impl Kernel for GatedPart<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, simd: S) {
-        match self.activation {
-            Activation::Silu => self.apply::<S, math::Silu>(simd),
-            Activation::GeluTanh => self.apply::<S, math::GeluTanh>(simd),
-            Activation::Gelu => self.apply::<S, math::Gelu>(simd),
-            Activation::Relu => self.apply::<S, math::Relu>(simd),
-        }
-    }
-}
-
-impl GatedPart<'_> {
-    #[inline(always)]
-    fn apply<S: Simd, F: Function>(self, simd: S) {
-        let (gates, gate_tail) = self.gate.as_chunks_mut::<LANES>();
-        let (ups, up_tail) = self.up.as_chunks::<LANES>();
-        for (gate, up) in gates.iter_mut().zip(ups) {
-            let active = F::of(simd, simd.load(gate));
-            simd.store(simd.mul(active, simd.load(up)), gate);
-        }
-        if !gate_tail.is_empty() {
-            let active = F::of(simd, math::load_part(simd, gate_tail));
-            math::store_part(simd, simd.mul(active, math::load_part(simd, up_tail)), gate_tail);
-        }
-    }
+    run_activation(level, threads, activation, gate, Some(up));
 }
 
 /// `x = activation(x)`.
 pub(super) fn activate(level: Level, threads: &CpuThreads, activation: Activation, x: &mut [f32]) {
+    run_activation(level, threads, activation, x, None);
+}
+
+fn run_activation(
+    level: Level,
+    threads: &CpuThreads,
+    activation: Activation,
+    x: &mut [f32],
+    factors: Option<&[f32]>,
+) {
     let len = x.len();
     let x = Disjoint::new(x);
     threads.run(len.div_ceil(PART_ELEMENTS), &|part| {
         let elements = part * PART_ELEMENTS..len.min((part + 1) * PART_ELEMENTS);
         level.run(ActivatePart {
             activation,
+            factors: factors.map(|factors| &factors[elements.clone()]),
             // SAFETY: elements belong to one part each.
             x: unsafe { x.part(elements) },
         });
@@ -115,6 +80,8 @@ pub(super) fn activate(level: Level, threads: &CpuThreads, activation: Activatio
 struct ActivatePart<'a> {
     activation: Activation,
     x: &'a mut [f32],
+    /// What the results are multiplied by, if anything.
+    factors: Option<&'a [f32]>,
 }
 
 impl Kernel for ActivatePart<'_> {
@@ -135,12 +102,22 @@ impl ActivatePart<'_> {
     #[inline(always)]
     fn apply<S: Simd, F: Function>(self, simd: S) {
         let (chunks, tail) = self.x.as_chunks_mut::<LANES>();
-        for x in chunks {
-            simd.store(F::of(simd, simd.load(x)), x);
+        let (factors, factors_tail) = self.factors.unwrap_or_default().as_chunks::<LANES>();
+        for (index, x) in chunks.iter_mut().enumerate() {
+            let active = F::of(simd, simd.load(x));
+            let result = match self.factors {
+                Some(_) => simd.mul(active, simd.load(&factors[index])),
+                None => active,
+            };
+            simd.store(result, x);
         }
         if !tail.is_empty() {
             let active = F::of(simd, math::load_part(simd, tail));
-            math::store_part(simd, active, tail);
+            let result = match self.factors {
+                Some(_) => simd.mul(active, math::load_part(simd, factors_tail)),
+                None => active,
+            };
+            math::store_part(simd, result, tail);
         }
     }
 }
