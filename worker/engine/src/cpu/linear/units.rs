@@ -20,52 +20,37 @@ pub(super) trait Units {
     fn multiply_add<S: Simd>(simd: S, weights: Self::Weights<S>, input: u32, sum: S::Floats) -> S::Floats;
 }
 
-pub(super) struct F32Units;
+/// Formats whose weights are f32 once they are loaded, and meet inputs in f32.
+macro_rules! float_units {
+    ($name:ident, $bytes:expr, $load:ident) => {
+        pub(super) struct $name;
 
-impl Units for F32Units {
-    const WORDS: usize = 1;
-    type Unit<S: Simd> = S::Floats;
-    type Weights<S: Simd> = S::Floats;
+        impl Units for $name {
+            const BYTES: usize = $bytes;
+            const WORDS: usize = 1;
+            type Unit<S: Simd> = S::Floats;
+            type Weights<S: Simd> = S::Floats;
 
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, bytes: &[u8]) -> S::Floats {
-        simd.load_f32(unit(bytes))
-    }
+            #[inline(always)]
+            fn load<S: Simd>(simd: S, bytes: &[u8]) -> S::Floats {
+                simd.$load(unit(bytes))
+            }
 
-    #[inline(always)]
-    fn weights<S: Simd>(_: S, unit: S::Floats, _: usize) -> S::Floats {
-        unit
-    }
+            #[inline(always)]
+            fn weights<S: Simd>(_: S, unit: S::Floats, _: usize) -> S::Floats {
+                unit
+            }
 
-    #[inline(always)]
-    fn multiply_add<S: Simd>(simd: S, weights: S::Floats, input: u32, sum: S::Floats) -> S::Floats {
-        simd.mul_add(weights, simd.splat(f32::from_bits(input)), sum)
-    }
+            #[inline(always)]
+            fn multiply_add<S: Simd>(simd: S, weights: S::Floats, input: u32, sum: S::Floats) -> S::Floats {
+                simd.mul_add(weights, simd.splat(f32::from_bits(input)), sum)
+            }
+        }
+    };
 }
 
-pub(super) struct F16Units;
-
-impl Units for F16Units {
-    const BYTES: usize = VECTOR_BYTES / 2;
-    const WORDS: usize = 1;
-    type Unit<S: Simd> = S::Floats;
-    type Weights<S: Simd> = S::Floats;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, bytes: &[u8]) -> S::Floats {
-        simd.widen_f16(unit(bytes))
-    }
-
-    #[inline(always)]
-    fn weights<S: Simd>(_: S, unit: S::Floats, _: usize) -> S::Floats {
-        unit
-    }
-
-    #[inline(always)]
-    fn multiply_add<S: Simd>(simd: S, weights: S::Floats, input: u32, sum: S::Floats) -> S::Floats {
-        simd.mul_add(weights, simd.splat(f32::from_bits(input)), sum)
-    }
-}
+float_units!(F32Units, VECTOR_BYTES, load_f32);
+float_units!(F16Units, VECTOR_BYTES / 2, widen_f16);
 
 /// Formats whose weights are pairs of bf16 once they are unpacked.
 macro_rules! pair_units {
