@@ -30,6 +30,10 @@ pub struct Assignment {
     pub queued_ms: u64,
     /// Milliseconds from this assignment to the request's deadline, when it has one.
     pub deadline_in_ms: Option<u64>,
+    /// Models that the dispatcher expects no work for on this worker, the least wanted first: should the
+    /// request's model need room, they go before others that are idle.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evict_first: Vec<ModelName>,
 }
 
 /// A worker's answer to an [`Assignment`].
@@ -142,6 +146,11 @@ pub enum Control {
     },
     /// Unload a model when it is idle.
     Unload {
+        /// The model.
+        model: ModelName,
+    },
+    /// Bring a model's weights into host memory, so that a load need not read the disk.
+    Prefetch {
         /// The model.
         model: ModelName,
     },

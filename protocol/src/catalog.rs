@@ -33,6 +33,62 @@ pub struct CatalogEntry {
     /// What its matrices are rounded to when it is loaded; `None` keeps them as its files store them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
+    /// How its requests are placed; `None` means [`Policy::Slo`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// Tokens that its answers usually have, for as long as none was seen; `None` expects the most that a
+    /// request allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_tokens_prior: Option<u32>,
+}
+
+/// How the requests of a model are placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// The cheapest worker that meets the target, else the one that ends soonest.
+    #[default]
+    Slo,
+    /// The fullest worker that the request still fits on.
+    Pack,
+    /// The emptiest worker.
+    Spread,
+    /// In order of arrival, wherever a slot is free: for comparison.
+    Fifo,
+}
+
+impl Policy {
+    const ALL: [Self; 4] = [Self::Slo, Self::Pack, Self::Spread, Self::Fifo];
+
+    /// Its name in the catalog.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Slo => "slo",
+            Self::Pack => "pack",
+            Self::Spread => "spread",
+            Self::Fifo => "fifo",
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Policy {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let found = Self::ALL.into_iter().find(|known| known.as_str() == text);
+        found.ok_or_else(|| IdError::Unknown {
+            kind: "policy",
+            value: text.chars().take(64).collect(),
+            allowed: "slo, pack, spread and fifo",
+        })
+    }
 }
 
 impl CatalogEntry {
@@ -164,6 +220,20 @@ mod tests {
         assert_eq!(
             "int3".parse::<Quantize>().unwrap_err().to_string(),
             "quantize is \"int3\"; allowed are int8 and int4"
+        );
+    }
+
+    #[test]
+    fn policy_is_the_same_word_in_the_catalog_and_on_the_command_line() {
+        for policy in Policy::ALL {
+            let entry =
+                decode(&ENTRY.replace(r#""quantize": "int8""#, &format!(r#""policy": "{policy}""#))).unwrap();
+            assert_eq!(entry.policy, Some(policy));
+            assert_eq!(policy.as_str().parse(), Ok(policy));
+        }
+        assert_eq!(
+            "lifo".parse::<Policy>().unwrap_err().to_string(),
+            "policy is \"lifo\"; allowed are slo, pack, spread and fifo"
         );
     }
 

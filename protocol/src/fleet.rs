@@ -20,7 +20,7 @@ pub struct Registration {
 }
 
 /// What a device is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceDescription {
     /// Its place on the worker, from 0.
     pub index: u32,
@@ -30,6 +30,12 @@ pub struct DeviceDescription {
     pub name: String,
     /// Bytes that the ledger may give out.
     pub memory_bytes: u64,
+    /// Bytes a second that its memory was measured to give; `None` when nobody measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_per_s: Option<u64>,
+    /// What an hour of it costs, in any unit that the fleet shares; `None` when nobody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
 }
 
 /// The state of one worker, whole: a lost report costs nothing.
@@ -99,6 +105,9 @@ pub struct ModelReport {
     pub expires_in_ms: Option<u64>,
     /// How long its last load took, in milliseconds.
     pub load_ms: Option<u64>,
+    /// Tokens that its keys and values have room for, all requests together; `None` while nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_tokens_max: Option<u64>,
 }
 
 /// Where a model stands on a worker.

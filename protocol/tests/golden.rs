@@ -88,6 +88,7 @@ fn report() -> Report {
                 weights_bytes: 1_583_296,
                 expires_in_ms: None,
                 load_ms: Some(12),
+                kv_tokens_max: None,
             },
             ModelReport {
                 model: ModelName::new("broken").unwrap(),
@@ -101,6 +102,7 @@ fn report() -> Report {
                 weights_bytes: 0,
                 expires_in_ms: None,
                 load_ms: None,
+                kv_tokens_max: None,
             },
         ],
         devices: vec![DeviceReport {
@@ -125,6 +127,8 @@ fn registration() -> Registration {
             kind: "cpu".into(),
             name: "CPU".into(),
             memory_bytes: 200 << 20,
+            memory_bytes_per_s: None,
+            cost: None,
         }],
     }
 }
@@ -223,6 +227,7 @@ fn assignments_and_their_answers_keep_their_shape() {
             body: bytes::Bytes::from_static(br#"{"prompt":"1+1="}"#),
             queued_ms: 4,
             deadline_in_ms: Some(1000),
+            evict_first: Vec::new(),
         },
     );
     golden("assign-reply-accepted", &AssignReply::Accepted { report_seq: 5 });
@@ -300,6 +305,7 @@ fn orders_keep_their_shape() {
         },
     );
     golden("control-unload", &Control::Unload { model: model() });
+    golden("control-prefetch", &Control::Prefetch { model: model() });
     golden("control-drain", &Control::Drain);
     golden("control-reply-accepted", &ControlReply::Accepted);
     golden(
@@ -307,6 +313,32 @@ fn orders_keep_their_shape() {
         &ControlReply::Refused {
             reason: "in use".into(),
         },
+    );
+}
+
+#[test]
+fn what_the_dispatcher_decides_by_keeps_its_shape() {
+    golden(
+        "device-description-measured",
+        &DeviceDescription {
+            index: 1,
+            kind: "h200".into(),
+            name: "GPU 1".into(),
+            memory_bytes: 139 << 30,
+            memory_bytes_per_s: Some(4_800_000_000_000),
+            cost: Some(3.5),
+        },
+    );
+    golden(
+        "model-report-kv",
+        &ModelReport {
+            kv_tokens_max: Some(4096),
+            ..report().models[0].clone()
+        },
+    );
+    golden(
+        "policy",
+        &[Policy::Slo, Policy::Pack, Policy::Spread, Policy::Fifo],
     );
 }
 
@@ -332,6 +364,8 @@ fn catalog_and_profiles_keep_their_shape() {
                 ..Slo::default()
             }),
             quantize: None,
+            policy: None,
+            output_tokens_prior: None,
         },
     );
     golden(

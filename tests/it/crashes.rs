@@ -330,6 +330,7 @@ async fn leader_overtakes_an_epoch_that_its_lease_does_not_know() -> Result<()> 
         body: r#"{"prompt":"1+1="}"#.into(),
         queued_ms: 0,
         deadline_in_ms: None,
+        evict_first: Vec::new(),
     };
     let subject = fleet.connection.subjects.assign(&WorkerId::new("w0")?);
     fleet

@@ -30,6 +30,8 @@ async fn add_embedder(fleet: &Fleet, dimensions: u32) -> Result<()> {
         pin: false,
         slo: None,
         quantize: None,
+        policy: None,
+        output_tokens_prior: None,
     };
     Ok(Catalog::open(&fleet.connection).await?.add(&entry).await?)
 }

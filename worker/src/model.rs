@@ -121,6 +121,8 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
         pin: false,
         slo: None,
         quantize: None,
+        policy: None,
+        output_tokens_prior: None,
     })
 }
 

@@ -338,6 +338,11 @@ impl Owner {
                     .handle_load_order(now, &model, keep_alive);
             }
             Control::Unload { model } => self.desk.residency_mut().handle_unload_order(now, &model),
+            Control::Prefetch { .. } => {
+                return ControlReply::Refused {
+                    reason: "this worker keeps no weights in host memory".to_owned(),
+                };
+            }
             Control::Drain => self.drain(),
         }
         ControlReply::Accepted

@@ -141,6 +141,8 @@ fn registration(identity: &Identity, device_pages: u64) -> Registration {
             kind: "cpu".to_owned(),
             name: cpu_name(),
             memory_bytes: device_pages * PAGE_BYTES,
+            memory_bytes_per_s: None,
+            cost: None,
         }],
     }
 }

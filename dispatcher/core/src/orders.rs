@@ -74,6 +74,7 @@ mod tests {
             weights_bytes: 1,
             expires_in_ms: None,
             load_ms: None,
+            kv_tokens_max: None,
         }
     }
 

@@ -49,6 +49,7 @@ fn assignment(number: u64, attempt: u32, epoch: u64) -> Assignment {
         body: b"{}".to_vec().into(),
         queued_ms: 0,
         deadline_in_ms: None,
+        evict_first: Vec::new(),
     }
 }
 

@@ -111,6 +111,7 @@ pub fn assignment(request: &str, model: &str, body: &str) -> Assignment {
         body: Bytes::copy_from_slice(body.as_bytes()),
         queued_ms: 5,
         deadline_in_ms: None,
+        evict_first: Vec::new(),
     }
 }
 

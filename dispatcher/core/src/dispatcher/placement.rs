@@ -67,6 +67,7 @@ impl Dispatcher {
             body: job.body.clone(),
             queued_ms: milliseconds(job.age(now)),
             deadline_in_ms: job.deadline.map(|deadline| milliseconds(deadline.since(now))),
+            evict_first: Vec::new(),
         };
         self.fleet.book(worker, request, Sight::Unseen);
         let run = Run {

@@ -81,6 +81,7 @@ pub fn with_model(mut report: Report, name: &str, state: ModelState) -> Report {
         weights_bytes: 10,
         expires_in_ms: None,
         load_ms: None,
+        kv_tokens_max: None,
     });
     report
 }
