@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-cores=(dispatcher/core worker/core protocol)
+cores=(dispatcher/core worker/core protocol protocol/profile)
 crates='^(tokio|async-nats|cudarc|figment|metrics|tracing)(-[a-z0-9-]+)? v'
 calls='(SystemTime|Instant)::now|\bstd::(env|fs|net|thread)\b|\bstd::\{[^}]*\b(env|fs|net|thread)\b'
 impure=0
@@ -19,5 +19,5 @@ for core in "${cores[@]}"; do
         impure=1
     fi
 done
-[ "$impure" = 0 ] && echo 'core purity: dispatcher/core, worker/core and protocol are pure'
+[ "$impure" = 0 ] && printf 'core purity: %s are pure\n' "${cores[*]}"
 exit "$impure"

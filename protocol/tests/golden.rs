@@ -392,10 +392,16 @@ fn catalog_and_profiles_keep_their_shape() {
             slos: Some(ProfileSlos {
                 percentile: Some(99.0),
                 e2e: Some(5.0),
+                tput: Some(2.0),
                 ..ProfileSlos::default()
             }),
             tpot_by_batch: Some(vec![(1.0, 0.01), (8.0, 0.02)]),
             prefill_tokens_per_s: Some(900.0),
+            load_seconds_by_tier: Some(LoadSeconds {
+                host: Some(0.5),
+                peer: None,
+                origin: Some(40.0),
+            }),
             samples: Some(120),
             source: Some(ProfileSource::Measured),
         },
