@@ -10,12 +10,14 @@
 
 mod action;
 mod cancelled;
+mod correction;
 mod dispatcher;
 mod exclusions;
 mod fleet;
 mod input;
 mod orders;
 mod policy;
+mod predictor;
 mod queue;
 mod request;
 mod settings;
@@ -23,8 +25,10 @@ mod stats;
 mod timers;
 
 pub use action::Action;
+pub use correction::{Correction, CorrectionSettings, Drift};
 pub use dispatcher::Dispatcher;
 pub use input::{Admission, Arrival, AssignOutcome, JournalState, Origin, StreamSequence};
 pub use orders::{worker_to_load, workers_to_unload};
+pub use predictor::{Prediction, Predictor, PredictorSettings};
 pub use settings::Settings;
 pub use stats::Stats;
