@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Registration, Report};
-use crate::ids::{Attempt, Class, Epoch, ModelName, RequestId, WorkerId};
+use crate::ids::{Attempt, Class, Epoch, ModelName, RequestId, Tenant, WorkerId};
+use crate::profile::ProfileSource;
 use crate::request::KeepAlive;
 
 /// Answer of `admin.queue`.
@@ -58,6 +59,167 @@ pub struct AssignedRequest {
     pub attempt: Attempt,
     /// Milliseconds since it was published.
     pub age_ms: u64,
+}
+
+/// Body of `admin.why`; the answer is [`WhyReply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyRequest {
+    /// The request.
+    pub request: RequestId,
+}
+
+/// Where a request stands and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WhyReply {
+    /// The request.
+    pub request: RequestId,
+    /// What it was found to be; `None` when the dispatcher does not hold it.
+    pub found: Option<Explanation>,
+}
+
+/// What the dispatcher knows and thinks of a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Model.
+    pub model: ModelName,
+    /// Class.
+    pub class: Class,
+    /// On whose account.
+    pub tenant: Option<Tenant>,
+    /// Milliseconds since it was published.
+    pub age_ms: u64,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Whether these were estimated from the bytes.
+    pub prompt_estimated: bool,
+    /// Tokens that the answer is predicted to have, at least and at most.
+    pub output_tokens: (u32, u32),
+    /// Milliseconds after its publish by which an answer of that greatest length has to be complete; `None`
+    /// without a target.
+    pub target_ms: Option<u64>,
+    /// Where it stands.
+    pub standing: Standing,
+    /// The devices that may take it, the best first, at most [`WHY_CANDIDATE_COUNT_MAX`].
+    pub candidates: Vec<WhyCandidate>,
+    /// All devices that may take it.
+    pub candidates_total: u32,
+}
+
+/// Most devices that one [`Explanation`] lists.
+pub const WHY_CANDIDATE_COUNT_MAX: usize = 64;
+
+/// Where a request stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Its journal is read, or its worker is awaited.
+    Checking,
+    /// It waits.
+    Queued {
+        /// How it is doing: `in_time`, `given_up` (so that more of the others are in time) or `late`.
+        line: String,
+        /// Milliseconds until it has to start; negative when that is past. `None` without a target.
+        slack_ms: Option<i64>,
+        /// A device is kept for it.
+        reserved: bool,
+        /// What it waits for, in words.
+        waits_for: String,
+    },
+    /// It is on a worker.
+    Assigned {
+        /// The worker.
+        worker: WorkerId,
+        /// The attempt.
+        attempt: Attempt,
+        /// How it came there; `None` when a former leader decided.
+        decision: Option<Decision>,
+    },
+    /// Its terminal event is being written.
+    Ending,
+}
+
+/// How an assignment was decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Kind of the device.
+    pub device_kind: String,
+    /// Milliseconds until it was expected to start there.
+    pub starts_in_ms: u64,
+    /// Milliseconds until it was expected to end there.
+    pub ends_in_ms: u64,
+    /// Milliseconds that were to spare; `None` without a target.
+    pub slack_ms: Option<i64>,
+    /// Part of the device that it was to occupy.
+    pub share: f64,
+    /// Part of the device that was booked with it.
+    pub load: f64,
+    /// Devices that could have run it, but were dearer, fuller or slower.
+    pub not_preferred: u32,
+    /// Devices that would have missed the target.
+    pub too_late: u32,
+    /// Devices without room.
+    pub no_room: u32,
+    /// Devices without the model.
+    pub no_copy: u32,
+}
+
+/// One device that may take a request, and why it does not have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WhyCandidate {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its device.
+    pub device: u32,
+    /// The device's kind.
+    pub device_kind: String,
+    /// Where the figures come from.
+    pub profile: Option<ProfileSource>,
+    /// Whether the request could be given there now, or what is missing: `now`, `no_share`, `no_slot`, `no_kv`,
+    /// `reserved`, `no_copy`, `excluded`, `draining`.
+    pub room: String,
+    /// How far the model is there: `ready`, `loading` or `absent`.
+    pub model: String,
+    /// Part of the device that is booked.
+    pub load: f64,
+    /// Part that the request would occupy.
+    pub share: f64,
+    /// Milliseconds until it would start there.
+    pub starts_in_ms: u64,
+    /// Milliseconds until it would end there.
+    pub ends_in_ms: u64,
+    /// Milliseconds to spare; negative when the target would be missed, `None` without one.
+    pub slack_ms: Option<i64>,
+    /// Device time times price, with what a load costs; comparable between candidates only.
+    pub cost: f64,
+    /// Models that would have to go.
+    pub victims: Vec<ModelName>,
+}
+
+/// Answer of `admin.profiles`: what the dispatcher decides by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileStatuses {
+    /// One for each model and device kind that was asked for.
+    pub profiles: Vec<ProfileStatus>,
+}
+
+/// A profile in use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileStatus {
+    /// The model.
+    pub model: ModelName,
+    /// The device kind.
+    pub device_kind: String,
+    /// Where the figures come from.
+    pub source: ProfileSource,
+    /// Observed over expected time, learnt from finished requests.
+    pub correction: f64,
+    /// Finished requests behind that.
+    pub samples: u64,
+    /// Whether the profile is so far off that somebody should measure again.
+    pub is_drifting: bool,
+    /// Prices that lay beyond what was measured.
+    pub extrapolated: u64,
 }
 
 /// Answer of `admin.workers`.

@@ -66,6 +66,14 @@ pub enum Action {
         /// The request.
         request: RequestId,
     },
+    /// Ask a worker to bring a model into its host memory, because requests wait for it. Best effort: no answer is
+    /// needed.
+    Prefetch {
+        /// The worker.
+        worker: WorkerId,
+        /// The model.
+        model: ModelName,
+    },
     /// Publish news to the client; it is not stored.
     Progress {
         /// The request.

@@ -3,22 +3,28 @@
 mod arrivals;
 mod attempts;
 mod cancel;
+mod candidates;
 mod endings;
 mod invariants;
+mod learning;
+mod ordering;
 mod placement;
 mod progress;
 mod queries;
+mod review;
+mod why;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use flotilla_protocol::{Epoch, Moment, RequestId, WorkerId};
+use flotilla_protocol::{Epoch, ModelName, Moment, RequestId, WorkerId};
 
 use crate::action::Action;
 use crate::cancelled::Cancelled;
 use crate::exclusions::Exclusions;
 use crate::fleet::Fleet;
 use crate::input::StreamSequence;
+use crate::models::{Kind, Models};
 use crate::queue::Queue;
 use crate::request::{Held, Job};
 use crate::settings::Settings;
@@ -43,12 +49,31 @@ pub struct Dispatcher {
     /// Requests in [`Held::Awaiting`] by the worker that they wait to hear of.
     awaiting: BTreeMap<WorkerId, BTreeSet<RequestId>>,
     fleet: Fleet,
+    models: Models,
+    /// Kinds of the fleet's devices, which waiting requests are priced for.
+    priced_kinds: BTreeSet<Kind>,
+    /// The kind of devices whose worker has not registered.
+    unknown_kind: Kind,
+    /// Models whose queues may have something to place.
+    touched: BTreeSet<ModelName>,
+    /// Models for which nothing could be placed since they were last touched.
+    stuck: BTreeSet<ModelName>,
+    /// Workers that may have more room than when they were last looked at.
+    opened: BTreeSet<WorkerId>,
+    /// Of these, the ones whose own models are looked at before all others.
+    half_opened: BTreeSet<WorkerId>,
+    /// Waiting requests that a device is kept for.
+    reserved: BTreeSet<RequestId>,
+    /// The model that was reviewed last.
+    reviewed: Option<ModelName>,
+    /// Models that a worker was asked to prefetch, and when.
+    prefetched: BTreeMap<ModelName, Moment>,
     exclusions: Exclusions,
     cancelled: Cancelled,
     timers: Timers,
     actions: VecDeque<Action>,
-    /// Queued a moment ago, and still to be told their places.
-    newly_queued: Vec<RequestId>,
+    /// Somebody was queued a moment ago, and is still to be told the place.
+    newly_queued: bool,
     /// A newer leader exists.
     deposed: bool,
     stats: Stats,
@@ -61,19 +86,31 @@ impl Dispatcher {
         let settles = now + settings.worker_lost_after;
         let mut timers = Timers::default();
         timers.set(Timer::TermSettled, settles);
+        let mut models = Models::new(settings.policy.clone());
+        let unknown_kind = models.kind(UNKNOWN_KIND);
         Self {
+            queue: Queue::new(settings.policy.weights),
+            models,
+            priced_kinds: BTreeSet::from([unknown_kind]),
+            unknown_kind,
+            touched: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            opened: BTreeSet::new(),
+            half_opened: BTreeSet::new(),
+            reserved: BTreeSet::new(),
+            reviewed: None,
+            prefetched: BTreeMap::new(),
             settings,
             settles,
             held: BTreeMap::new(),
             sequences: BTreeMap::new(),
-            queue: Queue::default(),
             awaiting: BTreeMap::new(),
             fleet: Fleet::default(),
             exclusions: Exclusions::default(),
             cancelled: Cancelled::default(),
             timers,
             actions: VecDeque::new(),
-            newly_queued: Vec::new(),
+            newly_queued: false,
             deposed: false,
             stats: Stats::default(),
         }
@@ -101,6 +138,7 @@ impl Dispatcher {
                     self.exclusions.remove(&model, &worker);
                 }
                 Timer::Deadline(request) => self.end_late(now, &request),
+                Timer::Review => self.review(now),
                 Timer::Newcomers => self.tell_newcomers(),
                 Timer::Progress => self.tell_positions(),
             }
@@ -111,6 +149,7 @@ impl Dispatcher {
     /// What every input ends with: free slots are used, those who wait will hear of their places.
     fn settle(&mut self, now: Moment) {
         self.place(now);
+        self.schedule_review(now);
         self.schedule_news(now);
     }
 
@@ -144,15 +183,27 @@ impl Dispatcher {
                 }
                 Some(job)
             }
-            Held::Queued { job, .. } => {
-                self.queue.remove(job.rank, &job.model);
+            Held::Queued { job, place, .. } => {
+                self.queue.remove(&job.model, &place);
                 self.timers.clear(&Timer::Deadline(request.clone()));
+                self.end_reservation(request);
+                self.touch(&job.model);
                 Some(job)
             }
             Held::Assigned(run) => {
                 self.fleet.unbook(&run.worker, request);
+                self.open(&run.worker);
                 Some(run.job)
             }
+        }
+    }
+
+    /// Gives free the device that was kept for a request.
+    fn end_reservation(&mut self, request: &RequestId) {
+        if self.reserved.remove(request)
+            && let Some(worker) = self.fleet.unreserve(request)
+        {
+            self.open(&worker);
         }
     }
 
@@ -165,3 +216,6 @@ impl Dispatcher {
         assert!(earlier.is_none(), "a request stands in one place");
     }
 }
+
+/// What devices are called whose worker has not registered.
+const UNKNOWN_KIND: &str = "unknown";

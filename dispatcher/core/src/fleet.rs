@@ -1,37 +1,21 @@
 //! The workers, as their reports and our assignments show them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod device;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_protocol::assignment::Done;
-use flotilla_protocol::fleet::{ModelReport, ModelState, Report, WorkerState};
+use flotilla_protocol::fleet::{ModelReport, ModelState, Report};
 use flotilla_protocol::{Attempt, ModelName, Moment, RequestId, WorkerId};
 
-use crate::policy::{self, Residency};
+use crate::models::Kind;
+use crate::share::Share;
+pub(crate) use device::{Booking, Device, Giver};
+pub(crate) use worker::{Resident, Worker};
 
-/// How many earlier starts of a worker are known as past; a report of one of them is late.
-const PAST_COUNT_MAX: usize = 8;
-/// Of how many models the size is remembered.
-const SIZED_MODEL_COUNT_MAX: usize = 10_000;
-
-/// One worker.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) report: Report,
-    pub(crate) heard: Moment,
-    past: VecDeque<u64>,
-    running: BTreeMap<RequestId, Attempt>,
-    /// Index into the report's models.
-    models: BTreeMap<ModelName, usize>,
-    /// What we believe it runs.
-    pub(crate) assigned: BTreeSet<RequestId>,
-    /// Of these, the ones that its newest report cannot know yet: they take slots that it calls free.
-    pub(crate) unseen: BTreeSet<RequestId>,
-    /// Attempts that it said have ended, while a report that still lists them may be its newest: their slots
-    /// are free although it calls them taken.
-    ended: BTreeMap<RequestId, Attempt>,
-    /// It refused, gave back or did not answer: nothing more until its next report.
-    shut: bool,
-}
+/// Of how many workers more than report the registrations are remembered.
+const REGISTERED_COUNT_FACTOR: usize = 2;
 
 /// What a report is to what is known of its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,75 +36,14 @@ pub(crate) struct Fleet {
     workers: BTreeMap<WorkerId, Worker>,
     /// Those with a free slot.
     roomy: BTreeSet<WorkerId>,
-    /// Largest size that a report gave for a model.
-    weights_bytes: BTreeMap<ModelName, u64>,
-}
-
-impl Worker {
-    fn new(now: Moment, report: Report) -> Self {
-        let mut worker = Self {
-            heard: now,
-            past: VecDeque::new(),
-            running: BTreeMap::new(),
-            models: BTreeMap::new(),
-            assigned: BTreeSet::new(),
-            unseen: BTreeSet::new(),
-            ended: BTreeMap::new(),
-            shut: false,
-            report,
-        };
-        worker.index();
-        worker
-    }
-
-    fn replace(&mut self, now: Moment, report: Report) {
-        if report.incarnation != self.report.incarnation {
-            self.past.push_back(self.report.incarnation);
-            self.ended.clear();
-            if self.past.len() > PAST_COUNT_MAX {
-                self.past.pop_front();
-            }
-        }
-        self.heard = now;
-        self.shut = false;
-        self.report = report;
-        self.index();
-    }
-
-    fn index(&mut self) {
-        let running = self.report.running.iter();
-        self.running = running.map(|run| (run.request.clone(), run.attempt)).collect();
-        let models = self.report.models.iter().enumerate();
-        self.models = models
-            .map(|(index, model)| (model.model.clone(), index))
-            .collect();
-        let running = &self.running;
-        self.ended
-            .retain(|request, attempt| running.get(request) == Some(attempt));
-    }
-
-    /// The attempt at a request that its newest report lists.
-    pub(crate) fn lists(&self, request: &RequestId) -> Option<Attempt> {
-        self.running.get(request).copied()
-    }
-
-    /// How many more requests it takes, as far as we know.
-    pub(crate) fn free_slots(&self) -> u32 {
-        if self.shut || self.report.state == WorkerState::Draining {
-            return 0;
-        }
-        let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
-        let ended = self
-            .ended
-            .iter()
-            .filter(|(request, attempt)| self.running.get(*request) == Some(attempt));
-        let free_slots = self.report.free_slots.saturating_add(count(ended.count()));
-        free_slots.saturating_sub(count(self.unseen.len()))
-    }
-
-    pub(crate) fn model(&self, model: &ModelName) -> Option<&ModelReport> {
-        self.models.get(model).map(|index| &self.report.models[*index])
-    }
+    /// Workers by the models that they have, or were given requests of.
+    holders: BTreeMap<ModelName, BTreeSet<WorkerId>>,
+    /// Kinds of the devices of workers, as they registered, whether they report or not.
+    registered: BTreeMap<WorkerId, Vec<Kind>>,
+    /// Models that have fewer holders than when [`Fleet::take_left`] was last called.
+    left: BTreeSet<ModelName>,
+    /// Devices that are kept for a request.
+    reserved_count: usize,
 }
 
 impl Fleet {
@@ -135,33 +58,66 @@ impl Fleet {
         }
     }
 
-    /// Takes a report as its worker's newest.
-    pub(crate) fn install(&mut self, now: Moment, report: Report) {
-        for model in report.models.iter().filter(|model| model.weights_bytes > 0) {
-            if let Some(known) = self.weights_bytes.get_mut(&model.model) {
-                *known = model.weights_bytes.max(*known);
-            } else if self.weights_bytes.len() < SIZED_MODEL_COUNT_MAX {
-                self.weights_bytes
-                    .insert(model.model.clone(), model.weights_bytes);
-            }
+    /// Remembers the devices of a worker. A worker that reports gets them at once; tells whether it does.
+    pub(crate) fn register(&mut self, id: &WorkerId, kinds: Vec<Kind>, workers_max: usize) -> bool {
+        if kinds.is_empty() {
+            return false;
         }
+        if self.registered.len() >= workers_max * REGISTERED_COUNT_FACTOR {
+            let workers = &self.workers;
+            self.registered.retain(|id, _| workers.contains_key(id));
+        }
+        self.registered.insert(id.clone(), kinds.clone());
+        let Some(worker) = self.workers.get_mut(id) else {
+            return false;
+        };
+        if worker
+            .devices
+            .iter()
+            .map(|device| device.kind)
+            .eq(kinds.iter().copied())
+        {
+            return false;
+        }
+        self.reserved_count -= worker.reserved_count();
+        worker.devices = kinds.into_iter().map(Device::new).collect();
+        let device_max = worker.devices.len() - 1;
+        for booking in worker.bookings.values_mut() {
+            booking.device = booking.device.min(device_max);
+        }
+        self.refresh(id);
+        true
+    }
+
+    /// Takes a report as its worker's newest. `unknown` is the kind of devices that did not register.
+    pub(crate) fn install(&mut self, now: Moment, report: Report, unknown: Kind) {
         let id = report.worker.clone();
+        let before = self.held_models(&id);
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.replace(now, report);
         } else {
-            self.workers.insert(id.clone(), Worker::new(now, report));
+            let registered = self.registered.get(&id).cloned();
+            let kinds = registered.unwrap_or_else(|| vec![unknown; report.devices.len().max(1)]);
+            let devices = kinds.into_iter().map(Device::new).collect();
+            self.workers.insert(id.clone(), Worker::new(now, report, devices));
         }
+        let after = self.held_models(&id);
+        before.difference(&after).for_each(|model| self.leave(&id, model));
+        self.note_holder(&id);
         self.refresh(&id);
     }
 
     /// Forgets a worker.
     pub(crate) fn remove(&mut self, id: &WorkerId) {
-        self.workers.remove(id);
+        self.drop_holder(id);
+        if let Some(worker) = self.workers.remove(id) {
+            self.reserved_count -= worker.reserved_count();
+        }
         self.roomy.remove(id);
     }
 
     /// Books a request on a worker. `Listed` says that its newest report lists it.
-    pub(crate) fn book(&mut self, id: &WorkerId, request: &RequestId, sight: Sight) {
+    pub(crate) fn book(&mut self, id: &WorkerId, request: &RequestId, booking: Booking, sight: Sight) {
         let worker = self
             .workers
             .get_mut(id)
@@ -172,6 +128,35 @@ impl Fleet {
             Sight::Unseen => {
                 assert!(worker.free_slots() > 0, "{id} would get more than it offered");
                 worker.unseen.insert(request.clone());
+            }
+        }
+        self.holders
+            .entry(booking.model.clone())
+            .or_default()
+            .insert(id.clone());
+        worker.bookings.insert(request.clone(), booking);
+        self.refresh(id);
+    }
+
+    /// Books what a worker lists and somebody else gave it.
+    pub(crate) fn book_listed(&mut self, id: &WorkerId, request: &RequestId, booking: Booking) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            let holders = self.holders.entry(booking.model.clone()).or_default();
+            holders.insert(id.clone());
+            worker.bookings.insert(request.clone(), booking);
+            self.refresh(id);
+        }
+    }
+
+    /// Lets bookings follow what is left of their requests.
+    pub(crate) fn follow(&mut self, id: &WorkerId, left: Vec<(RequestId, Share, Moment)>) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        for (request, share, ends_at) in left {
+            if let Some(booking) = worker.bookings.get_mut(&request) {
+                booking.share = share.min(booking.admitted);
+                booking.ends_at = ends_at;
             }
         }
         self.refresh(id);
@@ -190,6 +175,9 @@ impl Fleet {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.assigned.remove(request);
             worker.unseen.remove(request);
+            if let Some(booking) = worker.bookings.remove(request) {
+                self.release_holder(id, &booking.model);
+            }
             self.refresh(id);
         }
     }
@@ -199,6 +187,12 @@ impl Fleet {
         let worker = self.workers.get_mut(&done.worker);
         if let Some(worker) = worker.filter(|worker| worker.report.incarnation == done.incarnation) {
             worker.ended.insert(done.request.clone(), done.attempt);
+            let booking = worker.bookings.get(&done.request);
+            if booking.is_some_and(|booking| booking.giver == Giver::Stranger)
+                && let Some(booking) = worker.bookings.remove(&done.request)
+            {
+                self.release_holder(&done.worker, &booking.model);
+            }
             self.refresh(&done.worker);
         }
     }
@@ -236,14 +230,73 @@ impl Fleet {
         !self.roomy.is_empty()
     }
 
-    /// How well a worker is prepared for a model.
-    pub(crate) fn residency(&self, worker: &Worker, model: &ModelName) -> Residency {
-        let state = worker.model(model).map(|report| &report.state);
-        policy::residency(
-            state,
-            &worker.report.devices,
-            self.weights_bytes.get(model).copied(),
-        )
+    /// Workers that have a model, or were given requests of it.
+    pub(crate) fn holders(&self, model: &ModelName) -> impl Iterator<Item = (&WorkerId, &Worker)> {
+        let holders = self.holders.get(model).into_iter().flatten();
+        holders.filter_map(|id| self.workers.get_key_value(id))
+    }
+
+    /// Whether any worker has a model, or was given requests of it.
+    pub(crate) fn has_holder(&self, model: &ModelName) -> bool {
+        self.holders.get(model).is_some_and(|ids| !ids.is_empty())
+    }
+
+    /// Whether a worker has a model, or was given requests of it.
+    pub(crate) fn holds(&self, id: &WorkerId, model: &ModelName) -> bool {
+        self.holders.get(model).is_some_and(|ids| ids.contains(id))
+    }
+
+    /// Models that a worker has no more, since this was last asked: others may be chosen for them now.
+    pub(crate) fn take_left(&mut self) -> BTreeSet<ModelName> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Kinds of all devices, each once.
+    pub(crate) fn kinds(&self) -> BTreeSet<Kind> {
+        let devices = self.workers.values().flat_map(|worker| &worker.devices);
+        devices.map(|device| device.kind).collect()
+    }
+
+    /// Keeps a device for a request.
+    /// Tells whether it could: a device is kept for one request at a time.
+    pub(crate) fn reserve(&mut self, id: &WorkerId, device: usize, request: &RequestId) -> bool {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return false;
+        };
+        let reserved_for = &mut worker.devices[device].reserved_for;
+        if reserved_for.is_some() {
+            return false;
+        }
+        *reserved_for = Some(request.clone());
+        self.reserved_count += 1;
+        true
+    }
+
+    /// Ends the reservation of a request, if it has one; tells where it was.
+    pub(crate) fn unreserve(&mut self, request: &RequestId) -> Option<WorkerId> {
+        if self.reserved_count == 0 {
+            return None;
+        }
+        for (id, worker) in &mut self.workers {
+            for device in &mut worker.devices {
+                if device.reserved_for.as_ref() == Some(request) {
+                    device.reserved_for = None;
+                    self.reserved_count -= 1;
+                    return Some(id.clone());
+                }
+            }
+        }
+        None
+    }
+
+    /// Devices that are kept for a request.
+    pub(crate) fn reserved_count(&self) -> usize {
+        self.reserved_count
+    }
+
+    /// All devices.
+    pub(crate) fn device_count(&self) -> usize {
+        self.workers.values().map(|worker| worker.devices.len()).sum()
     }
 
     /// The newest attempt at a request that some worker's report lists, if it is newer than `over`.
@@ -256,7 +309,49 @@ impl Fleet {
         (attempt > over).then(|| (id.clone(), attempt))
     }
 
+    fn note_holder(&mut self, id: &WorkerId) {
+        for model in self.held_models(id) {
+            self.holders.entry(model).or_default().insert(id.clone());
+        }
+    }
+
+    fn drop_holder(&mut self, id: &WorkerId) {
+        for model in self.held_models(id) {
+            self.leave(id, &model);
+        }
+    }
+
+    /// A request of a model has left a worker, which may not have the model either.
+    fn release_holder(&mut self, id: &WorkerId, model: &ModelName) {
+        let worker = &self.workers[id];
+        if worker.model(model).is_none() && !worker.is_booked_for(model) {
+            self.leave(id, model);
+        }
+    }
+
+    fn leave(&mut self, id: &WorkerId, model: &ModelName) {
+        if let Some(ids) = self.holders.get_mut(model) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.holders.remove(model);
+            }
+        }
+        self.left.insert(model.clone());
+    }
+
+    fn held_models(&self, id: &WorkerId) -> BTreeSet<ModelName> {
+        let Some(worker) = self.workers.get(id) else {
+            return BTreeSet::new();
+        };
+        let resident = worker.residents().map(|(_, report)| &report.model);
+        let booked = worker.bookings.values().map(|booking| &booking.model);
+        resident.chain(booked).cloned().collect()
+    }
+
     fn refresh(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.sum_up();
+        }
         if self.workers.get(id).is_some_and(|worker| worker.free_slots() > 0) {
             if !self.roomy.contains(id) {
                 self.roomy.insert(id.clone());
@@ -271,6 +366,53 @@ impl Fleet {
     pub(crate) fn the_roomy_are_those_with_free_slots(&self) {
         let roomy = self.workers.iter().filter(|(_, worker)| worker.free_slots() > 0);
         assert!(roomy.map(|(id, _)| id).eq(self.roomy.iter()));
+    }
+
+    /// # Panics
+    /// When the index of holders is wrong.
+    pub(crate) fn the_holders_are_those_that_have_or_were_given(&self) {
+        let mut holders: BTreeMap<&ModelName, BTreeSet<&WorkerId>> = BTreeMap::new();
+        for (id, worker) in &self.workers {
+            let resident = worker.residents().map(|(_, report)| &report.model);
+            let booked = worker.bookings.values().map(|booking| &booking.model);
+            for model in resident.chain(booked) {
+                holders.entry(model).or_default().insert(id);
+            }
+        }
+        let kept: BTreeMap<&ModelName, BTreeSet<&WorkerId>> = self
+            .holders
+            .iter()
+            .map(|(model, ids)| (model, ids.iter().collect()))
+            .collect();
+        assert_eq!(kept, holders);
+    }
+
+    /// # Panics
+    /// When a device's load is not the sum of what is booked there, or more than it has was given away.
+    pub(crate) fn shares_add_up_and_are_never_given_twice(&self) {
+        for (id, worker) in &self.workers {
+            for (index, device) in worker.devices.iter().enumerate() {
+                let booked: Vec<_> = worker.bookings.values().filter(|it| it.device == index).collect();
+                assert_eq!(device.booked_count, booked.len());
+                assert_eq!(device.load, booked.iter().map(|booking| booking.share).sum());
+                let ours = booked
+                    .iter()
+                    .filter(|booking| booking.giver == Giver::Us && booking.is_measured);
+                let given: Share = ours.clone().map(|booking| booking.share).sum();
+                assert!(
+                    given <= Share::FULL || ours.count() <= 1,
+                    "{id} has {given:?} of device {index}"
+                );
+            }
+            for request in &worker.assigned {
+                assert!(
+                    worker.bookings.contains_key(request),
+                    "{request} runs for nothing on {id}"
+                );
+            }
+        }
+        let reserved: usize = self.workers.values().map(Worker::reserved_count).sum();
+        assert_eq!(reserved, self.reserved_count);
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_protocol::assignment::AssignReply;
-use flotilla_protocol::{Attempt, Class, Encoding, ModelName, RequestId, Strikes, WorkerId};
+use flotilla_protocol::request::Slo;
+use flotilla_protocol::{Attempt, Class, Encoding, ModelName, RequestId, Strikes, Tenant, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// Place of a message in the request stream; names one message for ever, whatever consumer delivers it.
@@ -20,7 +21,7 @@ impl fmt::Display for StreamSequence {
 }
 
 /// A valid request that the stream delivered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
     /// The message that brought it.
     pub sequence: StreamSequence,
@@ -36,12 +37,30 @@ pub struct Arrival {
     pub body: Bytes,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// How the tokens of the prompt are known.
+    pub prompt_count: PromptCount,
+    /// Most tokens that the answer may have.
+    pub output_tokens_max: u32,
+    /// On whose account it runs.
+    pub tenant: Option<Tenant>,
+    /// Its own latency targets.
+    pub slo: Option<Slo>,
     /// Time since it was published.
     pub age: Duration,
     /// Time left to its deadline, when it has one; zero when it passed.
     pub deadline_in: Option<Duration>,
     /// Whether anybody may have seen the request before.
     pub origin: Origin,
+}
+
+/// How the tokens of a prompt are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptCount {
+    /// By the model's own tokenizer.
+    Counted,
+    /// From the bytes, because the tokenizer is not at hand.
+    Estimated,
 }
 
 /// Whether a request may have a journal already.

@@ -1,174 +1,188 @@
-//! Whose turn it is and where it runs: pure functions.
+//! Where a request runs: pure functions over the workers that may take it.
 
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 use std::time::Duration;
 
-use flotilla_protocol::fleet::{DeviceReport, ModelState};
-use flotilla_protocol::{Class, Moment, WorkerId};
+use flotilla_protocol::catalog::Policy;
+use flotilla_protocol::{ModelName, WorkerId};
 
-use crate::input::StreamSequence;
+use crate::share::Share;
 
-/// A request's place among all: the smaller goes first. No two requests have the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Rank {
-    pub(crate) class: Class,
-    /// Nanoseconds from the origin of time to the publish, which may lie before it.
-    published_ns: i128,
-    sequence: StreamSequence,
-}
-
-/// Where a model stands on a worker; the smaller is the better choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Residency {
-    Ready,
-    Loading,
-    AbsentWithRoom,
-    Other,
-}
-
-/// A worker that has a free slot for a request.
-#[derive(Debug)]
+/// One device that may take a request, now or later.
+#[derive(Debug, Clone)]
 pub(crate) struct Candidate<'a> {
     pub(crate) worker: &'a WorkerId,
-    pub(crate) residency: Residency,
-    pub(crate) free_slots: u32,
+    pub(crate) device: usize,
     /// Whether the request has just come back from there.
-    pub(crate) avoided: bool,
+    pub(crate) is_avoided: bool,
+    /// Whether it can be given there now.
+    pub(crate) room: Room,
+    /// Whether the model has to come first.
+    pub(crate) readiness: Readiness,
+    /// Time until it can run there: for a device without room until one of its requests ends, and for one without
+    /// the model until that is resident.
+    pub(crate) starts_in: Duration,
+    /// Time until it would end.
+    pub(crate) ends_in: Duration,
+    /// How much later it could run and still meet its target, in microseconds; negative when it misses.
+    pub(crate) slack_us: i64,
+    /// What it costs there, device time times price, with what loading its model costs.
+    pub(crate) cost: f64,
+    /// What is booked on the device without it.
+    pub(crate) load: Share,
+    /// Whether capacity is a matter of shares; otherwise the emptiest device is preferred, as nobody knows how much a
+    /// full one still takes.
+    pub(crate) is_measured: bool,
+    pub(crate) free_slots: u32,
+    /// Models that have to go for it, the least wanted first.
+    pub(crate) victims: Vec<ModelName>,
 }
 
-/// The rank of a request that is `age` old at `now`: by class, then publish time, then place in the stream.
-pub(crate) fn rank(class: Class, now: Moment, age: Duration, sequence: StreamSequence) -> Rank {
-    let nanoseconds = |span: Duration| i128::try_from(span.as_nanos()).unwrap_or(i128::MAX / 2);
-    Rank {
-        class,
-        published_ns: nanoseconds(now.since(Moment::default())) - nanoseconds(age),
-        sequence,
+/// Whether a request can be given to a device now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It can.
+    Now,
+    /// Its share is more than what is free.
+    NoShare,
+    /// The worker has no slot free.
+    NoSlot,
+    /// The model's memory for keys and values is booked.
+    NoKv,
+    /// The device is kept for another request.
+    Reserved,
+    /// The model is absent, and there is no reason for one more copy of it, or no room.
+    NoCopy,
+}
+
+/// How far a model is on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Readiness {
+    Ready,
+    Loading,
+    Absent,
+}
+
+/// Whether a request has a time to meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// It has, and may still meet it.
+    Target,
+    /// It has none.
+    None,
+    /// It had.
+    Lost,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Choice {
+    /// It goes to this candidate.
+    Run(usize),
+    /// It waits for one of these, which others behind it must leave alone.
+    WaitFor(Vec<usize>),
+    /// Nobody can serve it in time.
+    Lost,
+}
+
+impl Candidate<'_> {
+    fn is_on_time(&self) -> bool {
+        self.slack_us >= 0
+    }
+
+    fn has_room(&self) -> bool {
+        self.room == Room::Now
     }
 }
 
-/// How well a worker is prepared for a model that has this state there and weights of this size, where known.
-pub(crate) fn residency(
-    state: Option<&ModelState>,
-    devices: &[DeviceReport],
-    weights_bytes: Option<u64>,
-) -> Residency {
-    match state {
-        Some(ModelState::Ready) => Residency::Ready,
-        Some(ModelState::Loading) => Residency::Loading,
-        None if devices
-            .iter()
-            .any(|device| device.free_bytes() >= weights_bytes.unwrap_or(1).max(1)) =>
-        {
-            Residency::AbsentWithRoom
-        }
-        None | Some(ModelState::Draining | ModelState::Unloading | ModelState::Failed { .. }) => {
-            Residency::Other
-        }
+/// Chooses among all devices that may ever take the request.
+pub(crate) fn choose(policy: Policy, aim: Aim, candidates: &[Candidate<'_>]) -> Choice {
+    match (policy, aim) {
+        (Policy::Fifo, _) => best(candidates, |it| it.has_room(), by_preparation)
+            .map_or_else(|| wait_for(candidates, |_| true), Choice::Run),
+        (_, Aim::Target) => in_time(policy, candidates),
+        (Policy::Pack, Aim::None | Aim::Lost) => as_soon_as(candidates, fullest_first),
+        (Policy::Slo | Policy::Spread, Aim::None | Aim::Lost) => as_soon_as(candidates, soonest_first),
     }
 }
 
-/// The best of the candidates: somewhere new, best prepared, most free slots, smallest id.
-pub(crate) fn choose<'a>(candidates: impl Iterator<Item = Candidate<'a>>) -> Option<&'a WorkerId> {
-    candidates
-        .min_by_key(|c| (c.avoided, c.residency, Reverse(c.free_slots), c.worker))
-        .map(|c| c.worker)
+/// Among those that meet the target and have room the policy's favourite; otherwise whoever meets it is waited for.
+fn in_time(policy: Policy, candidates: &[Candidate<'_>]) -> Choice {
+    let order = match policy {
+        Policy::Slo | Policy::Fifo => cheapest_first,
+        Policy::Pack => fullest_first,
+        Policy::Spread => emptiest_first,
+    };
+    let now = best(candidates, |it| it.has_room() && it.is_on_time(), order);
+    if let Some(index) = now {
+        return Choice::Run(index);
+    }
+    match wait_for(candidates, |it| it.is_on_time()) {
+        Choice::WaitFor(indices) if indices.is_empty() => Choice::Lost,
+        waits => waits,
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Without a target whoever has room is better than a wait.
+fn as_soon_as(candidates: &[Candidate<'_>], order: Order) -> Choice {
+    best(candidates, |it| it.has_room(), order).map_or_else(|| wait_for(candidates, |_| true), Choice::Run)
+}
 
-    fn at(ms: u64) -> Moment {
-        Moment::after_origin(Duration::from_millis(ms))
-    }
+type Order = fn(&Candidate<'_>, &Candidate<'_>) -> Ordering;
 
-    fn device(pages_weights: u64) -> DeviceReport {
-        DeviceReport {
-            device: 0,
-            page_bytes: 10,
-            pages_total: 10,
-            pages_weights,
-            pages_kv: 1,
-            pages_workspace: 1,
-        }
-    }
+fn best(
+    candidates: &[Candidate<'_>],
+    eligible: impl Fn(&Candidate<'_>) -> bool,
+    order: Order,
+) -> Option<usize> {
+    let eligible = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| eligible(candidate));
+    let best = eligible.min_by(|(_, left), (_, right)| {
+        let somewhere_new = left.is_avoided.cmp(&right.is_avoided);
+        somewhere_new
+            .then_with(|| order(left, right))
+            .then_with(|| (left.worker, left.device).cmp(&(right.worker, right.device)))
+    });
+    best.map(|(index, _)| index)
+}
 
-    #[test]
-    fn class_comes_before_publish_time_and_that_before_place_in_the_stream() {
-        let rank = |class, now, age_ms, sequence| {
-            rank(
-                class,
-                at(now),
-                Duration::from_millis(age_ms),
-                StreamSequence(sequence),
-            )
-        };
-        let before_the_origin = rank(Class::Interactive, 10, 500, 9);
-        let at_the_origin = rank(Class::Interactive, 10, 10, 2);
-        let same_time = rank(Class::Interactive, 20, 20, 3);
-        let batch = rank(Class::Batch, 10, 900, 1);
-        assert!(before_the_origin < at_the_origin);
-        assert!(at_the_origin < same_time);
-        assert!(same_time < batch);
-    }
+fn wait_for(candidates: &[Candidate<'_>], eligible: impl Fn(&Candidate<'_>) -> bool) -> Choice {
+    let later = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| eligible(candidate));
+    Choice::WaitFor(later.map(|(index, _)| index).collect())
+}
 
-    #[test]
-    fn room_for_an_absent_model_is_measured_by_its_weights() {
-        assert_eq!(residency(None, &[device(3)], Some(50)), Residency::AbsentWithRoom);
-        assert_eq!(residency(None, &[device(3)], Some(51)), Residency::Other);
-        assert_eq!(residency(None, &[device(7)], None), Residency::AbsentWithRoom);
-        assert_eq!(residency(None, &[device(8)], None), Residency::Other);
-        assert_eq!(residency(None, &[], None), Residency::Other);
-        assert_eq!(
-            residency(Some(&ModelState::Unloading), &[device(0)], None),
-            Residency::Other
-        );
-    }
+/// Cost, then the fullest, so that whole devices stay free for what needs one.
+fn cheapest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
+    let fill = |candidate: &Candidate<'_>| match candidate.is_measured {
+        true => std::cmp::Reverse(candidate.load),
+        false => std::cmp::Reverse(Share::NONE),
+    };
+    left.cost
+        .total_cmp(&right.cost)
+        .then_with(|| fill(left).cmp(&fill(right)))
+        .then_with(|| emptiest_first(left, right))
+}
 
-    #[test]
-    fn a_prepared_worker_wins_over_a_free_one_and_a_free_one_over_a_smaller_id() {
-        let ids: Vec<WorkerId> = ["a", "b", "c"].map(|id| WorkerId::new(id).unwrap()).into();
-        let candidate = |index: usize, residency, free_slots, avoided| Candidate {
-            worker: &ids[index],
-            residency,
-            free_slots,
-            avoided,
-        };
-        let choose = |candidates: Vec<Candidate<'_>>| choose(candidates.into_iter()).unwrap().to_string();
-        use Residency::{AbsentWithRoom, Loading, Other, Ready};
-        assert_eq!(
-            choose(vec![
-                candidate(0, Loading, 9, false),
-                candidate(1, Ready, 1, false)
-            ]),
-            "b"
-        );
-        assert_eq!(
-            choose(vec![
-                candidate(0, AbsentWithRoom, 9, false),
-                candidate(1, Loading, 1, false)
-            ]),
-            "b"
-        );
-        assert_eq!(
-            choose(vec![
-                candidate(0, Other, 9, false),
-                candidate(1, AbsentWithRoom, 1, false)
-            ]),
-            "b"
-        );
-        assert_eq!(
-            choose(vec![candidate(0, Ready, 1, false), candidate(1, Ready, 2, false)]),
-            "b"
-        );
-        assert_eq!(
-            choose(vec![candidate(2, Ready, 2, false), candidate(1, Ready, 2, false)]),
-            "b"
-        );
-        assert_eq!(
-            choose(vec![candidate(0, Ready, 9, true), candidate(1, Other, 1, false)]),
-            "b"
-        );
-        assert_eq!(choose(vec![candidate(0, Ready, 9, true)]), "a");
-    }
+fn fullest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
+    (left.readiness.cmp(&right.readiness)).then_with(|| right.load.cmp(&left.load))
+}
+
+fn emptiest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
+    (left.readiness.cmp(&right.readiness))
+        .then_with(|| left.load.cmp(&right.load))
+        .then_with(|| right.free_slots.cmp(&left.free_slots))
+}
+
+fn soonest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
+    (left.ends_in.cmp(&right.ends_in)).then_with(|| emptiest_first(left, right))
+}
+
+/// As somebody without any profile would choose.
+fn by_preparation(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
+    (left.readiness.cmp(&right.readiness)).then_with(|| right.free_slots.cmp(&left.free_slots))
 }

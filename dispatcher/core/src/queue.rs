@@ -1,41 +1,116 @@
-//! The requests that wait for a worker, in order and by model.
+//! The requests that wait for a worker.
+//!
+//! Each model has lines of its own: one for each class and tenant whose requests can still be in time, least slack
+//! first, one for those that were given up so that more of the others are in time, and one for those that are too
+//! late, by arrival. Which line is next is a matter of [`Fairness`]; within a line urgency decides.
+
+mod fairness;
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 
-use flotilla_protocol::{Class, ModelName, RequestId};
+use flotilla_protocol::{Class, ModelName, RequestId, Tenant};
 
-use crate::policy::Rank;
+use crate::input::StreamSequence;
+use crate::micros::Micros;
+pub(crate) use fairness::Fairness;
+pub use fairness::Weights;
 
 /// Places further back are not told.
 pub(crate) const POSITION_COUNT_MAX: usize = 1000;
 
+/// Who shares a turn.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Line {
+    /// Requests of one class and tenant that can still be in time.
+    Live { class: Class, tenant: Option<Tenant> },
+    /// Requests given up for the sake of others, although they alone could be in time.
+    GivenUp,
+    /// Requests that no worker can serve in time any more.
+    Late,
+}
+
+/// The order within a line: the smaller goes first. No two requests have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Urgency {
+    /// The latest start; in [`Line::Late`] the publish.
+    pub(crate) at: Micros,
+    pub(crate) sequence: StreamSequence,
+}
+
+/// Where a request stands in the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) line: Line,
+    pub(crate) urgency: Urgency,
+    pub(crate) class: Class,
+    /// Device time that it needs, in microseconds.
+    pub(crate) work_us: i64,
+}
+
+/// A place among all requests, for people: those in time first, by class, then urgency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    lateness: u8,
+    class: Class,
+    urgency: Urgency,
+}
+
 /// Every change costs O(log n).
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
+    models: BTreeMap<ModelName, ModelQueue>,
     order: BTreeMap<Rank, RequestId>,
-    models: BTreeMap<ModelName, BTreeMap<Rank, RequestId>>,
-    /// The most urgent request of each model, so that a model that nobody can take is skipped as a whole.
-    heads: BTreeMap<Rank, ModelName>,
-    interactive_count: usize,
+    fairness: Fairness,
+}
+
+/// The lines of one model; none is empty.
+#[derive(Debug, Default)]
+struct ModelQueue {
+    lines: BTreeMap<Line, BTreeMap<Urgency, RequestId>>,
+    count: usize,
+    /// Work of the live lines.
+    live_work_us: i64,
+}
+
+/// How urgent a model's next request is, against that of other models; the smaller goes first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Turn {
+    served: f64,
+    urgency: Urgency,
+}
+
+impl Turn {
+    /// Which of two turns comes first.
+    pub(crate) fn order(&self, other: &Self) -> std::cmp::Ordering {
+        (self.served.total_cmp(&other.served)).then(self.urgency.cmp(&other.urgency))
+    }
 }
 
 impl Queue {
+    /// An empty queue whose lines have these weights.
+    pub(crate) fn new(weights: Weights) -> Self {
+        Self {
+            fairness: Fairness::new(weights),
+            ..Self::default()
+        }
+    }
+
     /// Adds a request.
     ///
     /// # Panics
-    /// When the rank is taken: a request would wait twice.
-    pub(crate) fn insert(&mut self, rank: Rank, model: &ModelName, request: RequestId) {
-        let of_model = self.models.entry(model.clone()).or_default();
-        if let Some((head, _)) = of_model.first_key_value() {
-            self.heads.remove(head);
+    /// When the place is taken: a request would wait twice.
+    pub(crate) fn insert(&mut self, model: &ModelName, place: &Place, request: RequestId) {
+        if !self.models.contains_key(model) {
+            self.models.insert(model.clone(), ModelQueue::default());
         }
-        of_model.insert(rank, request.clone());
-        if let Some((head, _)) = of_model.first_key_value() {
-            self.heads.insert(*head, model.clone());
-        }
-        self.interactive_count += usize::from(rank.class == Class::Interactive);
-        let taken = self.order.insert(rank, request);
+        let of_model = self.models.get_mut(model).expect("it was just put there");
+        of_model.count += 1;
+        of_model.live_work_us += place.live_work_us();
+        let line = of_model.lines.entry(place.line.clone()).or_default();
+        line.insert(place.urgency, request.clone());
+        self.fairness.join(&place.line);
+        let taken = self.order.insert(place.rank(), request);
         assert!(taken.is_none(), "{taken:?} waits twice");
     }
 
@@ -43,20 +118,33 @@ impl Queue {
     ///
     /// # Panics
     /// When it does not wait.
-    pub(crate) fn remove(&mut self, rank: Rank, model: &ModelName) {
-        self.order.remove(&rank).expect("who leaves the queue was in it");
+    pub(crate) fn remove(&mut self, model: &ModelName, place: &Place) {
+        self.order
+            .remove(&place.rank())
+            .expect("who leaves the queue was in it");
         let of_model = self
             .models
             .get_mut(model)
             .expect("a waiting request has its model's queue");
-        of_model.remove(&rank);
-        self.heads.remove(&rank);
-        if let Some((head, _)) = of_model.first_key_value() {
-            self.heads.insert(*head, model.clone());
-        } else {
+        of_model.count -= 1;
+        of_model.live_work_us -= place.live_work_us();
+        let line = of_model
+            .lines
+            .get_mut(&place.line)
+            .expect("a waiting request has its line");
+        line.remove(&place.urgency);
+        if line.is_empty() {
+            of_model.lines.remove(&place.line);
+        }
+        if of_model.lines.is_empty() {
             self.models.remove(model);
         }
-        self.interactive_count -= usize::from(rank.class == Class::Interactive);
+        self.fairness.leave(&place.line);
+    }
+
+    /// Charges a line for the tokens of a request that got its turn.
+    pub(crate) fn charge(&mut self, line: &Line, tokens: f64) {
+        self.fairness.charge(line, tokens);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -67,119 +155,162 @@ impl Queue {
         self.order.is_empty()
     }
 
-    /// Every request, most urgent first.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Rank, &RequestId)> {
-        self.order.iter()
+    /// Every request, in the order that people are told.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &RequestId> {
+        self.order.values()
     }
 
-    /// The most urgent of the models' first requests that come after a rank.
-    pub(crate) fn head_after(&self, rank: Option<Rank>) -> Option<(Rank, &ModelName, &RequestId)> {
-        let start = rank.map_or(Unbounded, Excluded);
-        let (rank, model) = self.heads.range((start, Unbounded)).next()?;
-        Some((*rank, model, &self.order[rank]))
+    /// Models with waiting requests.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelName> {
+        self.models.keys()
     }
 
-    /// The requests of one model, most urgent first.
-    pub(crate) fn requests_of(&self, model: &ModelName) -> Vec<RequestId> {
-        let of_model = self.models.get(model).into_iter();
-        of_model.flat_map(|requests| requests.values().cloned()).collect()
+    /// The first model with waiting requests after this one, or the very first.
+    pub(crate) fn model_after(&self, model: Option<&ModelName>) -> Option<&ModelName> {
+        let start = model.map_or(Unbounded, Excluded);
+        let next = self.models.range::<ModelName, _>((start, Unbounded)).next();
+        next.map(|(model, _)| model)
     }
 
-    /// How many requests go before this one; `None` from [`POSITION_COUNT_MAX`] on. The last of its class,
-    /// which most newcomers are, costs O(log n).
-    pub(crate) fn position(&self, rank: Rank) -> Option<u64> {
-        let next = self.order.range((Excluded(rank), Unbounded)).next();
-        let is_last_of_class = next.is_none_or(|(next, _)| next.class != rank.class);
-        let position = match (is_last_of_class, rank.class) {
-            (true, Class::Interactive) => self.interactive_count - 1,
-            (true, Class::Batch) => self.order.len() - 1,
-            (false, _) => self.order.range(..rank).take(POSITION_COUNT_MAX).count(),
+    /// How many models have waiting requests.
+    pub(crate) fn model_count(&self) -> usize {
+        self.models.len()
+    }
+
+    /// Whether somebody waits for a model.
+    pub(crate) fn waits_for(&self, model: &ModelName) -> bool {
+        self.models.contains_key(model)
+    }
+
+    /// How urgent a model's next request is; `None` when nobody waits for it.
+    pub(crate) fn turn(&self, model: &ModelName) -> Option<Turn> {
+        let (line, requests) = self.next_line(self.models.get(model)?)?;
+        let (urgency, _) = requests.first_key_value()?;
+        Some(Turn {
+            served: self.fairness.served(line),
+            urgency: *urgency,
+        })
+    }
+
+    /// The next requests of a model, at most `count_max`, the first one first: the heads of its lines in the order of
+    /// their turns, then those behind them.
+    pub(crate) fn next_of(&self, model: &ModelName, count_max: usize) -> Vec<RequestId> {
+        let Some(of_model) = self.models.get(model) else {
+            return Vec::new();
         };
-        (position < POSITION_COUNT_MAX).then(|| u64::try_from(position).expect("below a thousand"))
+        if let (1, Some((_, requests))) = (of_model.lines.len(), of_model.lines.first_key_value()) {
+            return requests.values().take(count_max).cloned().collect();
+        }
+        let mut lines: Vec<_> = of_model.lines.iter().collect();
+        lines.sort_by(|(left, _), (right, _)| self.fairness.order(left, right));
+        let mut lines: Vec<_> = lines.into_iter().map(|(_, requests)| requests.values()).collect();
+        let mut next = Vec::new();
+        while next.len() < count_max {
+            let before = next.len();
+            let heads = lines.iter_mut().filter_map(Iterator::next);
+            next.extend(heads.take(count_max - before).cloned());
+            if next.len() == before {
+                break;
+            }
+        }
+        next
+    }
+
+    /// Device time that the requests of a model which can be in time need, in microseconds.
+    pub(crate) fn live_work_us(&self, model: &ModelName) -> i64 {
+        self.models.get(model).map_or(0, |of_model| of_model.live_work_us)
+    }
+
+    /// The live requests of a model, and those given up, line by line, with each line's part of the model's capacity.
+    pub(crate) fn lines_to_triage(&self, model: &ModelName) -> Vec<(f64, Vec<RequestId>)> {
+        let Some(of_model) = self.models.get(model) else {
+            return Vec::new();
+        };
+        let live = of_model
+            .lines
+            .iter()
+            .filter(|(line, _)| matches!(line, Line::Live { .. }));
+        let weights: f64 = live.clone().map(|(line, _)| self.fairness.weight(line)).sum();
+        let parts = live.map(|(line, requests)| {
+            (
+                self.fairness.weight(line) / weights,
+                requests.values().cloned().collect(),
+            )
+        });
+        parts.collect()
+    }
+
+    /// The requests of one model, line by line.
+    pub(crate) fn requests_of(&self, model: &ModelName) -> Vec<RequestId> {
+        let lines = self
+            .models
+            .get(model)
+            .into_iter()
+            .flat_map(|of_model| of_model.lines.values());
+        lines.flat_map(|requests| requests.values().cloned()).collect()
+    }
+
+    /// The requests of one model that were given up.
+    pub(crate) fn given_up_of(&self, model: &ModelName) -> Vec<RequestId> {
+        let line = self
+            .models
+            .get(model)
+            .and_then(|of_model| of_model.lines.get(&Line::GivenUp));
+        line.into_iter()
+            .flat_map(|requests| requests.values().cloned())
+            .collect()
+    }
+
+    fn next_line<'a>(
+        &self,
+        of_model: &'a ModelQueue,
+    ) -> Option<(&'a Line, &'a BTreeMap<Urgency, RequestId>)> {
+        of_model
+            .lines
+            .iter()
+            .min_by(|(left, _), (right, _)| self.fairness.order(left, right))
     }
 
     /// # Panics
     /// When the indexes disagree.
     pub(crate) fn every_index_names_the_same_requests(&self) {
-        let of_models: usize = self.models.values().map(BTreeMap::len).sum();
-        assert_eq!(of_models, self.order.len());
-        assert_eq!(self.heads.len(), self.models.len());
-        for (model, requests) in &self.models {
-            let (head, _) = requests.first_key_value().expect("no model's queue is empty");
-            assert_eq!(self.heads.get(head), Some(model));
-            assert!(
-                requests
-                    .iter()
-                    .all(|(rank, request)| self.order.get(rank) == Some(request))
+        let mut waiting: BTreeMap<&Line, usize> = BTreeMap::new();
+        let mut total = 0;
+        for (model, of_model) in &self.models {
+            assert!(!of_model.lines.is_empty(), "{model} has lines");
+            assert_eq!(
+                of_model.count,
+                of_model.lines.values().map(BTreeMap::len).sum::<usize>()
             );
+            total += of_model.count;
+            for (line, requests) in &of_model.lines {
+                assert!(!requests.is_empty(), "no line is empty");
+                *waiting.entry(line).or_default() += requests.len();
+            }
         }
-        let interactive = self.order.keys().filter(|rank| rank.class == Class::Interactive);
-        assert_eq!(interactive.count(), self.interactive_count);
+        assert_eq!(total, self.order.len());
+        self.fairness.counts_are(&waiting);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use flotilla_protocol::Moment;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::input::StreamSequence;
-    use crate::policy;
-
-    fn rank(class: Class, sequence: u64) -> Rank {
-        policy::rank(class, Moment::default(), Duration::ZERO, StreamSequence(sequence))
-    }
-
-    fn model(index: u64) -> ModelName {
-        ModelName::new(format!("m{}", index % 3)).unwrap()
-    }
-
-    fn request(sequence: u64) -> RequestId {
-        RequestId::from_random(sequence.into())
-    }
-
-    #[test]
-    fn places_beyond_the_limit_are_not_told() {
-        let mut queue = Queue::default();
-        for sequence in 0..1002 {
-            queue.insert(rank(Class::Batch, sequence), &model(0), request(sequence));
+impl Place {
+    fn live_work_us(&self) -> i64 {
+        match self.line {
+            Line::Live { .. } => self.work_us,
+            Line::GivenUp | Line::Late => 0,
         }
-        assert_eq!(queue.position(rank(Class::Batch, 999)), Some(999));
-        assert_eq!(queue.position(rank(Class::Batch, 1000)), None);
-        assert_eq!(queue.position(rank(Class::Batch, 1001)), None);
     }
 
-    proptest! {
-        #[test]
-        fn the_queue_agrees_with_a_sorted_list(steps in proptest::collection::vec((0_u64..20, any::<bool>()), 1..80)) {
-            let mut queue = Queue::default();
-            let mut list: Vec<(Rank, u64)> = Vec::new();
-            for (sequence, interactive) in steps {
-                let class = if interactive { Class::Interactive } else { Class::Batch };
-                if let Some(index) = list.iter().position(|(_, known)| *known == sequence) {
-                    let (rank, _) = list.remove(index);
-                    queue.remove(rank, &model(sequence));
-                } else {
-                    list.push((rank(class, sequence), sequence));
-                    queue.insert(rank(class, sequence), &model(sequence), request(sequence));
-                }
-                list.sort();
-                queue.every_index_names_the_same_requests();
-                for (position, (rank, _)) in list.iter().enumerate() {
-                    prop_assert_eq!(queue.position(*rank), Some(position as u64));
-                }
-                let mut heads = Vec::new();
-                while let Some((rank, ..)) = queue.head_after(heads.last().copied()) {
-                    heads.push(rank);
-                }
-                let mut seen = std::collections::BTreeSet::new();
-                let expected: Vec<Rank> =
-                    list.iter().filter(|(_, sequence)| seen.insert(sequence % 3)).map(|(rank, _)| *rank).collect();
-                prop_assert_eq!(heads, expected);
-            }
+    fn rank(&self) -> Rank {
+        let lateness = match self.line {
+            Line::Live { .. } => 0,
+            Line::GivenUp => 1,
+            Line::Late => 2,
+        };
+        Rank {
+            lateness,
+            class: self.class,
+            urgency: self.urgency,
         }
     }
 }

@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::{Attempt, Class, Encoding, ModelName, Moment, RequestId, Strikes, WorkerId};
+use flotilla_protocol::{Attempt, Class, Encoding, ModelName, Moment, RequestId, Strikes, Tenant, WorkerId};
 
-use crate::input::{Arrival, StreamSequence};
-use crate::policy::{self, Rank};
+use crate::dispatch::Dispatch;
+use crate::input::{Arrival, PromptCount, StreamSequence};
+use crate::micros::Micros;
+use crate::models::Kind;
+use crate::price::{Asked, Price};
+use crate::queue::{Line, Place};
 
 /// Longest reason of one strike, in characters.
 const REASON_CHARS_MAX: usize = 256;
@@ -29,6 +33,7 @@ pub(crate) enum Held {
     /// It waits for a worker.
     Queued {
         job: Box<Job>,
+        place: Place,
         told_position: Option<u64>,
     },
     /// It is on a worker.
@@ -49,6 +54,8 @@ pub(crate) struct Run {
     pub(crate) known_at_seq: Option<u64>,
     /// When the worker was last told that the request is cancelled.
     pub(crate) cancel_told: Option<Moment>,
+    /// How it was decided, when we did.
+    pub(crate) dispatch: Option<Dispatch>,
 }
 
 /// What is known of a request until it ends.
@@ -60,8 +67,18 @@ pub(crate) struct Job {
     pub(crate) model: ModelName,
     pub(crate) encoding: Encoding,
     pub(crate) body: Bytes,
-    pub(crate) prompt_tokens: u32,
-    pub(crate) rank: Rank,
+    pub(crate) tenant: Option<Tenant>,
+    /// What profiles are asked; never changes.
+    pub(crate) asked: Asked,
+    pub(crate) output_tokens_max: u32,
+    pub(crate) prompt_count: PromptCount,
+    /// What it takes on each kind of device.
+    pub(crate) prices: Vec<(Kind, Price)>,
+    pub(crate) outlook: Outlook,
+    /// When it was first found that there is no room for it.
+    pub(crate) blocked_since: Option<Moment>,
+    pub(crate) published: Micros,
+    pub(crate) sequence: StreamSequence,
     pub(crate) deadline: Option<Moment>,
     arrived: Moment,
     age_at_arrival: Duration,
@@ -74,6 +91,17 @@ pub(crate) struct Job {
     pub(crate) verdict: Option<Verdict>,
     /// The worker that it has just come back from.
     pub(crate) avoid: Option<WorkerId>,
+}
+
+/// Whether a request can meet its target, as far as that was found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// It can, or has none.
+    Hopeful,
+    /// It was given up so that more of the others can.
+    GivenUp,
+    /// It cannot.
+    Late,
 }
 
 /// Why a request must end as soon as no worker runs it.
@@ -95,9 +123,17 @@ pub(crate) enum StrikeReason {
 }
 
 impl Job {
-    pub(crate) fn new(now: Moment, arrival: Arrival) -> Self {
+    pub(crate) fn new(now: Moment, arrival: Arrival, asked: Asked) -> Self {
         Self {
-            rank: policy::rank(arrival.class, now, arrival.age, arrival.sequence),
+            tenant: arrival.tenant,
+            asked,
+            output_tokens_max: arrival.output_tokens_max,
+            prompt_count: arrival.prompt_count,
+            prices: Vec::new(),
+            outlook: Outlook::Hopeful,
+            blocked_since: None,
+            published: Micros::from(now) - arrival.age,
+            sequence: arrival.sequence,
             deadline: arrival.deadline_in.map(|left| now + left),
             request: arrival.request,
             sequences: vec![arrival.sequence],
@@ -105,7 +141,6 @@ impl Job {
             model: arrival.model,
             encoding: arrival.encoding,
             body: arrival.body,
-            prompt_tokens: arrival.prompt_tokens,
             arrived: now,
             age_at_arrival: arrival.age,
             used: Attempt(0),
@@ -115,6 +150,31 @@ impl Job {
             verdict: None,
             avoid: None,
         }
+    }
+
+    /// What it takes on a kind of device, when it was priced for it.
+    pub(crate) fn price(&self, kind: Kind) -> Option<&Price> {
+        let priced = self.prices.iter().find(|(priced, _)| *priced == kind);
+        priced.map(|(_, price)| price)
+    }
+
+    /// Where it waits while it can be in time.
+    pub(crate) fn line(&self) -> Line {
+        Line::Live {
+            class: self.class,
+            tenant: self.tenant.clone(),
+        }
+    }
+
+    /// Device time that it needs at least.
+    pub(crate) fn least_work(&self) -> Duration {
+        let work = self.prices.iter().map(|(_, price)| price.work);
+        work.min().unwrap_or_default()
+    }
+
+    /// Tokens of keys and values that it may come to need.
+    pub(crate) fn kv_tokens(&self) -> u64 {
+        u64::from(self.asked.prompt_tokens) + u64::from(self.output_tokens_max)
     }
 
     /// Time since the publish.

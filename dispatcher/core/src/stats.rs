@@ -47,6 +47,22 @@ pub struct Stats {
     pub deadlines_passed: u64,
     /// Requests ended because no worker can load their model.
     pub unloadable: u64,
+    /// Requests that no worker can serve in time any more, when that was found.
+    pub late: u64,
+    /// Requests given up so that more of the others are in time.
+    pub given_up: u64,
+    /// Assignments to a worker that has to load the model first.
+    pub assigned_cold: u64,
+    /// Models named as victims with these.
+    pub victims: u64,
+    /// Devices kept for a request that fits nowhere.
+    pub reservations: u64,
+    /// Workers asked to prefetch a model.
+    pub prefetches: u64,
+    /// Times that waiting requests were priced anew.
+    pub repricings: u64,
+    /// Prompts whose tokens were estimated.
+    pub prompts_estimated: u64,
     /// Journals read.
     pub journal_reads: u64,
     /// Messages acknowledged.

@@ -15,6 +15,8 @@ pub(crate) enum Timer {
     ExclusionEnds(ModelName, WorkerId),
     /// The waiting request is too late.
     Deadline(RequestId),
+    /// What depends on time alone is decided again.
+    Review,
     /// Those that were queued a moment ago and still wait hear of their places.
     Newcomers,
     /// The waiting requests hear of their places.

@@ -5,7 +5,7 @@ use flotilla_protocol::{Attempt, Encoding, Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
 use crate::action::Action;
-use crate::input::{Admission, Arrival, JournalState, Origin, StreamSequence};
+use crate::input::{Admission, Arrival, JournalState, Origin, PromptCount, StreamSequence};
 use crate::request::{Held, Job, StrikeReason, Verdict};
 
 /// Whether a message is new to us.
@@ -25,7 +25,10 @@ impl Dispatcher {
             Novelty::First => {}
         }
         let origin = arrival.origin;
-        let mut job = Box::new(Job::new(now, arrival));
+        let asked = self.ask(now, &arrival);
+        self.models.note_demand(now, &arrival.model);
+        self.stats.prompts_estimated += u64::from(arrival.prompt_count == PromptCount::Estimated);
+        let mut job = Box::new(Job::new(now, arrival, asked));
         if self.cancelled.contains(now, &job.request) {
             job.verdict = Some(Verdict::Cancelled);
         }

@@ -56,6 +56,7 @@ impl Dispatcher {
     /// terminal journal is terminal whoever tells.
     pub fn handle_done(&mut self, now: Moment, done: Done) {
         self.fleet.ended(&done);
+        self.open(&done.worker);
         let current = match self.held.get(&done.request) {
             Some(Held::Assigned(run)) => {
                 run.worker == done.worker
@@ -69,6 +70,9 @@ impl Dispatcher {
         };
         if !current {
             return self.settle(now);
+        }
+        if done.end == AttemptEnd::Terminal {
+            self.learn_from_end(now, &done);
         }
         let Some(mut job) = self.take(&done.request) else {
             return;
@@ -117,7 +121,8 @@ impl Dispatcher {
         self.stats.adopted += 1;
         let request = job.request.clone();
         job.used = job.used.max(attempt);
-        self.fleet.book(worker, &request, Sight::Listed);
+        let booking = self.adopted(now, &mut job, worker);
+        self.fleet.book(worker, &request, booking, Sight::Listed);
         let run = Run {
             job,
             worker: worker.clone(),
@@ -125,6 +130,7 @@ impl Dispatcher {
             attempt,
             known_at_seq: Some(seq),
             cancel_told: None,
+            dispatch: None,
         };
         self.put(request.clone(), Held::Assigned(run));
         self.tell_cancelled(now, &request);
@@ -200,6 +206,7 @@ impl Dispatcher {
         }
         let retry_in = retry_in.max(EXCLUDED_FOR_MIN);
         self.exclusions.insert(model, worker, reason);
+        self.touch(model);
         self.timers.set(
             Timer::ExclusionEnds(model.clone(), worker.clone()),
             now + retry_in,

@@ -37,6 +37,7 @@ impl Dispatcher {
         for request in self.queue.requests_of(model) {
             self.condemn(now, &request, Verdict::ModelRemoved);
         }
+        self.models.remove(model);
         let jobs = self.held.values_mut().filter_map(Held::job_mut);
         for job in jobs.filter(|job| job.model == *model) {
             job.verdict.get_or_insert(Verdict::ModelRemoved);

@@ -6,7 +6,8 @@ use flotilla_protocol::{ModelName, Moment, RequestId};
 use super::Dispatcher;
 use crate::action::Action;
 use crate::input::StreamSequence;
-use crate::request::{Held, Job, Verdict, failure};
+use crate::queue::Line;
+use crate::request::{Held, Job, Outlook, Verdict, failure};
 use crate::timers::Timer;
 
 /// How many workers a `model_unloadable` names.
@@ -28,7 +29,7 @@ impl Dispatcher {
     }
 
     /// Lets a request wait for a worker, unless there is a reason to end it.
-    pub(super) fn enqueue(&mut self, now: Moment, job: Box<Job>) {
+    pub(super) fn enqueue(&mut self, now: Moment, mut job: Box<Job>) {
         if let Some(verdict) = job.verdict {
             self.carry_out(now, job, verdict);
         } else if job.strikes >= self.settings.strikes_max {
@@ -40,13 +41,27 @@ impl Dispatcher {
             self.end(job, Event::failed(error));
         } else {
             let request = job.request.clone();
-            self.queue.insert(job.rank, &job.model, request.clone());
+            self.price(&mut job);
+            let place = self.place_of(now, &job);
+            if place.line == Line::Late && job.outlook != Outlook::Late {
+                job.outlook = Outlook::Late;
+                self.stats.late += 1;
+            }
+            self.queue.insert(&job.model, &place, request.clone());
+            if !self.stuck.contains(&job.model) {
+                self.touch(&job.model);
+            }
             if let Some(deadline) = job.deadline {
                 self.timers.set(Timer::Deadline(request.clone()), deadline);
             }
-            self.newly_queued.push(request.clone());
+            self.newly_queued = true;
             let told_position = None;
-            self.put(request, Held::Queued { job, told_position });
+            let queued = Held::Queued {
+                job,
+                place,
+                told_position,
+            };
+            self.put(request, queued);
         }
     }
 
@@ -107,7 +122,7 @@ impl Dispatcher {
                 self.stats.cancelled += 1;
                 Event::Finished(Finished {
                     finish_reason: FinishReason::Cancelled,
-                    usage: Usage::new(job.prompt_tokens, 0),
+                    usage: Usage::new(job.asked.prompt_tokens, 0),
                     timings: Timings {
                         queued_ms: job.age(now).as_secs_f64() * 1e3,
                         ..Timings::default()

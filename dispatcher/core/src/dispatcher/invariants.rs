@@ -2,8 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use flotilla_protocol::fleet::ModelState;
+
 use super::Dispatcher;
-use crate::request::Held;
+use super::placement::aim;
+use crate::policy::Aim;
+use crate::queue::Line;
+use crate::request::{Held, Outlook};
 use crate::timers::Timer;
 
 impl Dispatcher {
@@ -14,13 +19,17 @@ impl Dispatcher {
     pub fn check_invariants(&self) {
         self.queue.every_index_names_the_same_requests();
         self.fleet.the_roomy_are_those_with_free_slots();
+        self.fleet.the_holders_are_those_that_have_or_were_given();
+        self.fleet.shares_add_up_and_are_never_given_twice();
         self.every_message_stands_for_a_held_request();
         self.who_waits_is_in_the_queue_and_who_does_not_is_not();
         self.who_is_assigned_is_booked_on_one_worker();
         self.who_awaits_a_worker_is_found_by_it();
         self.attempts_that_are_over_were_used();
         self.only_the_waiting_have_a_deadline_timer();
-        self.no_request_waits_while_a_worker_could_take_it();
+        self.who_waits_stands_where_its_prices_say();
+        self.devices_are_kept_for_those_who_wait();
+        self.no_request_waits_while_an_idle_device_could_take_it();
     }
 
     fn every_message_stands_for_a_held_request(&self) {
@@ -42,7 +51,7 @@ impl Dispatcher {
             .iter()
             .filter(|(_, held)| matches!(held, Held::Queued { .. }));
         let queued: BTreeSet<_> = queued.map(|(request, _)| request).collect();
-        let waiting: BTreeSet<_> = self.queue.iter().map(|(_, request)| request).collect();
+        let waiting: BTreeSet<_> = self.queue.iter().collect();
         assert_eq!(queued, waiting);
     }
 
@@ -105,22 +114,53 @@ impl Dispatcher {
         }
     }
 
-    fn no_request_waits_while_a_worker_could_take_it(&self) {
+    fn who_waits_stands_where_its_prices_say(&self) {
+        for held in self.held.values() {
+            let Held::Queued { job, place, .. } = held else {
+                continue;
+            };
+            let kinds = job.prices.iter().map(|(kind, _)| kind);
+            assert!(
+                kinds.eq(self.priced_kinds.iter()),
+                "{} was priced for others",
+                job.request
+            );
+            let is_late = place.line == Line::Late;
+            assert_eq!(is_late, job.outlook == Outlook::Late, "{}", job.request);
+        }
+    }
+
+    fn devices_are_kept_for_those_who_wait(&self) {
+        for request in &self.reserved {
+            assert!(matches!(self.held.get(request), Some(Held::Queued { .. })));
+        }
+        assert!(self.fleet.reserved_count() <= self.reserved.len());
+    }
+
+    /// Who has a target may wait for a device that meets it; everybody else takes what is idle: a device that has the
+    /// model, or for a model that nobody has one without any.
+    fn no_request_waits_while_an_idle_device_could_take_it(&self) {
         if self.deposed {
             return;
         }
-        for (_, request) in self.queue.iter() {
-            let job = self
-                .held
-                .get(request)
-                .and_then(Held::job)
-                .expect("who waits is held");
-            let excluded = self.exclusions.of(&job.model);
-            let idle = self
-                .fleet
-                .roomy()
-                .find(|(id, _)| !excluded.is_some_and(|ids| ids.contains_key(*id)));
-            assert!(idle.is_none(), "{request} waits while {idle:?} has room");
+        for model in self.queue.models() {
+            let next = self.queue.next_of(model, 1);
+            let job = self.waiting(&next[0]);
+            if aim(job) == Aim::Target {
+                continue;
+            }
+            let excluded = self.exclusions.of(model);
+            let roomy = self.fleet.roomy();
+            let mut others = roomy.filter(|(id, _)| !excluded.is_some_and(|ids| ids.contains_key(*id)));
+            let idle = others.find(|(_, worker)| {
+                let device = &worker.devices[worker.device_for(model)];
+                let is_ready = worker
+                    .model(model)
+                    .is_some_and(|report| report.state == ModelState::Ready);
+                let is_empty = worker.residents().count() == 0 && !self.fleet.has_holder(model);
+                device.is_idle() && device.is_open_to(&job.request) && (is_ready || is_empty)
+            });
+            assert!(idle.is_none(), "{} waits while {idle:?} is idle", job.request);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::timers::Timer;
 impl Dispatcher {
     /// Sees to it that those who were queued hear of their places, now and again.
     pub(super) fn schedule_news(&mut self, now: Moment) {
-        if !self.newly_queued.is_empty() && !self.timers.is_set(&Timer::Newcomers) {
+        if self.newly_queued && !self.timers.is_set(&Timer::Newcomers) {
             self.timers.set(Timer::Newcomers, now + NEWS_AFTER);
         }
         if self.queue.is_empty() {
@@ -27,31 +27,33 @@ impl Dispatcher {
 
     /// Tells those who were queued a moment ago and still wait.
     pub(super) fn tell_newcomers(&mut self) {
-        for request in std::mem::take(&mut self.newly_queued) {
-            let Some(Held::Queued { job, .. }) = self.held.get(&request) else {
-                continue;
-            };
-            if let Some(position) = self.queue.position(job.rank) {
-                self.tell_position(&request, position);
-            }
-        }
+        self.newly_queued = false;
+        self.tell_those(|told_position| told_position.is_none());
     }
 
     /// Tells those whose place has changed.
     pub(super) fn tell_positions(&mut self) {
-        let first: Vec<RequestId> = self
-            .queue
-            .iter()
-            .take(POSITION_COUNT_MAX)
-            .map(|(_, request)| request.clone())
-            .collect();
-        for (position, request) in (0_u64..).zip(&first) {
-            self.tell_position(request, position);
+        self.tell_those(|_| true);
+    }
+
+    /// Tells those of the first in the queue whom `whom` picks by the place that they were told last.
+    fn tell_those(&mut self, whom: fn(Option<u64>) -> bool) {
+        let first = (0_u64..).zip(self.queue.iter().take(POSITION_COUNT_MAX));
+        let picked = first.filter(|(_, request)| match self.held.get(*request) {
+            Some(Held::Queued { told_position, .. }) => whom(*told_position),
+            _ => false,
+        });
+        let picked: Vec<(u64, RequestId)> = picked.map(|(at, request)| (at, request.clone())).collect();
+        for (position, request) in &picked {
+            self.tell_position(request, *position);
         }
     }
 
     fn tell_position(&mut self, request: &RequestId, position: u64) {
-        let Some(Held::Queued { job, told_position }) = self.held.get_mut(request) else {
+        let Some(Held::Queued {
+            job, told_position, ..
+        }) = self.held.get_mut(request)
+        else {
             return;
         };
         if *told_position != Some(position) {

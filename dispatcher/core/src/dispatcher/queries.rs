@@ -22,12 +22,12 @@ impl Dispatcher {
         let jobs = self
             .queue
             .iter()
-            .filter_map(|(_, request)| self.held.get(request)?.job());
+            .filter_map(|request| self.held.get(request)?.job());
         jobs.map(move |job| QueuedRequest {
             request: job.request.clone(),
             class: job.class,
             model: job.model.clone(),
-            prompt_tokens: job.prompt_tokens,
+            prompt_tokens: job.asked.prompt_tokens,
             age_ms: age_ms(job, now),
             attempts: job.used.0,
         })

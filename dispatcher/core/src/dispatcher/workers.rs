@@ -36,7 +36,9 @@ impl Dispatcher {
             }
         }
         let worker = report.worker.clone();
-        self.fleet.install(now, report);
+        self.fleet.install(now, report, self.unknown_kind);
+        self.learn_from_report(&worker);
+        self.price_new_kinds(now);
         self.timers.set(
             Timer::WorkerLost(worker.clone()),
             now + self.settings.worker_lost_after,
@@ -45,6 +47,8 @@ impl Dispatcher {
         self.learn_runs(now, &worker);
         self.adopt_listed(now, &worker);
         self.release_awaiting(now, &worker);
+        self.follow_bookings(now, &worker);
+        self.open(&worker);
         self.settle(now);
     }
 

@@ -134,11 +134,11 @@ type Counter = fn(&Stats) -> u64;
 /// A simulation that never reaches a rule proves nothing of it.
 #[test]
 fn the_simulated_faults_reach_every_rule() {
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[9; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let steps = prop::collection::vec(any_step(), 300);
     let mut reached: Vec<Stats> = Vec::new();
-    for _ in 0..150 {
+    for _ in 0..250 {
         let tree = steps.new_tree(&mut runner).unwrap();
         reached.extend(run(&[1, 2, 3], &tree.current()).stats());
     }

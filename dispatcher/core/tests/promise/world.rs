@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_dispatcher_core::{
-    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, Settings, Stats,
-    StreamSequence,
+    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, PolicySettings, PromptCount,
+    Settings, Stats, StreamSequence,
 };
 use flotilla_protocol::assignment::{AssignReply, Assignment, Done};
 use flotilla_protocol::event::{ErrorCode, RequestError};
@@ -461,6 +461,10 @@ impl World {
                 encoding: Encoding::Json,
                 body: Bytes::from_static(b"{}"),
                 prompt_tokens: 1,
+                prompt_count: PromptCount::Counted,
+                output_tokens_max: 8,
+                tenant: None,
+                slo: None,
                 age: Duration::from_millis(age_ms),
                 deadline_in: message
                     .deadline_ms
@@ -536,6 +540,7 @@ impl World {
                     let worker = self.index_of_worker(&worker);
                     self.network.push(Packet::Cancel { worker, request });
                 }
+                Action::Prefetch { .. } => {}
                 Action::Progress { progress, .. } => assert!(progress.position.is_some()),
                 Action::StepDown { .. } => panic!("no newer leader exists"),
             }
@@ -566,6 +571,7 @@ fn settings(term: u64) -> Settings {
         held_max: 64,
         workers_max: 16,
         progress_interval: Duration::from_secs(1),
+        policy: PolicySettings::default(),
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_dispatcher_core::{
-    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, Settings, StreamSequence,
+    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, PolicySettings, PromptCount,
+    Settings, StreamSequence,
 };
 use flotilla_protocol::assignment::{AssignReply, Assignment, AttemptEnd, Done, Refusal};
 use flotilla_protocol::event::Event;
@@ -37,6 +38,10 @@ pub fn arrival(id: &str, sequence: u64) -> Arrival {
         encoding: Encoding::Json,
         body: Bytes::from_static(b"{}"),
         prompt_tokens: 5,
+        prompt_count: PromptCount::Counted,
+        output_tokens_max: 16,
+        tenant: None,
+        slo: None,
         age: Duration::ZERO,
         deadline_in: None,
         origin: Origin::Fresh,
@@ -115,6 +120,7 @@ impl Bench {
             held_max: 2000,
             workers_max: 4,
             progress_interval: Duration::from_secs(1),
+            policy: PolicySettings::default(),
         };
         let now = Moment::after_origin(Duration::from_secs(100));
         Self {
@@ -244,7 +250,7 @@ fn tell(action: &Action) -> Option<String> {
             format!("ack {request}: {}", sequences.join(" "))
         }
         Action::CancelOnWorker { worker, request } => format!("cancel {request} on {worker}"),
-        Action::Progress { .. } => return None,
+        Action::Prefetch { .. } | Action::Progress { .. } => return None,
         Action::StepDown { seen } => format!("step down: epoch {seen} was seen"),
     })
 }

@@ -137,8 +137,8 @@ fn a_worker_that_has_not_reported_in_this_term_is_awaited_and_then_lost() {
 #[test]
 fn an_assignment_without_an_answer_goes_elsewhere_without_a_strike() {
     let mut bench = Bench::new();
-    bench.report(report("v", 1, 1, &[]));
-    bench.report(report("w", 1, 2, &[]));
+    bench.report(with_model(report("v", 1, 1, &[]), "m", ModelState::Ready));
+    bench.report(with_model(report("w", 1, 2, &[]), "m", ModelState::Ready));
     bench.arrive("a", 1);
     assert_eq!(bench.actions(), ["assign a to w: attempt 1, 0 strikes"]);
     bench.outcome("w", "a", 1, AssignOutcome::NoAnswer);
@@ -148,7 +148,7 @@ fn an_assignment_without_an_answer_goes_elsewhere_without_a_strike() {
         bench.actions().is_empty(),
         "a worker that does not answer gets nothing until it reports"
     );
-    bench.report(report("w", 2, 1, &[]));
+    bench.report(with_model(report("w", 2, 1, &[]), "m", ModelState::Ready));
     assert_eq!(bench.actions(), ["assign b to w: attempt 1, 0 strikes"]);
 }
 

@@ -1,0 +1,128 @@
+//! What is decided again because time has passed: who is given up, what becomes worth a copy or free to be swapped,
+//! which models are to be prefetched.
+
+use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
+
+use super::Dispatcher;
+use crate::action::Action;
+use crate::fleet::{Fleet, Worker};
+use crate::micros::Micros;
+use crate::request::{Held, Outlook};
+use crate::timers::Timer;
+use crate::triage::{TriageJob, given_up};
+
+impl Dispatcher {
+    /// Sees to it that there is a review while somebody waits.
+    pub(super) fn schedule_review(&mut self, now: Moment) {
+        if self.queue.is_empty() {
+            self.timers.clear(&Timer::Review);
+        } else if !self.timers.is_set(&Timer::Review) {
+            self.timers
+                .set(Timer::Review, now + self.settings.policy.review_interval);
+        }
+    }
+
+    /// Looks at the next models in turn.
+    pub(super) fn review(&mut self, now: Moment) {
+        let count = self
+            .queue
+            .model_count()
+            .min(self.settings.policy.review_models_max);
+        for _ in 0..count {
+            let after = self.reviewed.as_ref();
+            let next = self
+                .queue
+                .model_after(after)
+                .or_else(|| self.queue.model_after(None));
+            let Some(model) = next.cloned() else { break };
+            self.triage(now, &model);
+            self.prefetch(now, &model);
+            self.touch(&model);
+            self.reviewed = Some(model);
+        }
+    }
+
+    /// Gives up the requests of a model without which more of the others are in time, and takes back those for which
+    /// there is room again. Each line is judged by its part of what the model's holders can do.
+    fn triage(&mut self, now: Moment, model: &ModelName) {
+        if !self.fleet.has_holder(model) {
+            return;
+        }
+        for request in self.queue.given_up_of(model) {
+            self.set_outlook(now, &request, Outlook::Hopeful);
+        }
+        let capacity = self.capacity_for(model);
+        for (part, requests) in self.queue.lines_to_triage(model) {
+            if requests.len() < 2 {
+                continue;
+            }
+            let jobs: Vec<TriageJob> = requests.iter().map(|request| self.triage_job(request)).collect();
+            for index in given_up(Micros::from(now), capacity * part, &jobs) {
+                self.stats.given_up += 1;
+                self.set_outlook(now, &requests[index], Outlook::GivenUp);
+            }
+        }
+    }
+
+    fn triage_job(&self, request: &RequestId) -> TriageJob {
+        match self.held.get(request) {
+            Some(Held::Queued { job, place, .. }) => TriageJob {
+                // Who has no target is never given up: it can always start in time.
+                latest_start: match job.asked.target {
+                    Some(_) => place.urgency.at,
+                    None => Micros::NEVER,
+                },
+                work: job.least_work(),
+            },
+            _ => unreachable!("who stands in the queue waits"),
+        }
+    }
+
+    /// Device-seconds a second that a model's holders have for it: each device without what other models have booked.
+    fn capacity_for(&self, model: &ModelName) -> f64 {
+        let holders = self.fleet.holders(model);
+        let devices = holders.map(|(_, worker)| {
+            let device = worker.device_for(model);
+            let others = worker
+                .bookings()
+                .filter(|(_, it)| it.device == device && it.model != *model);
+            1.0 - others.map(|(_, it)| it.share.fraction()).sum::<f64>().min(1.0)
+        });
+        devices.sum::<f64>().max(CAPACITY_MIN)
+    }
+
+    /// Asks a worker to bring a model nearer that waits and that nobody has.
+    fn prefetch(&mut self, now: Moment, model: &ModelName) {
+        if self.fleet.has_holder(model) {
+            return;
+        }
+        let asked = self.prefetched.get(model);
+        let repeat = self.settings.policy.prefetch_repeat;
+        if asked.is_some_and(|asked| now.since(*asked) < repeat) {
+            return;
+        }
+        let Some(worker) = least_loaded(&self.fleet, model) else {
+            return;
+        };
+        if self.prefetched.len() >= PREFETCHED_COUNT_MAX {
+            self.prefetched.retain(|_, asked| now.since(*asked) < repeat);
+        }
+        self.prefetched.insert(model.clone(), now);
+        self.stats.prefetches += 1;
+        let model = model.clone();
+        self.push(Action::Prefetch { worker, model });
+    }
+}
+
+/// The worker that will most likely load a model: that which has had it before, then the one with least to do.
+fn least_loaded(fleet: &Fleet, model: &ModelName) -> Option<WorkerId> {
+    let load = |worker: &Worker| worker.devices.iter().map(|device| device.load).min();
+    let workers = fleet.iter().filter(|(_, worker)| worker.takes_work());
+    let least = workers.min_by_key(|(id, worker)| (!worker.has_loaded(model), load(worker), *id));
+    least.map(|(id, _)| id.clone())
+}
+
+/// Capacity of a model whose holders are booked by others: not nothing, as their requests end.
+const CAPACITY_MIN: f64 = 0.01;
+/// Models that are remembered as asked to be prefetched; more than wait for a load at once.
+const PREFETCHED_COUNT_MAX: usize = 1024;

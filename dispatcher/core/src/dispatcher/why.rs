@@ -1,0 +1,234 @@
+//! Why a request stands where it stands.
+
+use std::time::Duration;
+
+use flotilla_protocol::admin::{
+    Decision, Explanation, ProfileStatus, Standing, WHY_CANDIDATE_COUNT_MAX, WhyCandidate,
+};
+use flotilla_protocol::fleet::WorkerState;
+use flotilla_protocol::{Moment, RequestId, WorkerId};
+
+use super::Dispatcher;
+use crate::dispatch::Dispatch;
+use crate::fleet::Worker;
+use crate::micros::Micros;
+use crate::policy::{Candidate, Readiness, Room};
+use crate::queue::Line;
+use crate::request::{Held, Job};
+
+impl Dispatcher {
+    /// Where a request stands, what it waits for, and what each device would make of it. `None` when it is not held.
+    #[must_use]
+    pub fn why(&self, now: Moment, request: &RequestId) -> Option<Explanation> {
+        let held = self.held.get(request)?;
+        let (standing, candidates) = match held {
+            Held::Reading(_) | Held::Awaiting { .. } => (Standing::Checking, Vec::new()),
+            Held::Queued { job, place, .. } => {
+                let candidates = self.explain_candidates(now, job);
+                let is_late = matches!(place.line, Line::GivenUp | Line::Late);
+                let standing = Standing::Queued {
+                    line: line_name(&place.line).to_owned(),
+                    slack_ms: job
+                        .asked
+                        .target
+                        .filter(|_| !is_late)
+                        .map(|_| place.urgency.at.since(Micros::from(now)) / 1000),
+                    reserved: self.reserved.contains(request),
+                    waits_for: waits_for(&candidates).to_owned(),
+                };
+                (standing, candidates)
+            }
+            Held::Assigned(run) => {
+                let decision = run.dispatch.as_ref().map(|dispatch| self.decision(dispatch));
+                let standing = Standing::Assigned {
+                    worker: run.worker.clone(),
+                    attempt: run.attempt,
+                    decision,
+                };
+                (standing, Vec::new())
+            }
+            Held::Ending { .. } => (Standing::Ending, Vec::new()),
+        };
+        let job = held.job()?;
+        let target = job.asked.target;
+        let prediction = job.asked.prediction;
+        let ends_within = target.and_then(|it| it.end_within(job.asked.prompt_tokens, prediction.high));
+        Some(Explanation {
+            model: job.model.clone(),
+            class: job.class,
+            tenant: job.tenant.clone(),
+            age_ms: milliseconds(job.age(now)),
+            prompt_tokens: job.asked.prompt_tokens,
+            prompt_estimated: job.prompt_count == crate::input::PromptCount::Estimated,
+            output_tokens: (prediction.low, prediction.high),
+            target_ms: ends_within.map(milliseconds),
+            standing,
+            candidates_total: u32::try_from(candidates.len()).unwrap_or(u32::MAX),
+            candidates: candidates.into_iter().take(WHY_CANDIDATE_COUNT_MAX).collect(),
+        })
+    }
+
+    /// The profiles in use, with what was learnt about them.
+    pub fn profiles(&self) -> impl Iterator<Item = ProfileStatus> {
+        self.models.iter().flat_map(|(name, model)| {
+            model.profiles().map(|(kind, profiled)| ProfileStatus {
+                model: name.clone(),
+                device_kind: self.models.kind_name(kind).to_owned(),
+                source: profiled.profile.source(),
+                correction: profiled.correction.factor(),
+                samples: profiled.correction.samples(),
+                is_drifting: profiled.correction.drift().is_alarming,
+                extrapolated: profiled.extrapolated,
+            })
+        })
+    }
+
+    /// Every worker's word on a waiting request, those that were considered first.
+    fn explain_candidates(&self, now: Moment, job: &Job) -> Vec<WhyCandidate> {
+        let mut considered = self.candidates(now, job, &[]);
+        considered.sort_by(|left, right| {
+            let order = |it: &Candidate<'_>| (it.room != Room::Now, it.ends_in);
+            order(left).cmp(&order(right))
+        });
+        let mut explained: Vec<_> = considered.iter().map(|it| self.explain(job, it)).collect();
+        let others = self
+            .fleet
+            .iter()
+            .filter(|(id, _)| !considered.iter().any(|it| it.worker == *id));
+        explained.extend(others.map(|(id, worker)| self.explain_other(job, id, worker)));
+        explained
+    }
+
+    fn explain(&self, job: &Job, candidate: &Candidate<'_>) -> WhyCandidate {
+        let worker = self
+            .fleet
+            .worker(candidate.worker)
+            .expect("a candidate is a known worker");
+        let device = &worker.devices[candidate.device];
+        let price = job.price(device.kind);
+        WhyCandidate {
+            worker: candidate.worker.clone(),
+            device: u32::try_from(candidate.device).unwrap_or(u32::MAX),
+            device_kind: self.models.kind_name(device.kind).to_owned(),
+            profile: price.map(|price| price.source),
+            room: room_name(candidate.room).to_owned(),
+            model: readiness_name(candidate.readiness).to_owned(),
+            load: candidate.load.fraction(),
+            share: price.map_or(0.0, |price| price.share.fraction()),
+            starts_in_ms: milliseconds(candidate.starts_in),
+            ends_in_ms: milliseconds(candidate.ends_in),
+            slack_ms: slack_ms(candidate.slack_us),
+            cost: candidate.cost,
+            victims: candidate.victims.clone(),
+        }
+    }
+
+    /// A worker that was not considered.
+    fn explain_other(&self, job: &Job, id: &WorkerId, worker: &Worker) -> WhyCandidate {
+        let device_index = worker.device_for(&job.model);
+        let device = &worker.devices[device_index];
+        let price = job.price(device.kind);
+        let is_excluded = self
+            .exclusions
+            .of(&job.model)
+            .is_some_and(|ids| ids.contains_key(id));
+        let room = match worker.report.state {
+            WorkerState::Draining => "draining",
+            WorkerState::Ready if is_excluded => "excluded",
+            WorkerState::Ready if worker.free_slots() == 0 => room_name(Room::NoSlot),
+            WorkerState::Ready => room_name(Room::NoCopy),
+        };
+        let readiness = match worker.model(&job.model) {
+            Some(_) => Readiness::Loading,
+            None => Readiness::Absent,
+        };
+        WhyCandidate {
+            worker: id.clone(),
+            device: u32::try_from(device_index).unwrap_or(u32::MAX),
+            device_kind: self.models.kind_name(device.kind).to_owned(),
+            profile: price.map(|price| price.source),
+            room: room.to_owned(),
+            model: readiness_name(readiness).to_owned(),
+            load: device.load.fraction(),
+            share: price.map_or(0.0, |price| price.share.fraction()),
+            starts_in_ms: 0,
+            ends_in_ms: price.map_or(0, |price| milliseconds(price.expected)),
+            slack_ms: None,
+            cost: price.map_or(0.0, |price| price.cost_with(Duration::ZERO)),
+            victims: Vec::new(),
+        }
+    }
+
+    fn decision(&self, dispatch: &Dispatch) -> Decision {
+        Decision {
+            device_kind: self.models.kind_name(dispatch.kind).to_owned(),
+            starts_in_ms: milliseconds(dispatch.starts_in),
+            ends_in_ms: milliseconds(dispatch.ends_in),
+            slack_ms: slack_ms(dispatch.slack_us),
+            share: dispatch.share.fraction(),
+            load: dispatch.load.fraction(),
+            not_preferred: dispatch.losers.not_preferred,
+            too_late: dispatch.losers.too_late,
+            no_room: dispatch.losers.no_room,
+            no_copy: dispatch.losers.no_copy,
+        }
+    }
+}
+
+fn waits_for(candidates: &[WhyCandidate]) -> &'static str {
+    let any = |room: Room| {
+        candidates
+            .iter()
+            .any(|candidate| candidate.room == room_name(room))
+    };
+    if candidates.is_empty() {
+        "a worker"
+    } else if any(Room::Now) {
+        "a faster device, or its turn"
+    } else if any(Room::NoShare) {
+        "a share of a device that has the model"
+    } else if any(Room::NoKv) {
+        "memory for its keys and values"
+    } else if any(Room::NoSlot) {
+        "a slot"
+    } else if any(Room::Reserved) {
+        "a device that is kept for another request"
+    } else {
+        "a device that can load the model"
+    }
+}
+
+fn line_name(line: &Line) -> &'static str {
+    match line {
+        Line::Live { .. } => "in_time",
+        Line::GivenUp => "given_up",
+        Line::Late => "late",
+    }
+}
+
+fn room_name(room: Room) -> &'static str {
+    match room {
+        Room::Now => "now",
+        Room::NoShare => "no_share",
+        Room::NoSlot => "no_slot",
+        Room::NoKv => "no_kv",
+        Room::Reserved => "reserved",
+        Room::NoCopy => "no_copy",
+    }
+}
+
+fn readiness_name(readiness: Readiness) -> &'static str {
+    match readiness {
+        Readiness::Ready => "ready",
+        Readiness::Loading => "loading",
+        Readiness::Absent => "absent",
+    }
+}
+
+fn slack_ms(slack_us: i64) -> Option<i64> {
+    (slack_us != i64::MAX).then_some(slack_us / 1000)
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

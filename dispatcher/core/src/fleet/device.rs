@@ -1,0 +1,107 @@
+//! One device of a worker and what is booked on it.
+
+use std::time::Duration;
+
+use flotilla_profile::Signature;
+use flotilla_protocol::{ModelName, Moment, RequestId};
+
+use crate::models::Kind;
+use crate::share::Share;
+
+/// One device.
+#[derive(Debug, Clone)]
+pub(crate) struct Device {
+    pub(crate) kind: Kind,
+    /// Shares booked, together; above [`Share::FULL`] only by what others gave it.
+    pub(crate) load: Share,
+    /// Requests booked.
+    pub(crate) booked_count: usize,
+    /// When the first of them is expected to end.
+    pub(crate) frees_at: Option<Moment>,
+    /// The request that it is kept for: nothing else is placed here until that fits.
+    pub(crate) reserved_for: Option<RequestId>,
+}
+
+/// The capacity that one request takes. It exists from the assignment, or from the first report that lists the
+/// request, to the end of the attempt.
+#[derive(Debug, Clone)]
+pub(crate) struct Booking {
+    pub(crate) device: usize,
+    pub(crate) model: ModelName,
+    /// What was predicted.
+    pub(crate) signature: Signature,
+    /// What was booked when it came, and is never exceeded.
+    pub(crate) admitted: Share,
+    /// What is booked now; it follows what is left of the request.
+    pub(crate) share: Share,
+    /// Tokens of keys and values that it may come to need.
+    pub(crate) kv_tokens: u64,
+    /// When it is expected to end.
+    pub(crate) ends_at: Moment,
+    /// Whether its share was measured; of others the worker's slots decide how many fit.
+    pub(crate) is_measured: bool,
+    /// Who gave it to the worker.
+    pub(crate) giver: Giver,
+}
+
+/// Who gave a request to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Giver {
+    /// We did.
+    Us,
+    /// A former leader did, and we have taken it over.
+    Former,
+    /// Somebody else did, and we do not hold the request: it takes capacity for as long as it is listed.
+    Stranger,
+}
+
+impl Device {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            load: Share::NONE,
+            booked_count: 0,
+            frees_at: None,
+            reserved_for: None,
+        }
+    }
+
+    /// Whether it runs nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.booked_count == 0
+    }
+
+    /// Whether a request of this share fits: an idle device takes any.
+    pub(crate) fn has_room_for(&self, share: Share) -> bool {
+        self.is_idle() || self.load.has_room_for(share)
+    }
+
+    /// How long until the first of its requests is expected to end. One that has outlived its prediction is taken to go
+    /// on for as long as it did so far beyond it.
+    pub(crate) fn frees_in(&self, now: Moment) -> Duration {
+        let frees_at = self.frees_at.unwrap_or(now);
+        frees_at.since(now).max(now.since(frees_at))
+    }
+
+    /// Whether a request may be placed here as far as reservations go.
+    pub(crate) fn is_open_to(&self, request: &RequestId) -> bool {
+        self.reserved_for
+            .as_ref()
+            .is_none_or(|reserved| reserved == request)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.load = Share::NONE;
+        self.booked_count = 0;
+        self.frees_at = None;
+    }
+
+    pub(super) fn add(&mut self, booking: &Booking) {
+        self.load = self.load + booking.share;
+        self.booked_count += 1;
+        self.frees_at = Some(
+            self.frees_at
+                .map_or(booking.ends_at, |at| at.min(booking.ends_at)),
+        );
+    }
+}

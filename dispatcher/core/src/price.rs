@@ -1,0 +1,92 @@
+//! What a request takes and costs on a device kind: fixed when it is queued, so that its place, its admission and its
+//! booking are all decided by the same numbers.
+
+use std::time::Duration;
+
+use flotilla_profile::{DeviceProfile, Reach, Signature};
+use flotilla_protocol::profile::ProfileSource;
+
+use crate::predictor::Prediction;
+use crate::share::Share;
+use crate::target::Target;
+
+/// A request as profiles see it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) prompt_tokens: u32,
+    pub(crate) prediction: Prediction,
+    pub(crate) target: Option<Target>,
+}
+
+impl Asked {
+    /// The signature that capacity is booked for.
+    pub(crate) fn signature(&self) -> Signature {
+        Signature {
+            prompt_tokens: self.prompt_tokens,
+            output_tokens: self.prediction.high,
+        }
+    }
+}
+
+/// What a request takes on one device kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Price {
+    /// Time of the whole request at saturation.
+    pub(crate) expected: Duration,
+    /// What it takes alone on an idle device, as a part of `expected`.
+    pub(crate) idle_part: f64,
+    /// Device time that it costs.
+    pub(crate) work: Duration,
+    /// Part of the device that it occupies while it runs.
+    pub(crate) share: Share,
+    /// How long after its publish it may start at the latest, in microseconds; `i64::MAX` without a target.
+    pub(crate) start_within_us: i64,
+    /// Cost of an hour of the device.
+    pub(crate) cost: f64,
+    /// Where the figures come from.
+    pub(crate) source: ProfileSource,
+    /// Whether they lie beyond what was measured.
+    pub(crate) reach: Reach,
+}
+
+impl Price {
+    /// The price of a request on devices that run as `profile` says, all times multiplied by `factor`.
+    pub(crate) fn of(profile: &DeviceProfile, factor: f64, asked: &Asked) -> Self {
+        let signature = asked.signature();
+        let e2e = profile.e2e(signature);
+        let start_within_us = asked.target.map_or(i64::MAX, |target| {
+            target.start_within_us(profile, factor, asked.prompt_tokens, asked.prediction)
+        });
+        Self {
+            expected: e2e.value.mul_f64(factor),
+            idle_part: profile.idle_speedup(signature),
+            work: profile.work(signature).mul_f64(factor),
+            share: Share::of(profile.share(signature)),
+            start_within_us,
+            cost: profile.cost(),
+            source: profile.source(),
+            reach: e2e.reach,
+        }
+    }
+
+    /// Time of the whole request on a device of which this much is booked, the request included: between the idle and
+    /// the saturated time in proportion to the load.
+    pub(crate) fn expected_at(&self, load: Share) -> Duration {
+        let load = load.fraction().min(1.0);
+        self.expected
+            .mul_f64(self.idle_part + (1.0 - self.idle_part) * load)
+    }
+
+    /// What it costs in device time times the device's price; swapping a model in costs as much as computing.
+    pub(crate) fn cost_with(&self, swap: Duration) -> f64 {
+        self.cost * (self.work + swap).as_secs_f64()
+    }
+
+    /// Whether capacity is a matter of shares. An estimated profile knows nothing of them: the worker's slots rule.
+    pub(crate) fn is_measured(&self) -> bool {
+        match self.source {
+            ProfileSource::Measured | ProfileSource::Imported => true,
+            ProfileSource::Estimated => false,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What it takes to bring a model to a worker that does not have it.
+
+use std::time::Duration;
+
+use flotilla_profile::LoadTier;
+use flotilla_protocol::fleet::{ModelReport, ModelState};
+use flotilla_protocol::{ModelName, Moment, RequestId};
+
+use crate::fleet::{Fleet, Resident, Worker};
+use crate::models::{Kind, Models};
+use crate::queue::Queue;
+use crate::settings::PolicySettings;
+
+/// A model on its way to a device.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Swap {
+    pub(crate) device: usize,
+    /// Time until it is resident.
+    pub(crate) load_time: Duration,
+    /// Time that others will lose, because their models have to come back: for each victim the chance that it is
+    /// asked for within [`REGRET_HORIZON_S`], times its load.
+    pub(crate) regret: Duration,
+    /// Models that have to go, the least wanted first.
+    pub(crate) victims: Vec<ModelName>,
+}
+
+/// What the choice of victims looks at.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) now: Moment,
+    pub(crate) settings: &'a PolicySettings,
+    pub(crate) models: &'a Models,
+    pub(crate) queue: &'a Queue,
+    pub(crate) fleet: &'a Fleet,
+}
+
+/// A model that may go.
+struct Victim<'a> {
+    model: &'a ModelName,
+    bytes: u64,
+    regret: Duration,
+    used: Moment,
+}
+
+impl Surroundings<'_> {
+    /// The cheapest way to bring a model to a worker for a request; `None` when its devices have no room and too
+    /// little that may go.
+    ///
+    /// A model may go when nobody uses it or waits for it, it is not pinned and has been there for long enough. On a
+    /// device that is kept for this request those that others wait for may go as well.
+    pub(crate) fn swap(&self, worker: &Worker, model: &ModelName, request: &RequestId) -> Option<Swap> {
+        let devices = worker.devices.iter().enumerate();
+        let open = devices.filter(|(_, device)| device.is_open_to(request));
+        let swaps = open.filter_map(|(index, device)| {
+            let is_reserved = device.reserved_for.is_some();
+            let victims = self.victims_on(worker, index, model, is_reserved)?;
+            let tier = match worker.has_loaded(model) {
+                true => LoadTier::Host,
+                false => LoadTier::Origin,
+            };
+            Some(Swap {
+                device: index,
+                load_time: self.models.load_time(model, device.kind, tier),
+                regret: victims.iter().map(|victim| victim.regret).sum(),
+                victims: victims.into_iter().map(|victim| victim.model.clone()).collect(),
+            })
+        });
+        swaps.min_by_key(|swap| (swap.load_time + swap.regret, swap.device))
+    }
+
+    /// The least wanted models whose going makes room on a device. None when there is room, and when there never can
+    /// be: then the worker says so.
+    fn victims_on<'a>(
+        &self,
+        worker: &'a Worker,
+        device: usize,
+        model: &ModelName,
+        is_reserved: bool,
+    ) -> Option<Vec<Victim<'a>>> {
+        let Some(ledger) = worker.report.devices.get(device) else {
+            return Some(Vec::new());
+        };
+        let needed = self.models.weights_bytes(model).unwrap_or(1).max(1);
+        let mut free = ledger.free_bytes();
+        if needed <= free || needed > ledger.pages_total.saturating_mul(ledger.page_bytes) {
+            return Some(Vec::new());
+        }
+        let kind = worker.devices[device].kind;
+        let on_device = worker
+            .residents()
+            .filter(|(_, report)| worker.device_of(report) == device);
+        let idle =
+            on_device.filter(|(resident, report)| self.may_go(worker, kind, resident, report, is_reserved));
+        let mut victims: Vec<Victim<'_>> = idle.map(|it| self.victim(worker, kind, it)).collect();
+        victims.sort_by_key(|victim| (victim.regret, victim.used));
+        let mut chosen = Vec::new();
+        for victim in victims {
+            free += victim.bytes;
+            chosen.push(victim);
+            if needed <= free {
+                return Some(chosen);
+            }
+        }
+        None
+    }
+
+    fn may_go(
+        &self,
+        worker: &Worker,
+        kind: Kind,
+        resident: &Resident,
+        report: &ModelReport,
+        is_reserved: bool,
+    ) -> bool {
+        let in_use = report.state != ModelState::Ready
+            || report.leases > 0
+            || report.waiting > 0
+            || worker.is_booked_for(&report.model);
+        let pinned = self.models.get(&report.model).is_some_and(|model| model.pinned);
+        let wanted = !is_reserved && self.queue.waits_for(&report.model);
+        !in_use && !pinned && !wanted && self.stays_until(worker, kind, resident, report) <= self.now
+    }
+
+    /// Until when a resident model is not to be swapped for another.
+    fn stays_until(&self, worker: &Worker, kind: Kind, resident: &Resident, report: &ModelReport) -> Moment {
+        let took = report.load_ms.map(Duration::from_millis);
+        let load_time = took.unwrap_or_else(|| self.models.load_time(&report.model, kind, LoadTier::Host));
+        let settings = self.settings;
+        let until = resident.stays_until(
+            load_time,
+            settings.min_residency_loads,
+            settings.min_residency_max,
+        );
+        until.unwrap_or(worker.heard)
+    }
+
+    fn victim<'a>(
+        &self,
+        worker: &Worker,
+        kind: Kind,
+        (resident, report): (&'a Resident, &'a ModelReport),
+    ) -> Victim<'a> {
+        let model = &report.model;
+        let tier = match worker.has_loaded(model) {
+            true => LoadTier::Host,
+            false => LoadTier::Origin,
+        };
+        let copies = self.fleet.holders(model).count().max(1);
+        #[expect(clippy::cast_precision_loss, reason = "there are fewer workers than 2^52")]
+        let wanted_here = self.models.demand_per_s(self.now, model) / copies as f64;
+        let chance = 1.0 - (-wanted_here * REGRET_HORIZON_S).exp();
+        Victim {
+            model,
+            bytes: report.weights_bytes,
+            regret: self.models.load_time(model, kind, tier).mul_f64(chance),
+            used: resident.used,
+        }
+    }
+}
+
+/// How far ahead the loss of a model is regretted, in seconds: the memory of demand.
+const REGRET_HORIZON_S: f64 = 60.0;

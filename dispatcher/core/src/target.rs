@@ -1,0 +1,124 @@
+//! When an answer has to be there, and when its request has to start for that.
+
+use std::time::Duration;
+
+use flotilla_profile::{DeviceProfile, Signature};
+use flotilla_protocol::profile::ProfileSlos;
+use flotilla_protocol::request::Slo;
+
+use crate::micros::micros;
+use crate::predictor::Prediction;
+
+/// What a request is to meet, all spans counted from its publish.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Target {
+    slo: Slo,
+    /// The request is worthless after this.
+    deadline: Option<Duration>,
+}
+
+impl Target {
+    /// The target of a request, from the first of these that says anything: its own deadline or latency targets;
+    /// the catalog's for its model; those that the profile was measured under.
+    pub(crate) fn of(
+        deadline: Option<Duration>,
+        request: Option<Slo>,
+        catalog: Option<Slo>,
+        profile: Option<&ProfileSlos>,
+    ) -> Option<Self> {
+        let request = request.filter(is_set);
+        if deadline.is_some() || request.is_some() {
+            let slo = request.unwrap_or_default();
+            return Some(Self { slo, deadline });
+        }
+        let slo = catalog
+            .filter(is_set)
+            .or_else(|| profile.map(of_profile).filter(is_set))?;
+        Some(Self { slo, deadline })
+    }
+
+    /// How long after its publish a request may start at the latest on a device that runs as `profile` says, with
+    /// all times multiplied by `factor`, in microseconds; negative when even at once is too late.
+    ///
+    /// Every target that is set is a bound, and the tightest rules:
+    ///
+    /// ```text
+    /// e2e, deadline:  e2e                          − expected(prompt, output)
+    /// tpot:           tpot · output + ttft         − expected(prompt, output)
+    /// tpat:           tpat · (prompt + output)     − expected(prompt, output)
+    /// ttft:           ttft                         − expected time to the first token
+    /// ```
+    ///
+    /// The output is not known. A bound that grows with it is tightest for a short answer, one that does not for a
+    /// long one; both ends of the prediction are tried.
+    pub(crate) fn start_within_us(
+        &self,
+        profile: &DeviceProfile,
+        factor: f64,
+        prompt_tokens: u32,
+        prediction: Prediction,
+    ) -> i64 {
+        let scaled = |span: Duration| span.mul_f64(factor);
+        let first = scaled(profile.ttft(signature(prompt_tokens, prediction.high)).value);
+        let first_bound = self.slo.ttft_ms.map(|ttft| bound(milliseconds(ttft), first));
+        let whole = [prediction.low, prediction.high]
+            .into_iter()
+            .filter_map(|output| {
+                let within = self.end_within(prompt_tokens, output)?;
+                Some(bound(
+                    within,
+                    scaled(profile.e2e(signature(prompt_tokens, output)).value),
+                ))
+            });
+        whole.chain(first_bound).min().unwrap_or(i64::MAX)
+    }
+
+    /// How long after its publish an answer of so many tokens has to be complete; `None` when nothing bounds it.
+    pub(crate) fn end_within(&self, prompt_tokens: u32, output_tokens: u32) -> Option<Duration> {
+        let first = self.slo.ttft_ms.unwrap_or(0.0);
+        let tokens = f64::from(prompt_tokens) + f64::from(output_tokens);
+        let bounds = [
+            self.slo.e2e_ms.map(milliseconds),
+            self.slo
+                .tpot_ms
+                .map(|tpot| milliseconds(tpot * f64::from(output_tokens) + first)),
+            self.slo.tpat_ms.map(|tpat| milliseconds(tpat * tokens)),
+            self.deadline,
+        ];
+        bounds.into_iter().flatten().min()
+    }
+}
+
+fn signature(prompt_tokens: u32, output_tokens: u32) -> Signature {
+    Signature {
+        prompt_tokens,
+        output_tokens,
+    }
+}
+
+fn bound(within: Duration, expected: Duration) -> i64 {
+    micros(within) - micros(expected)
+}
+
+fn is_set(slo: &Slo) -> bool {
+    *slo != Slo::default()
+}
+
+fn of_profile(slos: &ProfileSlos) -> Slo {
+    let in_ms = |seconds: Option<f64>| {
+        seconds
+            .filter(|seconds| *seconds > 0.0)
+            .map(|seconds| seconds * 1e3)
+    };
+    Slo {
+        e2e_ms: in_ms(slos.e2e),
+        ttft_ms: in_ms(slos.ttft),
+        tpot_ms: in_ms(slos.tpot),
+        tpat_ms: in_ms(slos.tpat),
+    }
+}
+
+/// A span that a client or an operator gave; what is no number bounds nothing.
+fn milliseconds(value: f64) -> Duration {
+    Duration::try_from_secs_f64(value / 1e3).unwrap_or(Duration::MAX)
+}
