@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{bench, cancel, child, config, journal, models, role, run, up};
+use crate::commands::{bench, cancel, child, config, journal, models, role, run, up, why};
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
 #[derive(Debug, Parser)]
@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Models(models::ModelsCommand),
     /// Lists the requests that wait and run
     Queue,
+    /// Tells why a request stands where it stands
+    Why(why::WhyArguments),
     /// Ends a request
     Cancel(cancel::CancelArguments),
     /// Prints every stored event of a request

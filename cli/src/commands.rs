@@ -12,6 +12,7 @@ pub(crate) mod queue;
 pub(crate) mod role;
 pub(crate) mod run;
 pub(crate) mod up;
+pub(crate) mod why;
 
 use thiserror::Error;
 
@@ -53,6 +54,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Ps => ps::run(context).await,
         Command::Models(command) => models::run(context, command).await,
         Command::Queue => queue::run(context).await,
+        Command::Why(arguments) => why::run(context, &arguments).await,
         Command::Cancel(arguments) => cancel::run(context, &arguments).await,
         Command::Journal(arguments) => journal::run(context, &arguments).await,
         Command::Config(command) => config::run(context, &command),

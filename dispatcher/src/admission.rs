@@ -11,9 +11,9 @@ use flotilla_dispatcher_core::{Arrival, Origin, StreamSequence};
 use flotilla_prompt::text_bytes;
 use flotilla_protocol::catalog::{CatalogEntry, ModelTask};
 use flotilla_protocol::event::{ErrorCode, RequestError, embeddings_bytes_max};
-use flotilla_protocol::request::{InferenceRequest, Input};
+use flotilla_protocol::request::{InferenceRequest, Input, Slo};
 use flotilla_protocol::subject::{SubjectError, Subjects};
-use flotilla_protocol::{Class, Encoding, IdError, ModelName, RequestId, headers};
+use flotilla_protocol::{Class, Encoding, IdError, ModelName, RequestId, Tenant, headers};
 use thiserror::Error;
 use tokio::time::timeout;
 use tracing::warn;
@@ -112,13 +112,27 @@ impl Desk {
             };
             let body = &envelope.pulled.message.payload;
             let request = InferenceRequest::decode(&envelope.model, encoding, body, self.body_bytes_max)?;
-            let deadline_ms = request.deadline_ms;
+            let wishes = Wishes {
+                deadline: request.deadline_ms.map(Duration::from_millis),
+                slo: request.slo,
+                tenant: request.tenant.clone(),
+                max_tokens: request.max_tokens,
+                is_embedding: request.is_embedding(),
+            };
             let tokens = self.check(&entry, &text, request, encoding).await?;
-            Ok((deadline_ms, tokens))
+            Ok((wishes, tokens, entry.facts.context_tokens_max))
         };
         match checked.await {
-            Ok((deadline_ms, tokens)) => {
-                Admitted::Valid(arrival(envelope, origin, answer_encoding, deadline_ms, tokens))
+            Ok((wishes, tokens, context_tokens_max)) => {
+                let output_tokens_max = wishes.output_tokens_max(tokens, context_tokens_max);
+                Admitted::Valid(arrival(
+                    envelope,
+                    origin,
+                    answer_encoding,
+                    wishes,
+                    tokens,
+                    output_tokens_max,
+                ))
             }
             Err(error) => Admitted::Invalid {
                 sequence: envelope.pulled.sequence,
@@ -182,12 +196,34 @@ impl Desk {
     }
 }
 
+/// What a request says about when and on whose account it is to be answered, and how long the answer may be.
+struct Wishes {
+    /// After the publish.
+    deadline: Option<Duration>,
+    slo: Option<Slo>,
+    tenant: Option<Tenant>,
+    max_tokens: Option<u32>,
+    is_embedding: bool,
+}
+
+impl Wishes {
+    /// Most tokens that the answer may have; one that is a vector counts as one.
+    fn output_tokens_max(&self, prompt: PromptTokens, context_tokens_max: u32) -> u32 {
+        let room = context_tokens_max.saturating_sub(prompt.number());
+        match self.is_embedding {
+            true => 1,
+            false => self.max_tokens.unwrap_or(room).max(1),
+        }
+    }
+}
+
 fn arrival(
     envelope: Envelope,
     origin: Origin,
     encoding: Encoding,
-    deadline_ms: Option<u64>,
+    wishes: Wishes,
     tokens: PromptTokens,
+    output_tokens_max: u32,
 ) -> Arrival {
     let Envelope {
         request: id,
@@ -204,8 +240,12 @@ fn arrival(
         encoding,
         body: pulled.message.payload,
         prompt_tokens: tokens.number(),
+        prompt_count: tokens.count(),
+        output_tokens_max,
+        tenant: wishes.tenant,
+        slo: wishes.slo,
         age,
-        deadline_in: deadline_ms.map(|deadline| Duration::from_millis(deadline).saturating_sub(age)),
+        deadline_in: wishes.deadline.map(|deadline| deadline.saturating_sub(age)),
         origin,
     }
 }

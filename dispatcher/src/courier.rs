@@ -9,10 +9,10 @@ use async_nats::{HeaderMap, Request, Subject};
 use bytes::Bytes;
 use flotilla_client::{AppendError, Connection, Entry, Journal, NewEntry};
 use flotilla_dispatcher_core::{AssignOutcome, JournalState};
-use flotilla_protocol::assignment::{Assignment, Cancel};
+use flotilla_protocol::assignment::{Assignment, Cancel, Control};
 use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::event::{Event, Progress};
-use flotilla_protocol::{Attempt, Encoding, RequestId, Strikes, WorkerId, headers};
+use flotilla_protocol::{Attempt, Encoding, ModelName, RequestId, Strikes, WorkerId, headers};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -187,6 +187,13 @@ impl Courier {
         let subject = self.connection.subjects.worker_cancel(&worker);
         self.publish(subject, HeaderMap::new(), body).await;
         Outcome::Done
+    }
+
+    /// Asks for a model in host memory. A worker that does not hear it loads the model from farther away.
+    pub(crate) async fn prefetch(self, worker: WorkerId, model: ModelName) {
+        let body = encode_internal(&Control::Prefetch { model }).expect("an order can be written");
+        let subject = self.connection.subjects.control(&worker);
+        self.publish(subject, HeaderMap::new(), body).await;
     }
 
     pub(crate) async fn progress(

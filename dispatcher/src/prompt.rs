@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use flotilla_dispatcher_core::PromptCount;
 use flotilla_prompt::{ModelBounds, PromptMaker, text_bytes};
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
@@ -28,6 +29,14 @@ pub(crate) enum PromptTokens {
 }
 
 impl PromptTokens {
+    /// How they are known.
+    pub(crate) fn count(self) -> PromptCount {
+        match self {
+            Self::Counted(_) => PromptCount::Counted,
+            Self::Estimated(_) => PromptCount::Estimated,
+        }
+    }
+
     pub(crate) fn number(self) -> u32 {
         match self {
             Self::Counted(tokens) | Self::Estimated(tokens) => tokens,

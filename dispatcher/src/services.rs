@@ -9,7 +9,7 @@ mod residency;
 
 use async_nats::service::endpoint::Endpoint;
 use async_nats::service::{Request, Service, ServiceExt};
-use flotilla_protocol::admin::{CancelReply, FleetStatus, QueueStatus};
+use flotilla_protocol::admin::{CancelReply, Explanation, FleetStatus, ProfileStatuses, QueueStatus};
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::{Encoding, RequestId};
 use futures_util::StreamExt;
@@ -29,6 +29,10 @@ pub(crate) enum Query {
     Queue(oneshot::Sender<QueueStatus>),
     /// The workers.
     Fleet(oneshot::Sender<FleetStatus>),
+    /// Why a request stands where it stands; `None` when it is not held.
+    Why(RequestId, oneshot::Sender<Option<Box<Explanation>>>),
+    /// The profiles in use.
+    Profiles(oneshot::Sender<ProfileStatuses>),
     /// End a request.
     Cancel(RequestId, oneshot::Sender<CancelReply>),
 }
@@ -38,6 +42,8 @@ pub(crate) enum Query {
 enum Verb {
     Queue,
     Workers,
+    Why,
+    Profiles,
     Cancel,
     Load,
     Unload,
@@ -60,12 +66,22 @@ pub(crate) struct Ends {
 }
 
 impl Verb {
-    const ALL: [Self; 5] = [Self::Queue, Self::Workers, Self::Cancel, Self::Load, Self::Unload];
+    const ALL: [Self; 7] = [
+        Self::Queue,
+        Self::Workers,
+        Self::Why,
+        Self::Profiles,
+        Self::Cancel,
+        Self::Load,
+        Self::Unload,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Queue => "queue",
             Self::Workers => "workers",
+            Self::Why => "why",
+            Self::Profiles => "profiles",
             Self::Cancel => "cancel",
             Self::Load => "load",
             Self::Unload => "unload",

@@ -63,6 +63,8 @@ pub(crate) struct Term {
     admissions: JoinSet<Checked>,
     /// The signs of life that are being sent; at most one task.
     extension: JoinSet<()>,
+    /// Hints on their way to workers.
+    errands: JoinSet<()>,
     /// Tasks that last as long as the term: intakes and listeners.
     children: JoinSet<()>,
     pulled: mpsc::Receiver<Pulled>,
@@ -109,6 +111,7 @@ impl Term {
                 Some(query) = self.queries.recv() => self.answer(query),
                 _ = signs_of_life.tick() => self.extend_ack_waits(),
                 Some(done) = self.extension.join_next() => done.map_err(panicked("extended ack waits"))?,
+                Some(done) = self.errands.join_next() => done.map_err(panicked("ran an errand"))?,
                 Some(done) = self.children.join_next() => {
                     done.map_err(panicked("listened"))?;
                     return Err(DispatcherError::Closed);
@@ -167,6 +170,9 @@ impl Term {
             }
             Action::CancelOnWorker { worker, request } => {
                 self.lanes.push(request.clone(), courier.cancel(worker, request));
+            }
+            Action::Prefetch { worker, model } => {
+                self.errands.spawn(courier.prefetch(worker, model));
             }
             Action::Progress {
                 request,
@@ -302,12 +308,18 @@ impl Term {
                 let reply = self.core.handle_cancel(now, &cancel.request);
                 info!(request_id = %cancel.request, ?reply, "cancelled by a client");
             }
-            Heard::Catalog(CatalogChange::Put(entry)) => self.models.put(*entry),
+            Heard::Catalog(CatalogChange::Put(entry)) => {
+                self.core.handle_catalog(now, &entry);
+                self.models.put(*entry);
+            }
             Heard::Catalog(CatalogChange::Removed(model)) => {
                 self.models.remove(&model);
                 self.core.handle_model_removed(now, &model);
             }
-            Heard::Registered(registration) => self.register(*registration),
+            Heard::Registered(registration) => {
+                self.core.handle_registration(now, &registration);
+                self.register(*registration);
+            }
             Heard::Unregistered(worker) => {
                 self.registrations.remove(&worker);
             }

@@ -2,7 +2,7 @@
 
 use async_nats::service::Request;
 use flotilla_protocol::Encoding;
-use flotilla_protocol::admin::{CancelRequest, QueueStatus, ResidencyRequest};
+use flotilla_protocol::admin::{CancelRequest, QueueStatus, ResidencyRequest, WhyReply, WhyRequest};
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::{Class, DecodeError};
 use serde::de::DeserializeOwned;
@@ -24,6 +24,20 @@ pub(super) async fn answer(ground: Ground, verb: Verb, request: Request, owner: 
             }
             Verb::Workers => {
                 let status = ask(&ground, &owner, Query::Fleet).await?;
+                reply::answer(&request, Encoding::Json, &status).await;
+            }
+            Verb::Why => {
+                let asked: WhyRequest = decode(&request)?;
+                let id = asked.request.clone();
+                let found = ask(&ground, &owner, |answer| Query::Why(id, answer)).await?;
+                let told = WhyReply {
+                    request: asked.request,
+                    found: found.map(|found| *found),
+                };
+                reply::answer(&request, Encoding::Json, &told).await;
+            }
+            Verb::Profiles => {
+                let status = ask(&ground, &owner, Query::Profiles).await?;
                 reply::answer(&request, Encoding::Json, &status).await;
             }
             Verb::Cancel => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, Stream};
 use flotilla_client::{Catalog, Connection};
-use flotilla_dispatcher_core::{Dispatcher, Settings, StreamSequence};
+use flotilla_dispatcher_core::{Dispatcher, PolicySettings, Settings, StreamSequence};
 use flotilla_protocol::event::EVENT_BYTES_MAX;
 use flotilla_protocol::{Class, Epoch, Moment, Strikes};
 use tokio::sync::mpsc;
@@ -77,6 +77,7 @@ impl Term {
             lanes: Lanes::new(),
             admissions: JoinSet::new(),
             extension: JoinSet::new(),
+            errands: JoinSet::new(),
             children,
             pulled,
             heard,
@@ -154,6 +155,7 @@ fn settings(ground: &Ground, epoch: Epoch) -> Settings {
         held_max: dispatcher.queue_max.saturating_mul(Class::ALL.len()),
         workers_max: dispatcher.workers_max,
         progress_interval: PROGRESS_INTERVAL,
+        policy: PolicySettings::default(),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use flotilla_protocol::WorkerId;
-use flotilla_protocol::admin::{FleetStatus, QUEUE_ENTRY_COUNT_MAX, QueueStatus, WorkerStatus};
+use flotilla_protocol::admin::{
+    FleetStatus, ProfileStatuses, QUEUE_ENTRY_COUNT_MAX, QueueStatus, WorkerStatus,
+};
 use flotilla_protocol::fleet::Registration;
 use tokio::sync::oneshot;
 
@@ -16,6 +18,14 @@ impl Term {
         match query {
             Query::Queue(asker) => tell(asker, self.queue_status()),
             Query::Fleet(asker) => tell(asker, self.fleet_status()),
+            Query::Why(request, asker) => {
+                let found = self.core.why(self.now(), &request);
+                tell(asker, found.map(Box::new));
+            }
+            Query::Profiles(asker) => {
+                let profiles = self.core.profiles().collect();
+                tell(asker, ProfileStatuses { profiles });
+            }
             Query::Cancel(request, asker) => {
                 let reply = self.core.handle_cancel(self.now(), &request);
                 tracing::info!(request_id = %request, ?reply, "cancelled by an operator");
