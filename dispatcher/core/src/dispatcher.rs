@@ -136,6 +136,7 @@ impl Dispatcher {
                 Timer::WorkerLost(worker) => self.lose_worker(now, &worker),
                 Timer::ExclusionEnds(model, worker) => {
                     self.exclusions.remove(&model, &worker);
+                    self.touch(&model);
                 }
                 Timer::Deadline(request) => self.end_late(now, &request),
                 Timer::Review => self.review(now),

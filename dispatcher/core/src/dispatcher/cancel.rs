@@ -27,6 +27,7 @@ impl Dispatcher {
             }
             Some(Held::Queued { .. }) => {
                 self.condemn(now, request, Verdict::Cancelled);
+                self.settle(now);
                 CancelReply::Ended
             }
         }
@@ -42,6 +43,7 @@ impl Dispatcher {
         for job in jobs.filter(|job| job.model == *model) {
             job.verdict.get_or_insert(Verdict::ModelRemoved);
         }
+        self.settle(now);
     }
 
     fn condemn(&mut self, now: Moment, request: &RequestId, verdict: Verdict) {

@@ -64,13 +64,19 @@ impl Dispatcher {
 
     /// Gives free capacity to the most urgent requests of the models that were touched.
     pub(super) fn place(&mut self, now: Moment) {
-        for model in self.fleet.take_left() {
-            self.touch(&model);
+        loop {
+            for model in self.fleet.take_left() {
+                self.touch(&model);
+            }
+            self.touch_for_opened();
+            self.place_touched(now);
+            self.touch_for_half_opened();
+            self.place_touched(now);
+            // A request that was placed may have left the device that was kept for it.
+            if self.opened.is_empty() {
+                break;
+            }
         }
-        self.touch_for_opened();
-        self.place_touched(now);
-        self.touch_for_half_opened();
-        self.place_touched(now);
     }
 
     fn place_touched(&mut self, now: Moment) {

@@ -73,6 +73,7 @@ impl Dispatcher {
     fn end_exclusions(&mut self, worker: &WorkerId) {
         for model in self.exclusions.models_of(worker) {
             self.exclusions.remove(&model, worker);
+            self.touch(&model);
             self.timers.clear(&Timer::ExclusionEnds(model, worker.clone()));
         }
     }
