@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{bench, cancel, child, config, journal, models, role, run, up, why};
+use crate::commands::{bench, cancel, child, config, journal, models, profile, role, run, up, why};
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
 #[derive(Debug, Parser)]
@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// The catalog, and which of its models are loaded
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    /// How fast each device kind serves each model
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     /// Lists the requests that wait and run
     Queue,
     /// Tells why a request stands where it stands

@@ -7,6 +7,7 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod journal;
 pub(crate) mod models;
+pub(crate) mod profile;
 pub(crate) mod ps;
 pub(crate) mod queue;
 pub(crate) mod role;
@@ -53,6 +54,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Run(arguments) => run::run(context, *arguments).await,
         Command::Ps => ps::run(context).await,
         Command::Models(command) => models::run(context, command).await,
+        Command::Profile(command) => profile::run(context, command).await,
         Command::Queue => queue::run(context).await,
         Command::Why(arguments) => why::run(context, &arguments).await,
         Command::Cancel(arguments) => cancel::run(context, &arguments).await,

@@ -3,8 +3,9 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use flotilla_client::{CatalogError, ConnectError, SubmitError};
+use flotilla_client::{CatalogError, ConnectError, ProfilesError, SubmitError};
 use flotilla_config::ConfigErrors;
+use flotilla_profile::BadProfile;
 use flotilla_protocol::IdError;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 
@@ -65,6 +66,12 @@ impl Exit {
         if let Some(CatalogError::Exists { .. } | CatalogError::Unknown { .. }) = cause.downcast_ref() {
             return Some(Self::Refused);
         }
+        if let Some(error) = cause.downcast_ref::<ProfilesError>() {
+            return Some(Self::of_profiles(error));
+        }
+        if cause.is::<BadProfile>() {
+            return Some(Self::Refused);
+        }
         if cause.is::<Interrupted>() {
             return Some(Self::Interrupted);
         }
@@ -79,6 +86,17 @@ impl Exit {
             ConnectError::Version { .. } | ConnectError::TooOld { .. } | ConnectError::NoJetStream { .. } => {
                 Self::Failed
             }
+        }
+    }
+
+    fn of_profiles(error: &ProfilesError) -> Self {
+        match error {
+            ProfilesError::Older { .. } | ProfilesError::Unknown { .. } | ProfilesError::Contended { .. } => {
+                Self::Refused
+            }
+            ProfilesError::NoBucket { .. }
+            | ProfilesError::Store { .. }
+            | ProfilesError::NotAProfile { .. } => Self::Failed,
         }
     }
 

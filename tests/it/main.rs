@@ -13,6 +13,7 @@ mod endings;
 mod foreign_client;
 mod journal;
 mod load;
+mod profiles;
 mod sampling;
 mod services;
 mod slow;

@@ -4,6 +4,7 @@
 //! * [`Journal`]: appends that cannot interleave, and reads.
 //! * [`Events`]: follows one request's answer and repairs gaps from the journal.
 //! * [`Catalog`]: the models, in their KV bucket.
+//! * [`Profiles`]: how fast each device kind serves them, in theirs.
 //!
 //! What async-nats reports is mapped to typed errors here, with the subject, and nowhere else.
 
@@ -12,6 +13,7 @@ mod catalog;
 mod connection;
 mod events;
 mod journal;
+mod profiles;
 mod submit;
 mod version;
 
@@ -20,5 +22,6 @@ pub use catalog::{Catalog, CatalogChange, CatalogError};
 pub use connection::{ConnectError, Connection, ConnectionParts};
 pub use events::{Delivered, Events, EventsError};
 pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};
+pub use profiles::{ProfileChange, Profiles, ProfilesError, StoredProfile};
 pub use submit::{NewRequest, SubmitError, new_request_id, submit};
 pub use version::{ServerVersion, VERSION_MIN};

@@ -276,7 +276,7 @@ impl Check {
 
 const SECONDS: &str = "a number of seconds above 0";
 const COST: Rule = Rule::new("cost", 0.0..=f64::MAX, "a number that is not negative");
-const CREATED: Rule = Rule::new("created", 0.0..=f64::MAX, "Unix seconds");
+const CREATED: Rule = Rule::new("created", 0.0..=CREATED_MAX, "Unix seconds");
 const TICK: Rule = Rule::new("indexes", 1.0..=4_294_967_295.0, "a number of tokens from 1");
 const TPUTS: Rule = Rule::new(
     "tputs",
@@ -298,6 +298,8 @@ const PREFILL: Rule = Rule::new(
 const BATCH: Rule = Rule::new("tpot_by_batch", 1.0..=FIGURE_MAX, "a number of sequences from 1");
 const BATCH_SECONDS: Rule = Rule::seconds("tpot_by_batch");
 
+/// The last second of the year 9999: what lies later was not written in seconds.
+const CREATED_MAX: f64 = 253_402_300_799.0;
 /// Longest name of a device kind, in bytes: the longest of a model, and together they fit a key of NATS.
 const KIND_BYTES_MAX: usize = 128;
 /// Most ticks of an axis: doubling from 1 to beyond any context takes 24, halves between them 48.

@@ -2,7 +2,19 @@
 
 use std::fmt;
 
+use flotilla_protocol::DecodeError;
 use thiserror::Error;
+
+/// Why a JSON document is no profile.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum BadProfile {
+    /// It is not JSON, or has another shape.
+    #[error("the profile is no JSON document of the expected shape{}", of_field(.0))]
+    Document(#[source] DecodeError),
+    /// Its figures are wrong.
+    #[error(transparent)]
+    Figures(#[from] ProfileFaults),
+}
 
 /// Every fault of one profile, in the order of its fields. Never empty.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +137,16 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.field)?;
         self.path.iter().try_for_each(|index| write!(f, "[{index}]"))
+    }
+}
+
+/// The field at fault, which the decoder's own words need not name.
+fn of_field(error: &DecodeError) -> String {
+    match error {
+        DecodeError::Malformed { field, .. } if !field.is_empty() => format!("; mend {field}"),
+        DecodeError::Malformed { .. } | DecodeError::TooLarge { .. } | DecodeError::ContentType { .. } => {
+            String::new()
+        }
     }
 }
 

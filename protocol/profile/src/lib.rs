@@ -18,7 +18,7 @@ mod steps;
 mod work;
 
 pub use estimate::{EstimateFrom, PREFILL_TO_DECODE};
-pub use fault::{Place, ProfileFault, ProfileFaults};
+pub use fault::{BadProfile, Place, ProfileFault, ProfileFaults};
 pub use fit::Fit;
 pub use profile::{DeviceProfile, Figure, LoadTier, Reach, Signature};
 pub use steps::StepTimes;

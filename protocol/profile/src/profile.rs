@@ -5,7 +5,7 @@ use std::time::Duration;
 use flotilla_protocol::profile::{LoadSeconds, Profile, ProfileSlos, ProfileSource};
 
 use crate::check::check;
-use crate::fault::ProfileFaults;
+use crate::fault::{BadProfile, ProfileFaults};
 use crate::figures::span;
 use crate::grid::{Axis, Spot, Surface};
 use crate::work::work_seconds;
@@ -93,6 +93,18 @@ impl From<&DeviceProfile> for Profile {
 }
 
 impl DeviceProfile {
+    /// Reads a JSON document, as a profile of `kind` when one is given, whatever the document calls itself.
+    ///
+    /// # Errors
+    /// [`BadProfile`], with every fault of the figures.
+    pub fn from_json(body: &[u8], kind: Option<&str>) -> Result<Self, BadProfile> {
+        let mut document = Profile::from_json(body).map_err(BadProfile::Document)?;
+        if let Some(kind) = kind {
+            document.gpu = kind.to_owned();
+        }
+        Ok(Self::try_from(document)?)
+    }
+
     /// The device kind.
     #[must_use]
     pub fn kind(&self) -> &str {

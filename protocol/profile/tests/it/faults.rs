@@ -86,6 +86,30 @@ fn the_faults_of_all_fields_come_together() {
 }
 
 #[test]
+fn a_time_in_milliseconds_is_none_in_seconds() {
+    assert_eq!(
+        faults(|profile| profile.created = 1_767_225_600_000.0),
+        ["created: found 1767225600000; give Unix seconds"]
+    );
+}
+
+#[test]
+fn a_document_that_cannot_be_read_names_the_field_and_one_that_can_takes_the_kind_it_is_given() {
+    let error = DeviceProfile::from_json(br#"{"tputs": 3}"#, None).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the profile is no JSON document of the expected shape; mend tputs"
+    );
+    let json = serde_json::to_vec(&sound()).unwrap();
+    assert_eq!(DeviceProfile::from_json(&json, None).unwrap().kind(), "sim-fast");
+    assert_eq!(
+        DeviceProfile::from_json(&json, Some("a40")).unwrap().kind(),
+        "a40"
+    );
+    assert!(DeviceProfile::from_json(&json, Some("")).is_err());
+}
+
+#[test]
 fn axes_without_ticks_and_with_too_many_are_refused() {
     assert_eq!(
         faults(|profile| profile.indexes = vec![vec![], vec![128.0, 256.0], vec![1.0]]),
