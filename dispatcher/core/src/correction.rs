@@ -259,9 +259,21 @@ mod tests {
     }
 
     #[test]
+    fn the_alarm_counts_requests_that_leave_the_factor_beyond_its_ratio() {
+        let mut correction = correction();
+        let mut beyond = 0;
+        for _ in 0..100 {
+            observe(&mut correction, 2.0, 1);
+            beyond += u32::from(correction.factor() > 1.5);
+            assert_eq!(correction.drift().is_alarming, beyond >= 20, "{beyond}");
+        }
+    }
+
+    #[test]
     fn idle_devices_teach_half_as_much_as_full_ones() {
         let learnt = |load: f64| {
             let mut correction = correction();
+            observe(&mut correction, 1.0, 1000);
             for _ in 0..20 {
                 correction.observe(EXPECTED, EXPECTED * 2, load);
             }

@@ -360,6 +360,20 @@ mod tests {
         }
     }
 
+    /// A bucket reaches from 2^(b - 1/2) to 2^(b + 1/2): 16 from 11.3 to 22.6, and 256 lies in the middle of its own.
+    #[test]
+    fn inside_a_bucket_the_answer_moves_with_the_quantile() {
+        let weights = |low: f64, high: f64| {
+            let mut weights = vec![0.0; 21];
+            (weights[4], weights[8]) = (low, high);
+            weights
+        };
+        let within = [0.0, 0.5, 1.0].map(|part| quantile(&weights(10.0, 0.0), part));
+        assert_eq!(within, [11, 16, 23]);
+        let across = [0.25, 0.5, 0.75, 1.0].map(|part| quantile(&weights(10.0, 10.0), part));
+        assert_eq!(across, [16, 23, 256, 362]);
+    }
+
     /// AIBrix case 14: theirs forgets nothing until something finishes again.
     #[test]
     fn what_finished_is_forgotten_slot_by_slot_also_in_silence() {

@@ -125,6 +125,15 @@ fn axes_without_ticks_and_with_too_many_are_refused() {
 }
 
 #[test]
+fn what_is_as_large_as_allowed_is_no_fault() {
+    let many: Vec<f64> = (1..=64).map(f64::from).collect();
+    let mut document = Device::fast().profile(&many, &[128.0]);
+    document.gpu = "x".repeat(128);
+    document.tpot_by_batch = Some((1..=1024).map(|batch| (f64::from(batch), 0.1)).collect());
+    checked(document);
+}
+
+#[test]
 fn a_device_that_can_serve_nothing_is_refused() {
     assert_eq!(
         faults(|profile| profile.tputs = vec![vec![0.0; 2]; 2]),

@@ -108,6 +108,27 @@ fn what_the_profile_says_is_kept_and_only_the_rest_is_fitted() {
     assert!(close(seconds(&steps, 0, 8), device.tpot(8.0), 0.001));
 }
 
+/// Steps of 1 ms with two sequences, 20 with ten and 50 with twenty lie on a line that begins below zero.
+#[test]
+fn steps_never_have_a_part_below_zero() {
+    let rows = [(100.0, 2.0, 0.001), (200.0, 10.0, 0.02), (400.0, 20.0, 0.05)];
+    let e2e = |(output, _, step): (f64, f64, f64)| output * step;
+    let document = Profile {
+        indexes: vec![rows.map(|(output, _, _)| output).to_vec(), vec![1.0]],
+        tputs: rows.map(|row| vec![row.1 / e2e(row)]).to_vec(),
+        e2e: Some(rows.map(|row| vec![e2e(row)]).to_vec()),
+        prefill_tokens_per_s: Some(1e9),
+        ..foreign(single(1.0, 1.0))
+    };
+    let steps = StepTimes::from_profile(&checked(document));
+    let fit = steps.fit().unwrap();
+    assert_eq!(fit.tpot_base_s, 0.0, "{fit:?}");
+    // Least squares of the relative errors of b x N alone, with u = N / step: sum(u) / sum(u^2).
+    let us = rows.map(|(_, sequences, step)| sequences / step);
+    let each = us.iter().sum::<f64>() / us.iter().map(|u| u * u).sum::<f64>();
+    assert!(close(fit.tpot_each_s, each, 1e-4), "{fit:?}, not {each}");
+}
+
 #[test]
 fn a_profile_of_one_cell_gives_steps_that_explain_it() {
     let steps = StepTimes::from_profile(&checked(foreign(single(8.0, 0.5))));
