@@ -1,5 +1,6 @@
 //! `flotilla bench`: measurements, each against a bound or a peer in the same run.
 
+mod decide;
 mod dispatch;
 mod engine;
 mod jetstream;
@@ -21,6 +22,8 @@ use crate::table::{Table, numbers, words};
 pub(crate) enum BenchCommand {
     /// Requests through the whole fleet against bare JetStream
     Dispatch(DispatchArguments),
+    /// One decision of the dispatcher with a long queue and a large fleet, and the memory of a waiting request
+    Decide(decide::DecideArguments),
     /// The engine's speed against the memory's and llama.cpp's, on random weights
     Engine(engine::EngineArguments),
 }
@@ -60,6 +63,10 @@ pub(crate) async fn run(context: &Context, command: BenchCommand) -> anyhow::Res
     match command {
         BenchCommand::Dispatch(arguments) => {
             let outcome = dispatch::run(context, &arguments).await?;
+            context.format.print(&outcome, |outcome| vec![table(outcome)])?;
+        }
+        BenchCommand::Decide(arguments) => {
+            let outcome = decide::run(&arguments)?;
             context.format.print(&outcome, |outcome| vec![table(outcome)])?;
         }
         BenchCommand::Engine(arguments) => {
