@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::kv::{Entry, Operation};
 use async_nats::{Message, Subscriber};
-use flotilla_client::{Catalog, CatalogChange, Connection};
+use flotilla_client::{Catalog, CatalogChange, Connection, ProfileChange, Profiles};
 use flotilla_protocol::assignment::{Cancel, Done};
 use flotilla_protocol::codec::decode_internal;
 use flotilla_protocol::fleet::{Registration, Report};
@@ -25,6 +25,7 @@ pub(crate) enum Heard {
     Done(Box<Done>),
     Cancel(Cancel),
     Catalog(CatalogChange),
+    Profile(ProfileChange),
     Registered(Box<Registration>),
     Unregistered(WorkerId),
 }
@@ -85,6 +86,7 @@ impl Subscriptions {
         tasks.spawn(forward(self.done, read_done, owner.clone()));
         tasks.spawn(forward(self.cancels, read_cancel, owner.clone()));
         tasks.spawn(watch_catalog(ground.connection.clone(), catalog, owner.clone()));
+        tasks.spawn(watch_profiles(ground.connection.clone(), owner.clone()));
         tasks.spawn(watch_registrations(ground.connection.clone(), owner.clone()));
     }
 }
@@ -135,7 +137,10 @@ async fn watch_catalog(connection: Connection, catalog: Catalog, owner: mpsc::Se
     let mut backoff = Backoff::new();
     while !owner.is_closed() {
         match timeout(connection.request_timeout, catalog.changes()).await {
-            Ok(Ok(changes)) => hand_over(changes, &owner, &mut backoff).await,
+            Ok(Ok(changes)) => {
+                hand_over(changes.map(Heard::Catalog), &owner, &mut backoff).await;
+                warn!("the catalog's watch ended and begins anew");
+            }
             Ok(Err(error)) => {
                 warn!(error = chain(&error), "the catalog cannot be watched yet");
             }
@@ -145,18 +150,37 @@ async fn watch_catalog(connection: Connection, catalog: Catalog, owner: mpsc::Se
     }
 }
 
+async fn watch_profiles(connection: Connection, owner: mpsc::Sender<Heard>) {
+    let mut backoff = Backoff::new();
+    while !owner.is_closed() {
+        let opened = timeout(connection.request_timeout, async {
+            Profiles::open(&connection).await?.changes().await
+        });
+        match opened.await {
+            Ok(Ok(changes)) => {
+                hand_over(changes.map(Heard::Profile), &owner, &mut backoff).await;
+                warn!("the profiles' watch ended and begins anew");
+            }
+            Ok(Err(error)) => {
+                warn!(error = chain(&error), "the profiles cannot be watched yet");
+            }
+            Err(_) => warn!("no answer from the profiles"),
+        }
+        backoff.pause().await;
+    }
+}
+
 async fn hand_over(
-    mut changes: impl Stream<Item = CatalogChange> + Unpin,
+    mut changes: impl Stream<Item = Heard> + Unpin,
     owner: &mpsc::Sender<Heard>,
     backoff: &mut Backoff,
 ) {
     while let Some(change) = changes.next().await {
         backoff.reset();
-        if owner.send(Heard::Catalog(change)).await.is_err() {
+        if owner.send(change).await.is_err() {
             return;
         }
     }
-    warn!("the catalog's watch ended and begins anew");
 }
 
 async fn watch_registrations(connection: Connection, owner: mpsc::Sender<Heard>) {

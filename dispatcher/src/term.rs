@@ -8,7 +8,7 @@ mod queries;
 
 use std::collections::HashMap;
 
-use flotilla_client::CatalogChange;
+use flotilla_client::{CatalogChange, ProfileChange};
 use flotilla_dispatcher_core::{Action, Admission, Arrival, Dispatcher, StreamSequence};
 use flotilla_protocol::fleet::Registration;
 use flotilla_protocol::{Encoding, Epoch, Moment, RequestId, WorkerId};
@@ -315,6 +315,14 @@ impl Term {
             Heard::Catalog(CatalogChange::Removed(model)) => {
                 self.models.remove(&model);
                 self.core.handle_model_removed(now, &model);
+            }
+            Heard::Profile(ProfileChange::Put { model, kind, profile }) => {
+                info!(%model, kind, source = ?profile.source(), "profile");
+                self.core.handle_profile(now, &model, *profile);
+            }
+            Heard::Profile(ProfileChange::Removed { model, kind }) => {
+                info!(%model, kind, "profile removed: its times are estimated from now on");
+                self.core.handle_profile_removed(now, &model, &kind);
             }
             Heard::Registered(registration) => {
                 self.core.handle_registration(now, &registration);

@@ -64,6 +64,8 @@ pub struct Dispatcher {
     half_opened: BTreeSet<WorkerId>,
     /// Waiting requests that a device is kept for.
     reserved: BTreeSet<RequestId>,
+    /// Models whose waiting requests the next review prices anew, as their profiles were corrected.
+    mispriced: BTreeSet<ModelName>,
     /// The model that was reviewed last.
     reviewed: Option<ModelName>,
     /// Models that a worker was asked to prefetch, and when.
@@ -98,6 +100,7 @@ impl Dispatcher {
             opened: BTreeSet::new(),
             half_opened: BTreeSet::new(),
             reserved: BTreeSet::new(),
+            mispriced: BTreeSet::new(),
             reviewed: None,
             prefetched: BTreeMap::new(),
             settings,

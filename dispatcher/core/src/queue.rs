@@ -221,23 +221,23 @@ impl Queue {
         self.models.get(model).map_or(0, |of_model| of_model.live_work_us)
     }
 
-    /// The live requests of a model, and those given up, line by line, with each line's part of the model's capacity.
-    pub(crate) fn lines_to_triage(&self, model: &ModelName) -> Vec<(f64, Vec<RequestId>)> {
-        let Some(of_model) = self.models.get(model) else {
-            return Vec::new();
-        };
-        let live = of_model
-            .lines
-            .iter()
-            .filter(|(line, _)| matches!(line, Line::Live { .. }));
-        let weights: f64 = live.clone().map(|(line, _)| self.fairness.weight(line)).sum();
-        let parts = live.map(|(line, requests)| {
-            (
-                self.fairness.weight(line) / weights,
-                requests.values().cloned().collect(),
-            )
+    /// The requests of a model that can be in time, those given up included.
+    pub(crate) fn hopeful_of(&self, model: &ModelName) -> impl Iterator<Item = &RequestId> {
+        let lines = self
+            .models
+            .get(model)
+            .into_iter()
+            .flat_map(|of_model| &of_model.lines);
+        let hopeful = lines.filter(|(line, _)| match line {
+            Line::Live { .. } | Line::GivenUp => true,
+            Line::Late => false,
         });
-        parts.collect()
+        hopeful.flat_map(|(_, requests)| requests.values())
+    }
+
+    /// What a line gets, in proportion to others.
+    pub(crate) fn weight(&self, line: &Line) -> f64 {
+        self.fairness.weight(line)
     }
 
     /// The requests of one model, line by line.
@@ -248,17 +248,6 @@ impl Queue {
             .into_iter()
             .flat_map(|of_model| of_model.lines.values());
         lines.flat_map(|requests| requests.values().cloned()).collect()
-    }
-
-    /// The requests of one model that were given up.
-    pub(crate) fn given_up_of(&self, model: &ModelName) -> Vec<RequestId> {
-        let line = self
-            .models
-            .get(model)
-            .and_then(|of_model| of_model.lines.get(&Line::GivenUp));
-        line.into_iter()
-            .flat_map(|requests| requests.values().cloned())
-            .collect()
     }
 
     fn next_line<'a>(

@@ -28,7 +28,7 @@ use super::{Outcome, machine};
 
 /// Arguments of `flotilla bench decide`.
 #[derive(Debug, Args)]
-pub(super) struct DecideArguments {
+pub(crate) struct DecideArguments {
     /// Requests that wait
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     queued: u32,

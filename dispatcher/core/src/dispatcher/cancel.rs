@@ -39,6 +39,7 @@ impl Dispatcher {
             self.condemn(now, &request, Verdict::ModelRemoved);
         }
         self.models.remove(model);
+        self.mispriced.remove(model);
         let jobs = self.held.values_mut().filter_map(Held::job_mut);
         for job in jobs.filter(|job| job.model == *model) {
             job.verdict.get_or_insert(Verdict::ModelRemoved);

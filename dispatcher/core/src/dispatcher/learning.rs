@@ -236,8 +236,9 @@ impl Dispatcher {
             prompt_tokens: done.prompt_tokens,
             output_tokens: done.output_tokens,
         };
+        // Not at once: sorting a long queue again is no part of a decision.
         if self.models.learn_time(&model, kind, signature, observed, load) == Repricing::Needed {
-            self.reprice(now, &model);
+            self.mispriced.insert(model);
         }
     }
 

@@ -1,12 +1,15 @@
 //! What is decided again because time has passed: who is given up, what becomes worth a copy or free to be swapped,
 //! which models are to be prefetched.
 
+use std::collections::BTreeMap;
+
 use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
 use crate::action::Action;
 use crate::fleet::{Fleet, Worker};
 use crate::micros::Micros;
+use crate::queue::Line;
 use crate::request::{Held, Outlook};
 use crate::timers::Timer;
 use crate::triage::{TriageJob, given_up};
@@ -35,6 +38,9 @@ impl Dispatcher {
                 .model_after(after)
                 .or_else(|| self.queue.model_after(None));
             let Some(model) = next.cloned() else { break };
+            if self.mispriced.remove(&model) {
+                self.reprice(now, &model);
+            }
             self.triage(now, &model);
             self.prefetch(now, &model);
             self.touch(&model);
@@ -48,20 +54,38 @@ impl Dispatcher {
         if !self.fleet.has_holder(model) {
             return;
         }
-        for request in self.queue.given_up_of(model) {
-            self.set_outlook(now, &request, Outlook::Hopeful);
-        }
         let capacity = self.capacity_for(model);
-        for (part, requests) in self.queue.lines_to_triage(model) {
-            if requests.len() < 2 {
-                continue;
-            }
+        for (part, requests) in self.triage_lines(model) {
             let jobs: Vec<TriageJob> = requests.iter().map(|request| self.triage_job(request)).collect();
-            for index in given_up(Micros::from(now), capacity * part, &jobs) {
-                self.stats.given_up += 1;
-                self.set_outlook(now, &requests[index], Outlook::GivenUp);
+            let mut lost = given_up(Micros::from(now), capacity * part, &jobs)
+                .into_iter()
+                .peekable();
+            for (index, request) in requests.iter().enumerate() {
+                let outlook = match lost.next_if_eq(&index) {
+                    Some(_) => Outlook::GivenUp,
+                    None => Outlook::Hopeful,
+                };
+                if self.waiting(request).outlook != outlook {
+                    self.stats.given_up += u64::from(outlook == Outlook::GivenUp);
+                    self.set_outlook(now, request, outlook);
+                }
             }
         }
+    }
+
+    /// The requests of a model that can be in time, those given up included, by the lines that they belong to, with
+    /// each line's part of the capacity.
+    fn triage_lines(&self, model: &ModelName) -> Vec<(f64, Vec<RequestId>)> {
+        let mut lines: BTreeMap<Line, Vec<RequestId>> = BTreeMap::new();
+        for request in self.queue.hopeful_of(model) {
+            let line = self.waiting(request).line();
+            lines.entry(line).or_default().push(request.clone());
+        }
+        let weights: f64 = lines.keys().map(|line| self.queue.weight(line)).sum();
+        lines
+            .into_iter()
+            .map(|(line, requests)| (self.queue.weight(&line) / weights, requests))
+            .collect()
     }
 
     fn triage_job(&self, request: &RequestId) -> TriageJob {
