@@ -21,5 +21,8 @@ pub use fault::{ConfigErrors, Fault, Problem};
 pub use report::{Report, ReportedSetting, ReportedValue};
 pub use rule::{KeepAlive, LogFormat, LogLevel, Storage};
 pub use secret::Secret;
-pub use section::{Dispatcher, Log, Nats, NatsTls, Worker, WorkerCpu};
+pub use section::{
+    Dispatcher, DispatcherCorrection, DispatcherPolicy, DispatcherPredictor, Log, Nats, NatsTls, Worker,
+    WorkerCpu,
+};
 pub use source::Source;

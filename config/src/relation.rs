@@ -41,6 +41,21 @@ pub(crate) fn check_dispatcher(dispatcher: &Dispatcher, reader: &mut Reader<'_>)
             "a prompt is part of its request; make it at most as large",
         );
     }
+    let predictor = &dispatcher.policy.predictor;
+    if predictor.quantile_low > predictor.quantile_high {
+        reader.conflict(
+            "dispatcher.policy.predictor.quantile_low",
+            "dispatcher.policy.predictor.quantile_high",
+            "the low prediction is the lower one; make it at most as large",
+        );
+    }
+    if predictor.slot > predictor.window {
+        reader.conflict(
+            "dispatcher.policy.predictor.slot_s",
+            "dispatcher.policy.predictor.window_s",
+            "the window moves by slots; make one at most as long",
+        );
+    }
 }
 
 /// Notes a worker that would be counted as lost between two of its reports.

@@ -341,6 +341,25 @@ impl Rule for Fraction {
     }
 }
 
+/// A number within bounds, both allowed.
+pub(crate) struct Number {
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Rule for Number {
+    type Out = f64;
+
+    fn parse(&self, value: &Value) -> Result<f64, Problem> {
+        let wanted = format!("a number from {} to {}", self.min, self.max);
+        let number = value.to_num().ok_or_else(|| wrong_kind(&wanted, value))?;
+        let number = number.to_f64().or_else(|| small_whole(number));
+        number
+            .filter(|number| (self.min..=self.max).contains(number))
+            .ok_or_else(|| wrong_kind(&wanted, value))
+    }
+}
+
 /// The largest size that the server's signed 64-bit limits can hold.
 pub(crate) const BYTES_MAX: u64 = i64::MAX.unsigned_abs();
 

@@ -1,5 +1,7 @@
 //! The sections and their settings: for each its unit, default and reason.
 
+mod policy;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +10,8 @@ use crate::rule::{
     Name, OneOf, Seconds, Switch, Text, Whole,
 };
 use crate::schema::{optional, required, section};
+pub use policy::{DispatcherCorrection, DispatcherPolicy, DispatcherPredictor};
+
 use crate::{KeepAlive, LogFormat, LogLevel, Secret, Storage};
 
 section! {
@@ -156,6 +160,9 @@ section! {
         /// How long one request-reply on `infer` waits for the whole answer, in s on the wire.
         /// Default 600 s: a long generation on a slow device behind a cold load.
         infer_timeout: Duration = "infer_timeout_s", required(Seconds { min: 1 }, 600_u64);
+    } with {
+        /// `[dispatcher.policy]`.
+        policy: DispatcherPolicy;
     }
 }
 

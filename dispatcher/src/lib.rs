@@ -18,6 +18,7 @@ mod lanes;
 mod lease;
 mod listen;
 mod models;
+mod policy;
 mod prompt;
 mod run;
 mod services;
@@ -26,5 +27,6 @@ mod topology;
 
 pub use error::{DispatcherError, TermError};
 pub use lease::{Candidate, Kept, Lease, LeaseError};
+pub use policy::policy_settings;
 pub use run::run;
 pub use topology::{TopologyError, ensure_topology};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, Stream};
 use flotilla_client::{Catalog, Connection};
-use flotilla_dispatcher_core::{Dispatcher, PolicySettings, Settings, StreamSequence};
+use flotilla_dispatcher_core::{Dispatcher, Settings, StreamSequence};
 use flotilla_protocol::event::EVENT_BYTES_MAX;
 use flotilla_protocol::{Class, Epoch, Moment, Strikes};
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use crate::intake;
 use crate::lanes::Lanes;
 use crate::listen::Subscriptions;
 use crate::models::Models;
+use crate::policy::policy_settings;
 use crate::services::{Ends, Services};
 use crate::topology::class_consumer;
 
@@ -155,7 +156,7 @@ fn settings(ground: &Ground, epoch: Epoch) -> Settings {
         held_max: dispatcher.queue_max.saturating_mul(Class::ALL.len()),
         workers_max: dispatcher.workers_max,
         progress_interval: PROGRESS_INTERVAL,
-        policy: PolicySettings::default(),
+        policy: policy_settings(&dispatcher.policy),
     }
 }
 
