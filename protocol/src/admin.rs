@@ -176,7 +176,7 @@ pub struct WhyCandidate {
     /// Where the figures come from.
     pub profile: Option<ProfileSource>,
     /// Whether the request could be given there now, or what is missing: `now`, `no_share`, `no_slot`, `no_kv`,
-    /// `reserved`, `no_copy`, `excluded`, `draining`.
+    /// `harm`, `reserved`, `no_copy`, `excluded`, `draining`.
     pub room: String,
     /// How far the model is there: `ready`, `loading` or `absent`.
     pub model: String,

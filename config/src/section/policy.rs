@@ -42,6 +42,11 @@ section! {
         /// it fits, in ms on the wire. Default 2 s: long against what most answers still need.
         reserve_after: Duration = "reserve_after_ms", required(Millis { min: 1 }, 2_000_u64);
 
+        /// Prompt tokens that a worker reads in one step: what `worker.batch_tokens_max` is on most.
+        /// Default 512.
+        prefill_chunk_tokens: u32 = "prefill_chunk_tokens",
+            required(Whole { min: 1, max: 65_536_u32 }, 512_u64);
+
         /// How many requests of a model are looked at behind one that waits for a certain device.
         /// Default 32, as many as run on one.
         look_behind_max: usize = "look_behind_max", required(Whole { min: 0, max: 1_000_usize }, 32_u64);

@@ -49,7 +49,9 @@ impl Losers {
             let counter = match candidate.room {
                 Room::Now if candidate.slack_us < 0 => &mut losers.too_late,
                 Room::Now => &mut losers.not_preferred,
-                Room::NoShare | Room::NoSlot | Room::NoKv | Room::Reserved => &mut losers.no_room,
+                Room::NoShare | Room::NoSlot | Room::NoKv | Room::Harm | Room::Reserved => {
+                    &mut losers.no_room
+                }
                 Room::NoCopy => &mut losers.no_copy,
             };
             *counter += 1;

@@ -149,14 +149,16 @@ impl Fleet {
     }
 
     /// Lets bookings follow what is left of their requests.
-    pub(crate) fn follow(&mut self, id: &WorkerId, left: Vec<(RequestId, Share, Moment)>) {
+    pub(crate) fn follow(&mut self, now: Moment, id: &WorkerId, left: Vec<Left>) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
-        for (request, share, ends_at) in left {
-            if let Some(booking) = worker.bookings.get_mut(&request) {
-                booking.share = share.min(booking.admitted);
-                booking.ends_at = ends_at;
+        for left in left {
+            if let Some(booking) = worker.bookings.get_mut(&left.request) {
+                booking.share = left.share.min(booking.admitted);
+                booking.ends_at = left.ends_at;
+                booking.made = left.made;
+                booking.made_at = now;
             }
         }
         self.refresh(id);
@@ -414,6 +416,15 @@ impl Fleet {
         let reserved: usize = self.workers.values().map(Worker::reserved_count).sum();
         assert_eq!(reserved, self.reserved_count);
     }
+}
+
+/// What is left of a request by a report.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) request: RequestId,
+    pub(crate) made: u32,
+    pub(crate) share: Share,
+    pub(crate) ends_at: Moment,
 }
 
 /// Whether a worker's newest report lists a request that is booked there.

@@ -19,6 +19,7 @@ mod input;
 mod micros;
 mod models;
 mod orders;
+mod pace;
 mod policy;
 mod predictor;
 mod price;

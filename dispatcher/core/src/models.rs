@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flotilla_profile::{DeviceProfile, EstimateFrom, LoadTier, Signature};
+use flotilla_profile::{DeviceProfile, EstimateFrom, LoadTier, Signature, StepTimes};
 use flotilla_protocol::catalog::{CatalogEntry, Policy};
 use flotilla_protocol::request::Slo;
 use flotilla_protocol::{ModelName, Moment};
 
 use crate::correction::Correction;
+use crate::pace::Steps;
 use crate::predictor::{Prediction, Predictor};
 use crate::price::{Asked, Price};
 use crate::settings::PolicySettings;
@@ -56,6 +57,7 @@ pub(crate) struct Model {
 #[derive(Debug)]
 pub(crate) struct Profiled {
     pub(crate) profile: DeviceProfile,
+    steps: StepTimes,
     pub(crate) correction: Correction,
     /// The correction that waiting requests were priced with.
     priced_with: f64,
@@ -267,6 +269,16 @@ impl Models {
         (Share::of(share), time.mul_f64(profiled.priced_with))
     }
 
+    /// The steps of a model on a kind, when somebody asked for it there before.
+    pub(crate) fn steps(&self, name: &ModelName, kind: Kind) -> Option<Steps<'_>> {
+        let profiled = self.models.get(name)?.profiles.get(&kind)?;
+        Some(Steps {
+            times: &profiled.steps,
+            factor: profiled.priced_with,
+            chunk_tokens: self.settings.prefill_chunk_tokens,
+        })
+    }
+
     /// The target of a request of a model.
     pub(crate) fn target(
         &self,
@@ -412,6 +424,7 @@ impl Model {
 impl Profiled {
     fn new(profile: DeviceProfile, settings: crate::correction::CorrectionSettings) -> Self {
         Self {
+            steps: StepTimes::from_profile(&profile),
             profile,
             correction: Correction::new(settings),
             priced_with: 1.0,

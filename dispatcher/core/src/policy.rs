@@ -49,6 +49,8 @@ pub(crate) enum Room {
     NoSlot,
     /// The model's memory for keys and values is booked.
     NoKv,
+    /// Somebody who runs there would be late because of it.
+    Harm,
     /// The device is kept for another request.
     Reserved,
     /// The model is absent, and there is no reason for one more copy of it, or no room.

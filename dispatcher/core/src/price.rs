@@ -19,6 +19,18 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// The same when so many tokens of the answer are out: it will have at least one more.
+    pub(crate) fn after(&self, made: u32) -> Self {
+        let least = made.saturating_add(1);
+        Self {
+            prediction: Prediction {
+                low: self.prediction.low.max(least),
+                high: self.prediction.high.max(least),
+            },
+            ..*self
+        }
+    }
+
     /// The signature that capacity is booked for.
     pub(crate) fn signature(&self) -> Signature {
         Signature {
@@ -33,8 +45,6 @@ impl Asked {
 pub(crate) struct Price {
     /// Time of the whole request at saturation.
     pub(crate) expected: Duration,
-    /// What it takes alone on an idle device, as a part of `expected`.
-    pub(crate) idle_part: f64,
     /// Device time that it costs.
     pub(crate) work: Duration,
     /// Part of the device that it occupies while it runs.
@@ -59,7 +69,6 @@ impl Price {
         });
         Self {
             expected: e2e.value.mul_f64(factor),
-            idle_part: profile.idle_speedup(signature),
             work: profile.work(signature).mul_f64(factor),
             share: Share::of(profile.share(signature)),
             start_within_us,
@@ -67,14 +76,6 @@ impl Price {
             source: profile.source(),
             reach: e2e.reach,
         }
-    }
-
-    /// Time of the whole request on a device of which this much is booked, the request included: between the idle and
-    /// the saturated time in proportion to the load.
-    pub(crate) fn expected_at(&self, load: Share) -> Duration {
-        let load = load.fraction().min(1.0);
-        self.expected
-            .mul_f64(self.idle_part + (1.0 - self.idle_part) * load)
     }
 
     /// What it costs in device time times the device's price; swapping a model in costs as much as computing.

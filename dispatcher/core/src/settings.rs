@@ -50,6 +50,8 @@ pub struct PolicySettings {
     /// A request that found room nowhere for this long gets a device that takes nothing else until it fits. 2 s: long
     /// against most answers' remaining time, short against patience.
     pub reserve_after: Duration,
+    /// Prompt tokens that a worker reads in one step. 512, as `worker.batch_tokens_max`.
+    pub prefill_chunk_tokens: u32,
     /// How many requests of a model are looked at behind one that has to wait for a certain device. 32: as many as
     /// run on one.
     pub look_behind_max: usize,
@@ -90,6 +92,7 @@ impl Default for PolicySettings {
             min_residency_max: Duration::from_secs(30),
             copy_gain: 2.0,
             reserve_after: Duration::from_secs(2),
+            prefill_chunk_tokens: 512,
             look_behind_max: 32,
             review_interval: Duration::from_millis(250),
             review_models_max: 64,

@@ -73,6 +73,11 @@ impl Target {
         whole.chain(first_bound).min().unwrap_or(i64::MAX)
     }
 
+    /// How long after its publish the first token has to be there; `None` when nothing bounds it.
+    pub(crate) fn first_within(&self) -> Option<Duration> {
+        self.slo.ttft_ms.map(milliseconds)
+    }
+
     /// How long after its publish an answer of so many tokens has to be complete; `None` when nothing bounds it.
     pub(crate) fn end_within(&self, prompt_tokens: u32, output_tokens: u32) -> Option<Duration> {
         let first = self.slo.ttft_ms.unwrap_or(0.0);

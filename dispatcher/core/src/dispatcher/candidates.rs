@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use flotilla_profile::LoadTier;
+use flotilla_protocol::catalog::Policy;
 use flotilla_protocol::fleet::ModelState;
 use flotilla_protocol::{ModelName, Moment, WorkerId};
 
 use super::Dispatcher;
 use super::placement::aim;
 use crate::fleet::Worker;
-use crate::micros::{Micros, micros};
+use crate::micros::micros;
+use crate::pace::{Pace, Prospect};
 use crate::policy::{Aim, Candidate, Readiness, Room};
 use crate::price::Price;
 use crate::request::Job;
@@ -32,7 +34,7 @@ impl Dispatcher {
         let holders = self.fleet.holders(&job.model);
         let holders = holders.filter(|(id, worker)| may_take(id) && worker.takes_work());
         let mut candidates: Vec<_> = holders
-            .filter_map(|(id, worker)| self.with_model(now, job, id, worker, claimed))
+            .filter_map(|holder| self.with_model(now, job, holder, claimed))
             .collect();
         if is_served(job, &candidates) {
             return candidates;
@@ -44,8 +46,8 @@ impl Dispatcher {
         }
         let others = self.fleet.roomy();
         let others = others.filter(|(id, _)| may_take(id) && !self.fleet.holds(id, &job.model));
-        for (id, worker) in others {
-            let copy = self.without_model(now, job, id, worker, claimed);
+        for other in others {
+            let copy = self.without_model(now, job, other, claimed);
             candidates.extend(copy.filter(|copy| is_worth_a_copy || copy.victims.is_empty()));
         }
         candidates
@@ -56,40 +58,24 @@ impl Dispatcher {
         &'a self,
         now: Moment,
         job: &'a Job,
-        id: &'a WorkerId,
-        worker: &'a Worker,
+        (id, worker): (&'a WorkerId, &'a Worker),
         claimed: &[(WorkerId, usize)],
     ) -> Option<Candidate<'a>> {
-        let device_index = worker.device_for(&job.model);
-        let device = &worker.devices[device_index];
-        let price = job.price(device.kind)?;
-        let (readiness, ready_in) = self.ready_in(now, &job.model, worker, device_index)?;
-        let room = self.room(
-            job,
-            worker,
-            device_index,
-            price,
-            is_claimed(claimed, id, device_index),
-        );
-        let starts_in = match room {
-            Room::Now => ready_in,
-            _ => device.frees_in(now).max(ready_in),
-        };
-        Some(candidate(
-            now,
-            job,
-            price,
+        let device = worker.device_for(&job.model);
+        let price = job.price(worker.devices[device].kind)?;
+        let (readiness, ready_in) = self.ready_in(now, &job.model, worker, device)?;
+        let spot = Spot {
             id,
             worker,
-            Spot {
-                device: device_index,
-                room,
-                readiness,
-                starts_in,
-                cost: price.cost_with(Duration::ZERO),
-                victims: Vec::new(),
-            },
-        ))
+            device,
+            price,
+            room: self.room(job, worker, device, price, is_claimed(claimed, id, device)),
+            readiness,
+            ready_in,
+            cost: price.cost_with(Duration::ZERO),
+            victims: Vec::new(),
+        };
+        Some(self.candidate(now, job, spot))
     }
 
     /// A worker that would have to load the model. `None` when it has no room for it.
@@ -97,8 +83,7 @@ impl Dispatcher {
         &'a self,
         now: Moment,
         job: &'a Job,
-        id: &'a WorkerId,
-        worker: &'a Worker,
+        (id, worker): (&'a WorkerId, &'a Worker),
         claimed: &[(WorkerId, usize)],
     ) -> Option<Candidate<'a>> {
         let Swap {
@@ -108,26 +93,86 @@ impl Dispatcher {
             victims,
         } = self.surroundings(now).swap(worker, &job.model, &job.request)?;
         let price = job.price(worker.devices[device].kind)?;
-        let room = self.room(job, worker, device, price, is_claimed(claimed, id, device));
-        let starts_in = match room {
-            Room::Now => load_time,
-            _ => worker.devices[device].frees_in(now) + load_time,
-        };
-        Some(candidate(
-            now,
-            job,
-            price,
+        let spot = Spot {
             id,
             worker,
-            Spot {
-                device,
-                room,
-                readiness: Readiness::Absent,
-                starts_in: starts_in + regret,
-                cost: price.cost_with(load_time + regret),
-                victims,
-            },
-        ))
+            device,
+            price,
+            room: self.room(job, worker, device, price, is_claimed(claimed, id, device)),
+            readiness: Readiness::Absent,
+            ready_in: load_time + regret,
+            cost: price.cost_with(load_time + regret),
+            victims,
+        };
+        Some(self.candidate(now, job, spot))
+    }
+
+    fn candidate<'a>(&self, now: Moment, job: &Job, spot: Spot<'a>) -> Candidate<'a> {
+        let device = &spot.worker.devices[spot.device];
+        let frees_in = device.frees_in(now);
+        let starts_in = match spot.room {
+            Room::Now => spot.ready_in,
+            _ => spot.ready_in.max(frees_in),
+        };
+        let mut candidate = Candidate {
+            worker: spot.id,
+            device: spot.device,
+            is_avoided: job.avoid.as_ref() == Some(spot.id),
+            room: spot.room,
+            readiness: spot.readiness,
+            starts_in,
+            ends_in: starts_in + spot.price.expected,
+            slack_us: i64::MAX,
+            cost: spot.cost,
+            load: device.load,
+            is_measured: spot.price.is_measured(),
+            free_slots: spot.worker.free_slots(),
+            victims: spot.victims,
+        };
+        if let Some(prospect) = self.prospect(now, job, spot.worker, spot.device, starts_in) {
+            candidate.ends_in = prospect.whole;
+            candidate.slack_us = prospect.slack_us;
+            if prospect.harms && spot.room == Room::Now && self.spares_others(now, job, spot.price) {
+                let later = frees_in.saturating_sub(starts_in);
+                candidate.room = Room::Harm;
+                candidate.starts_in += later;
+                candidate.ends_in += later;
+                candidate.slack_us = prospect.slack_us.saturating_sub(micros(later));
+            }
+        }
+        candidate
+    }
+
+    /// What would become of a request on a device with those who run there.
+    fn prospect(
+        &self,
+        now: Moment,
+        job: &Job,
+        worker: &Worker,
+        device: usize,
+        starts_in: Duration,
+    ) -> Option<Prospect> {
+        let kind = worker.devices[device].kind;
+        let steps = self.models.steps(&job.model, kind)?;
+        let bookings = worker.bookings().map(|(_, booking)| booking);
+        let here = bookings.filter(|booking| booking.device == device);
+        let pace = Pace::new(now, here, |model| self.models.steps(model, kind));
+        Some(pace.with(&job.model, steps, &job.asked, job.published, starts_in))
+    }
+
+    /// Whether a request leaves a device alone where it would make others late. With the policy fifo nobody does; who
+    /// has no target to meet does so for some time; and estimates are no ground for a wait.
+    fn spares_others(&self, now: Moment, job: &Job, price: &Price) -> bool {
+        let is_fifo = self.policy_of(job) == Policy::Fifo;
+        let waits = |since: Moment| now.since(since) >= self.settings.policy.reserve_after;
+        let is_tired = aim(job) != Aim::Target && job.blocked_since.is_some_and(waits);
+        price.is_measured() && !is_fifo && !is_tired
+    }
+
+    /// How a request's model is placed.
+    pub(super) fn policy_of(&self, job: &Job) -> Policy {
+        let model = self.models.get(&job.model);
+        model.map_or(Policy::default(), |model| model.policy)
     }
 
     pub(super) fn surroundings(&self, now: Moment) -> Surroundings<'_> {
@@ -146,7 +191,10 @@ impl Dispatcher {
             Room::NoSlot
         } else if is_claimed || !state.is_open_to(&job.request) {
             Room::Reserved
-        } else if price.is_measured() && !state.has_room_for(price.share) {
+        } else if price.is_measured()
+            && self.policy_of(job) != Policy::Fifo
+            && !state.has_room_for(price.share)
+        {
             Room::NoShare
         } else if has_kv_room(job, worker) {
             Room::Now
@@ -210,54 +258,17 @@ impl Dispatcher {
     }
 }
 
-/// Where a candidate stands, besides what its price says.
-struct Spot {
+/// A device as it is looked at for a request.
+struct Spot<'a> {
+    id: &'a WorkerId,
+    worker: &'a Worker,
     device: usize,
+    price: &'a Price,
     room: Room,
     readiness: Readiness,
-    starts_in: Duration,
+    ready_in: Duration,
     cost: f64,
     victims: Vec<ModelName>,
-}
-
-fn candidate<'a>(
-    now: Moment,
-    job: &Job,
-    price: &Price,
-    id: &'a WorkerId,
-    worker: &Worker,
-    spot: Spot,
-) -> Candidate<'a> {
-    let load = worker.devices[spot.device].load;
-    let expected = price.expected_at(load + price.share);
-    Candidate {
-        worker: id,
-        device: spot.device,
-        is_avoided: job.avoid.as_ref() == Some(id),
-        room: spot.room,
-        readiness: spot.readiness,
-        starts_in: spot.starts_in,
-        ends_in: spot.starts_in + expected,
-        slack_us: slack_us(now, job, price, spot.starts_in, expected),
-        cost: spot.cost,
-        load,
-        is_measured: price.is_measured(),
-        free_slots: worker.free_slots(),
-        victims: spot.victims,
-    }
-}
-
-/// How much later than in `starts_in` a request could start and still meet its target, where it takes `expected`.
-fn slack_us(now: Moment, job: &Job, price: &Price, starts_in: Duration, expected: Duration) -> i64 {
-    if price.start_within_us == i64::MAX {
-        return i64::MAX;
-    }
-    let latest_start = job.published.0.saturating_add(price.start_within_us);
-    let gained_us = micros(price.expected) - micros(expected);
-    latest_start
-        .saturating_sub(Micros::from(now).0)
-        .saturating_sub(micros(starts_in))
-        .saturating_add(gained_us)
 }
 
 /// Whether one of those that have the model takes the request at once and in time.

@@ -11,8 +11,9 @@ use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
 use crate::dispatch::Dispatch;
-use crate::fleet::{Booking, Giver};
+use crate::fleet::{Booking, Giver, Left};
 use crate::input::Arrival;
+use crate::micros::Micros;
 use crate::models::{Kind, Repricing};
 use crate::policy::Readiness;
 use crate::price::{Asked, Price};
@@ -135,10 +136,14 @@ impl Dispatcher {
             match known.booking(&run.request) {
                 Some(booking) => {
                     let kind = known.devices[booking.device].kind;
-                    let (share, time) =
-                        self.models
-                            .left(&booking.model, kind, booking.signature, run.output_tokens);
-                    left.push((run.request.clone(), share, now + time));
+                    let (model, signature) = (&booking.model, booking.asked.signature());
+                    let (share, time) = self.models.left(model, kind, signature, run.output_tokens);
+                    left.push(Left {
+                        request: run.request.clone(),
+                        made: run.output_tokens,
+                        share,
+                        ends_at: now + time,
+                    });
                 }
                 None => strangers.push((run.clone(), known.device_for(&run.model))),
             }
@@ -147,7 +152,7 @@ impl Dispatcher {
             let booking = self.stranger(now, worker, &run, device);
             self.fleet.book_listed(worker, &run.request, booking);
         }
-        self.fleet.follow(worker, left);
+        self.fleet.follow(now, worker, left);
     }
 
     /// What a request takes that a former leader gave to a worker, which we take over.
@@ -163,7 +168,11 @@ impl Dispatcher {
         Booking {
             device,
             model: job.model.clone(),
-            signature: job.asked.signature(),
+            asked: job.asked,
+            published: job.published,
+            began: now,
+            made: 0,
+            made_at: now,
             admitted: share,
             share,
             kv_tokens: job.kv_tokens(),
@@ -193,7 +202,11 @@ impl Dispatcher {
         Booking {
             device,
             model: run.model.clone(),
-            signature: asked.signature(),
+            asked,
+            published: Micros::from(now),
+            began: now,
+            made: run.output_tokens,
+            made_at: now,
             admitted: price.share,
             share: price.share,
             kv_tokens: u64::from(run.prompt_tokens) + u64::from(prediction.high),

@@ -15,10 +15,7 @@ impl Dispatcher {
     /// that difference between target and expected time shrinks for all alike, so that an order by it is one by
     /// slack at every moment. Without, it is as urgent as one that may start after its class's patience.
     pub(super) fn place_of(&self, now: Moment, job: &Job) -> Place {
-        let policy = self
-            .models
-            .get(&job.model)
-            .map_or(Policy::default(), |model| model.policy);
+        let policy = self.policy_of(job);
         let (line, at) = match (policy, job.asked.target) {
             (Policy::Fifo, _) => (fifo(), job.published),
             (_, None) => (job.line(), job.published + self.patience(job.class)),

@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use flotilla_protocol::assignment::Assignment;
-use flotilla_protocol::catalog::Policy;
 use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
@@ -193,10 +192,7 @@ impl Dispatcher {
 
     fn decide(&self, now: Moment, request: &RequestId, claimed: &[(WorkerId, usize)]) -> Verdict {
         let job = self.waiting(request);
-        let policy = self
-            .models
-            .get(&job.model)
-            .map_or(Policy::default(), |model| model.policy);
+        let policy = self.policy_of(job);
         let aim = aim(job);
         let candidates = self.candidates(now, job, claimed);
         match policy::choose(policy, aim, &candidates) {
@@ -371,7 +367,11 @@ pub(super) fn booking(
     Booking {
         device,
         model: job.model.clone(),
-        signature: job.asked.signature(),
+        asked: job.asked,
+        published: job.published,
+        began: dispatch.at,
+        made: 0,
+        made_at: dispatch.at,
         admitted: dispatch.share,
         share: dispatch.share,
         kv_tokens: job.kv_tokens(),

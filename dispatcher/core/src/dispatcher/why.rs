@@ -187,6 +187,8 @@ fn waits_for(candidates: &[WhyCandidate]) -> &'static str {
         "a faster device, or its turn"
     } else if any(Room::NoShare) {
         "a share of a device that has the model"
+    } else if any(Room::Harm) {
+        "a device where it makes nobody late"
     } else if any(Room::NoKv) {
         "memory for its keys and values"
     } else if any(Room::NoSlot) {
@@ -212,6 +214,7 @@ fn room_name(room: Room) -> &'static str {
         Room::NoShare => "no_share",
         Room::NoSlot => "no_slot",
         Room::NoKv => "no_kv",
+        Room::Harm => "harm",
         Room::Reserved => "reserved",
         Room::NoCopy => "no_copy",
     }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use flotilla_profile::Signature;
 use flotilla_protocol::{ModelName, Moment, RequestId};
 
+use crate::micros::Micros;
 use crate::models::Kind;
+use crate::price::Asked;
 use crate::share::Share;
 
 /// One device.
@@ -28,8 +29,15 @@ pub(crate) struct Device {
 pub(crate) struct Booking {
     pub(crate) device: usize,
     pub(crate) model: ModelName,
-    /// What was predicted.
-    pub(crate) signature: Signature,
+    /// What was asked and predicted.
+    pub(crate) asked: Asked,
+    pub(crate) published: Micros,
+    /// When it was given to the worker.
+    pub(crate) began: Moment,
+    /// Tokens that it had made by the last report.
+    pub(crate) made: u32,
+    /// When that report came.
+    pub(crate) made_at: Moment,
     /// What was booked when it came, and is never exceeded.
     pub(crate) admitted: Share,
     /// What is booked now; it follows what is left of the request.

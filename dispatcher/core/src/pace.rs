@@ -1,0 +1,204 @@
+//! How fast a device goes with a given crowd on it, and who would be late because of one more.
+//!
+//! A share says how many requests of one length a device holds. It does not say what a long prompt does to the short
+//! answers beside it, or how soon one with little time to spare is late. Both follow from how a device works, step by
+//! step: each step makes one token of everybody who has read the prompt and reads a chunk of the prompts that wait.
+//! With `n` decoding, a decode step of `d(n)`, `P` seconds of prompts to read and `c` seconds a chunk
+//!
+//! ```text
+//! a prompt is read after        P · (1 + d(n) / c)
+//! k tokens more are made in     k · d(n) + min(P, k · c)
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flotilla_profile::StepTimes;
+use flotilla_protocol::{ModelName, Moment};
+
+use crate::fleet::Booking;
+use crate::micros::Micros;
+use crate::price::Asked;
+
+/// The steps of one model on a device, and by how much its times are to be corrected.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    pub(crate) times: &'a StepTimes,
+    pub(crate) factor: f64,
+    /// Prompt tokens of one step.
+    pub(crate) chunk_tokens: u32,
+}
+
+/// A device at a moment.
+#[derive(Debug)]
+pub(crate) struct Pace<'a> {
+    now: Moment,
+    runs: Vec<(&'a Booking, Steps<'a>)>,
+    /// Seconds until those who run now have read their prompts, if nothing else is done meanwhile.
+    reading_s: f64,
+    /// Seconds of a step that makes a token for everybody.
+    step_s: f64,
+    /// Sequences of each model.
+    crowd: BTreeMap<&'a ModelName, u32>,
+}
+
+/// What would become of a request on a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Prospect {
+    /// Until it has made its first token.
+    pub(crate) first: Duration,
+    /// Until it has ended, if it is as long as predicted.
+    pub(crate) whole: Duration,
+    /// How much later it could begin and still be in time, in microseconds, whether short or long.
+    pub(crate) slack_us: i64,
+    /// Whether somebody who would be in time without it is late with it.
+    pub(crate) harms: bool,
+}
+
+impl<'a> Pace<'a> {
+    /// A device with these requests; `steps` tells of each model how it runs there.
+    pub(crate) fn new(
+        now: Moment,
+        bookings: impl Iterator<Item = &'a Booking>,
+        steps: impl Fn(&ModelName) -> Option<Steps<'a>>,
+    ) -> Self {
+        let runs: Vec<_> = bookings
+            .filter_map(|booking| Some((booking, steps(&booking.model)?)))
+            .collect();
+        let mut crowd: BTreeMap<&ModelName, u32> = BTreeMap::new();
+        for (booking, _) in &runs {
+            *crowd.entry(&booking.model).or_default() += 1;
+        }
+        let mut pace = Self {
+            now,
+            reading_s: reading_s(now, &runs),
+            step_s: 0.0,
+            crowd,
+            runs,
+        };
+        pace.step_s = pace.step_with(None);
+        pace
+    }
+
+    /// What would become of one more request that may begin in `starts_in`, and of the others.
+    pub(crate) fn with(
+        &self,
+        model: &ModelName,
+        steps: Steps<'_>,
+        asked: &Asked,
+        published: Micros,
+        starts_in: Duration,
+    ) -> Prospect {
+        let step_s = self.step_with(Some((model, steps)));
+        let prompt_s = prefill_s(steps, asked.prompt_tokens);
+        let reading_s = self.reading_s + prompt_s;
+        let chunk_s = prefill_s(steps, steps.chunk_tokens);
+        let first_s = reading_s * (1.0 + step_s / chunk_s);
+        let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * step_s;
+        let begins = Micros::from(self.now) + starts_in;
+        let slack_us = slack_us(asked, published, begins, first_s + step_s, end_s);
+        Prospect {
+            first: starts_in + span(first_s + step_s),
+            whole: starts_in + span(end_s(asked.prediction.high)),
+            slack_us,
+            harms: self.runs.iter().any(|(booking, of_run)| {
+                let alone = self.slack_of(booking, *of_run, self.reading_s, self.step_s);
+                alone >= 0 && self.slack_of(booking, *of_run, reading_s, step_s) < 0
+            }),
+        }
+    }
+
+    /// How much time one of those who run has to spare, when prompts of `reading_s` are to be read and a step takes
+    /// `step_s`.
+    fn slack_of(&self, booking: &Booking, steps: Steps<'_>, reading_s: f64, step_s: f64) -> i64 {
+        let chunk_s = prefill_s(steps, steps.chunk_tokens);
+        let now = Micros::from(self.now);
+        if booking.made == 0 {
+            let first_s = reading_s * (1.0 + step_s / chunk_s);
+            let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * step_s;
+            return slack_us(&booking.asked, booking.published, now, first_s + step_s, end_s);
+        }
+        let made = self.made_by_now(booking);
+        let end_s = |output_tokens: u32| {
+            let left = (f64::from(output_tokens) - made).max(1.0);
+            left * step_s + reading_s.min(left * chunk_s)
+        };
+        let asked = booking.asked.after(booking.made);
+        slack_us(&asked, booking.published, now, 0.0, end_s)
+    }
+
+    /// Tokens that a request has made, going on from its last report at the device's pace.
+    fn made_by_now(&self, booking: &Booking) -> f64 {
+        let since_s = self.now.since(booking.made_at).as_secs_f64();
+        f64::from(booking.made) + since_s / self.step_s.max(STEP_S_MIN)
+    }
+
+    /// Seconds of a round: each model makes one step, one after the other.
+    fn step_with(&self, more: Option<(&ModelName, Steps<'_>)>) -> f64 {
+        let mut round_s = 0.0;
+        let mut is_counted = false;
+        for (model, sequences) in &self.crowd {
+            let joins = more.is_some_and(|(joining, _)| joining == *model);
+            is_counted |= joins;
+            let steps = self.runs.iter().find(|(booking, _)| booking.model == **model);
+            if let Some((_, steps)) = steps {
+                round_s += decode_s(*steps, sequences + u32::from(joins));
+            }
+        }
+        match more {
+            Some((_, steps)) if !is_counted => round_s + decode_s(steps, 1),
+            Some(_) | None => round_s,
+        }
+    }
+}
+
+/// How much time a request has to spare that begins at `begins`, has its first token `first_s` later and ends
+/// `end_s(tokens)` later: the least of all its bounds, for a short and a long answer.
+fn slack_us(
+    asked: &Asked,
+    published: Micros,
+    begins: Micros,
+    first_s: f64,
+    end_s: impl Fn(u32) -> f64,
+) -> i64 {
+    let Some(target) = asked.target else {
+        return i64::MAX;
+    };
+    let spare = |within: Duration, takes_s: f64| (published + within).since(begins + span(takes_s));
+    let whole = [asked.prediction.low, asked.prediction.high]
+        .into_iter()
+        .filter_map(|output_tokens| {
+            let within = target.end_within(asked.prompt_tokens, output_tokens)?;
+            Some(spare(within, end_s(output_tokens)))
+        });
+    let first = target.first_within().map(|within| spare(within, first_s));
+    whole.chain(first).min().unwrap_or(i64::MAX)
+}
+
+/// Seconds of prompts that are still to be read: those of everybody without a token, without what was read since the
+/// first of them came.
+fn reading_s(now: Moment, runs: &[(&Booking, Steps<'_>)]) -> f64 {
+    let reading = runs.iter().filter(|(booking, _)| booking.made == 0);
+    let all_s: f64 = reading
+        .clone()
+        .map(|(booking, steps)| prefill_s(*steps, booking.asked.prompt_tokens))
+        .sum();
+    let began = reading.map(|(booking, _)| booking.began).min();
+    let read_s = began.map_or(0.0, |began| now.since(began).as_secs_f64());
+    (all_s - read_s).max(0.0)
+}
+
+fn prefill_s(steps: Steps<'_>, tokens: u32) -> f64 {
+    steps.times.step(tokens, 0).as_secs_f64() * steps.factor
+}
+
+fn decode_s(steps: Steps<'_>, sequences: u32) -> f64 {
+    steps.times.step(0, sequences).as_secs_f64() * steps.factor
+}
+
+fn span(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+/// A step takes no less, in seconds; only to divide by.
+const STEP_S_MIN: f64 = 1e-6;
