@@ -1,52 +1,15 @@
-//! A dispatcher and what the rules' tests say to it in one word.
+//! What the rules' tests say to a dispatcher in one word.
 
-use std::time::Duration;
+#[path = "../shared/bench.rs"]
+mod shared;
 
-use bytes::Bytes;
-use flotilla_dispatcher_core::{
-    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, PolicySettings, PromptCount,
-    Settings, StreamSequence,
-};
+use flotilla_dispatcher_core::{Action, Arrival, AssignOutcome, JournalState, Origin};
 use flotilla_protocol::assignment::{AssignReply, Assignment, AttemptEnd, Done, Refusal};
 use flotilla_protocol::event::Event;
 use flotilla_protocol::fleet::{DeviceReport, ModelReport, ModelState, Report, RunningRequest, WorkerState};
-use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
+use flotilla_protocol::{Attempt, Epoch, Strikes};
 
-pub struct Bench {
-    pub dispatcher: Dispatcher,
-    pub now: Moment,
-}
-
-pub fn request(id: &str) -> RequestId {
-    RequestId::new(id).unwrap()
-}
-
-pub fn worker(id: &str) -> WorkerId {
-    WorkerId::new(id).unwrap()
-}
-
-pub fn model(name: &str) -> ModelName {
-    ModelName::new(name).unwrap()
-}
-
-pub fn arrival(id: &str, sequence: u64) -> Arrival {
-    Arrival {
-        sequence: StreamSequence(sequence),
-        request: request(id),
-        class: Class::Interactive,
-        model: model("m"),
-        encoding: Encoding::Json,
-        body: Bytes::from_static(b"{}"),
-        prompt_tokens: 5,
-        prompt_count: PromptCount::Counted,
-        output_tokens_max: 16,
-        tenant: None,
-        slo: None,
-        age: Duration::ZERO,
-        deadline_in: None,
-        origin: Origin::Fresh,
-    }
-}
+pub use shared::{Bench, arrival, model, request, worker};
 
 pub fn report(id: &str, seq: u64, free_slots: u32, running: &[(&str, u32)]) -> Report {
     let running = running.iter().map(|(id, attempt)| RunningRequest {
@@ -113,20 +76,7 @@ pub fn open(attempt: u32, strikes: u32, by: &str) -> JournalState {
 
 impl Bench {
     pub fn new() -> Self {
-        let settings = Settings {
-            epoch: Epoch(7),
-            worker_lost_after: Duration::from_secs(4),
-            strikes_max: Strikes(3),
-            held_max: 2000,
-            workers_max: 4,
-            progress_interval: Duration::from_secs(1),
-            policy: PolicySettings::default(),
-        };
-        let now = Moment::after_origin(Duration::from_secs(100));
-        Self {
-            dispatcher: Dispatcher::new(now, settings),
-            now,
-        }
+        Self::with(shared::settings())
     }
 
     /// Everything that is to be done, as short texts; progress is left out.
@@ -169,20 +119,12 @@ impl Bench {
         self.arrive_as(arrival(id, sequence));
     }
 
-    pub fn arrive_as(&mut self, arrival: Arrival) {
-        assert_eq!(self.dispatcher.handle_arrival(self.now, arrival), Admission::Held);
-    }
-
     pub fn arrive_again(&mut self, id: &str, sequence: u64) {
         let origin = Origin::MaybeSeen;
         self.arrive_as(Arrival {
             origin,
             ..arrival(id, sequence)
         });
-    }
-
-    pub fn report(&mut self, report: Report) {
-        self.dispatcher.handle_report(self.now, report);
     }
 
     pub fn journal(&mut self, id: &str, state: JournalState) {
@@ -214,15 +156,6 @@ impl Bench {
 
     pub fn ended(&mut self, id: &str) {
         self.dispatcher.handle_ended(self.now, &request(id));
-    }
-
-    /// Lets time pass, firing every timer at its moment.
-    pub fn wait(&mut self, seconds: f64) {
-        let until = self.now + Duration::from_secs_f64(seconds);
-        while let Some(at) = self.dispatcher.poll_timeout().filter(|at| *at <= until) {
-            self.dispatcher.handle_timeout(at);
-        }
-        self.now = until;
     }
 }
 
