@@ -58,7 +58,8 @@ impl Fleet {
         }
     }
 
-    /// Remembers the devices of a worker. A worker that reports gets them at once; tells whether it does.
+    /// Remembers the devices of a worker. A worker that reports gets them at once; tells whether it does. What others
+    /// gave it has to be booked anew then, by what it takes on these devices.
     pub(crate) fn register(&mut self, id: &WorkerId, kinds: Vec<Kind>, workers_max: usize) -> bool {
         if kinds.is_empty() {
             return false;
@@ -85,6 +86,7 @@ impl Fleet {
         for booking in worker.bookings.values_mut() {
             booking.device = booking.device.min(device_max);
         }
+        self.unbook_strangers(id);
         self.refresh(id);
         true
     }
@@ -148,14 +150,26 @@ impl Fleet {
         }
     }
 
-    /// Lets bookings follow what is left of their requests.
+    fn unbook_strangers(&mut self, id: &WorkerId) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        let strangers = worker
+            .bookings
+            .extract_if(.., |_, booking| booking.giver == Giver::Stranger);
+        let models: Vec<ModelName> = strangers.map(|(_, booking)| booking.model).collect();
+        models.iter().for_each(|model| self.release_holder(id, model));
+    }
+
+    /// Lets bookings follow what is left of their requests. They only shrink: what one has left free may be given to
+    /// another by the time at which it seems to need more again.
     pub(crate) fn follow(&mut self, now: Moment, id: &WorkerId, left: Vec<Left>) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
         for left in left {
             if let Some(booking) = worker.bookings.get_mut(&left.request) {
-                booking.share = left.share.min(booking.admitted);
+                booking.share = left.share.min(booking.share);
                 booking.ends_at = left.ends_at;
                 booking.made = left.made;
                 booking.made_at = now;

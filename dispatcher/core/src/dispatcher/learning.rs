@@ -134,6 +134,8 @@ impl Dispatcher {
         let mut strangers = Vec::new();
         for run in known.listed().iter().filter(|run| known.is_running(run)) {
             match known.booking(&run.request) {
+                // Until its first token nothing is known of it that was not when it was booked.
+                Some(_) if run.output_tokens == 0 => {}
                 Some(booking) => {
                     let kind = known.devices[booking.device].kind;
                     let (model, signature) = (&booking.model, booking.asked.signature());
@@ -173,7 +175,6 @@ impl Dispatcher {
             began: now,
             made: 0,
             made_at: now,
-            admitted: share,
             share,
             kv_tokens: job.kv_tokens(),
             ends_at: now + price.map_or(Duration::ZERO, |price| price.expected),
@@ -207,7 +208,6 @@ impl Dispatcher {
             began: now,
             made: run.output_tokens,
             made_at: now,
-            admitted: price.share,
             share: price.share,
             kv_tokens: u64::from(run.prompt_tokens) + u64::from(prediction.high),
             ends_at: now + price.expected,

@@ -372,7 +372,6 @@ pub(super) fn booking(
         began: dispatch.at,
         made: 0,
         made_at: dispatch.at,
-        admitted: dispatch.share,
         share: dispatch.share,
         kv_tokens: job.kv_tokens(),
         ends_at,

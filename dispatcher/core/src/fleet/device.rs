@@ -38,9 +38,7 @@ pub(crate) struct Booking {
     pub(crate) made: u32,
     /// When that report came.
     pub(crate) made_at: Moment,
-    /// What was booked when it came, and is never exceeded.
-    pub(crate) admitted: Share,
-    /// What is booked now; it follows what is left of the request.
+    /// What is booked: at first what it was admitted with, then what is left of it, and never more than before.
     pub(crate) share: Share,
     /// Tokens of keys and values that it may come to need.
     pub(crate) kv_tokens: u64,
