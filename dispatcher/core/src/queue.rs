@@ -147,6 +147,11 @@ impl Queue {
         self.fairness.charge(line, tokens);
     }
 
+    /// Charges a line for what it was given besides, less when it is negative.
+    pub(crate) fn correct(&mut self, line: &Line, tokens: f64) {
+        self.fairness.correct(line, tokens);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.order.len()
     }

@@ -239,7 +239,7 @@ impl Dispatcher {
             )
         });
         self.queue
-            .charge(&line, f64::from(done.output_tokens) - f64::from(predicted));
+            .correct(&line, f64::from(done.output_tokens) - f64::from(predicted));
         self.models
             .learn_output(now, &model, done.prompt_tokens, done.output_tokens);
         let Some((kind, observed, load)) = timed else {

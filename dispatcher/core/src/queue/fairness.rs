@@ -3,7 +3,8 @@
 //! Each line has a virtual counter: the tokens that it was given, divided by its weight. The line with the smallest
 //! counter is next, so that over any time in which lines compete they get tokens in proportion to their weights
 //! (virtual token counters, as in "Fairness in Serving Large Language Models", Sheng et al. 2024). A line that was
-//! away comes back with the smallest counter of those that wait: it has no claim on what it did not use.
+//! away comes back with the smallest counter of those that wait, or when nobody does that of the line that had the
+//! last turn: it has no claim on what it did not use.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ impl Default for Weights {
 pub(crate) struct Fairness {
     weights: Weights,
     lines: BTreeMap<Line, Counter>,
+    /// The counter of the line that had the last turn.
+    latest: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,6 +62,7 @@ impl Fairness {
         Self {
             weights,
             lines: BTreeMap::new(),
+            latest: 0.0,
         }
     }
 
@@ -95,8 +99,9 @@ impl Fairness {
         if !self.lines.contains_key(line) {
             self.forget_one();
         }
+        let latest = self.latest;
         let counter = self.lines.entry(line.clone()).or_default();
-        counter.served = counter.served.max(least.unwrap_or(0.0));
+        counter.served = counter.served.max(least.unwrap_or(latest));
         counter.waiting = 1;
     }
 
@@ -106,8 +111,14 @@ impl Fairness {
         counter.waiting -= 1;
     }
 
-    /// A line was given tokens, or gives some back.
+    /// It was a line's turn, and it was given tokens.
     pub(crate) fn charge(&mut self, line: &Line, tokens: f64) {
+        self.correct(line, tokens);
+        self.latest = self.served(line);
+    }
+
+    /// A line was given more tokens than it was charged for, or fewer.
+    pub(crate) fn correct(&mut self, line: &Line, tokens: f64) {
         let weight = self.weight(line);
         if let Some(counter) = self.lines.get_mut(line) {
             counter.served = (counter.served + tokens / weight).max(0.0);
