@@ -48,7 +48,7 @@ impl Dispatcher {
                 self.stats.late += 1;
             }
             self.queue.insert(&job.model, &place, request.clone());
-            if !self.stuck.contains(&job.model) {
+            if self.may_be_placed(&job.model, &request) {
                 self.touch(&job.model);
             }
             if let Some(deadline) = job.deadline {
@@ -63,6 +63,13 @@ impl Dispatcher {
             };
             self.put(request, queued);
         }
+    }
+
+    /// Whether it is worth looking for a device for a request that has just begun to wait: nobody of its model waits in
+    /// vain, or it stands before those who do, or so near behind them that it may take what they leave.
+    fn may_be_placed(&self, model: &ModelName, request: &RequestId) -> bool {
+        let looked_at = self.settings.policy.look_behind_max + 1;
+        !self.stuck.contains(model) || self.queue.next_of(model, looked_at).contains(request)
     }
 
     /// Lets the shell acknowledge a request whose journal is terminal, and forgets it.
