@@ -145,6 +145,7 @@ fn best(
         let somewhere_new = left.is_avoided.cmp(&right.is_avoided);
         somewhere_new
             .then_with(|| order(left, right))
+            .then_with(|| left.victims.len().cmp(&right.victims.len()))
             .then_with(|| (left.worker, left.device).cmp(&(right.worker, right.device)))
     });
     best.map(|(index, _)| index)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flotilla_profile::LoadTier;
-use flotilla_protocol::fleet::{ModelReport, ModelState};
+use flotilla_protocol::fleet::{DeviceReport, ModelReport, ModelState};
 use flotilla_protocol::{ModelName, Moment, RequestId};
 
 use crate::fleet::{Fleet, Resident, Worker};
@@ -64,7 +64,7 @@ impl Surroundings<'_> {
                 victims: victims.into_iter().map(|victim| victim.model.clone()).collect(),
             })
         });
-        swaps.min_by_key(|swap| (swap.load_time + swap.regret, swap.device))
+        swaps.min_by_key(|swap| (swap.load_time + swap.regret, swap.victims.len(), swap.device))
     }
 
     /// The least wanted models whose going makes room on a device. None when there is room, and when there never can
@@ -80,7 +80,7 @@ impl Surroundings<'_> {
             return Some(Vec::new());
         };
         let needed = self.models.weights_bytes(model).unwrap_or(1).max(1);
-        let mut free = ledger.free_bytes();
+        let mut free = self.free_bytes(worker, device, ledger);
         if needed <= free || needed > ledger.pages_total.saturating_mul(ledger.page_bytes) {
             return Some(Vec::new());
         }
@@ -103,6 +103,21 @@ impl Surroundings<'_> {
         None
     }
 
+    /// Free bytes of a device once everything that was decided since its worker's newest report has been done.
+    fn free_bytes(&self, worker: &Worker, device: usize, ledger: &DeviceReport) -> u64 {
+        let on_device = worker
+            .residents()
+            .filter(|(_, report)| worker.device_of(report) == device);
+        let leaving = on_device.filter(|(_, report)| worker.is_leaving(&report.model));
+        let leaving: u64 = leaving.map(|(_, report)| report.weights_bytes).sum();
+        let coming = worker.coming_to(device);
+        let coming = coming
+            .into_iter()
+            .map(|model| self.models.weights_bytes(model).unwrap_or(0));
+        let free = ledger.free_bytes().saturating_add(leaving);
+        coming.fold(free, u64::saturating_sub)
+    }
+
     fn may_go(
         &self,
         worker: &Worker,
@@ -114,7 +129,8 @@ impl Surroundings<'_> {
         let in_use = report.state != ModelState::Ready
             || report.leases > 0
             || report.waiting > 0
-            || worker.is_booked_for(&report.model);
+            || worker.is_booked_for(&report.model)
+            || worker.is_leaving(&report.model);
         let pinned = self.models.get(&report.model).is_some_and(|model| model.pinned);
         let wanted = !is_reserved && self.queue.waits_for(&report.model);
         !in_use && !pinned && !wanted && self.stays_until(worker, kind, resident, report) <= self.now

@@ -216,6 +216,7 @@ impl Dispatcher {
                 .load_time(model, worker.devices[device].kind, LoadTier::Origin)
         };
         match worker.resident(model) {
+            _ if worker.is_leaving(model) => None,
             Some((_, report)) if report.state == ModelState::Ready => {
                 Some((Readiness::Ready, Duration::ZERO))
             }

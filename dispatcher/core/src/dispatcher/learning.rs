@@ -180,6 +180,7 @@ impl Dispatcher {
             ends_at: now + price.map_or(Duration::ZERO, |price| price.expected),
             is_measured: price.is_some_and(Price::is_measured),
             giver: Giver::Former,
+            victims: Vec::new(),
         }
     }
 
@@ -213,6 +214,7 @@ impl Dispatcher {
             ends_at: now + price.expected,
             is_measured: price.is_measured(),
             giver: Giver::Stranger,
+            victims: Vec::new(),
         }
     }
 

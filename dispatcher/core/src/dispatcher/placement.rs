@@ -318,9 +318,9 @@ impl Dispatcher {
             body: job.body.clone(),
             queued_ms: milliseconds(job.age(now)),
             deadline_in_ms: job.deadline.map(|deadline| milliseconds(deadline.since(now))),
-            evict_first: victims,
+            evict_first: victims.clone(),
         };
-        let booking = booking(&job, device, &dispatch, Giver::Us, now + dispatch.ends_in);
+        let booking = booking(&job, device, &dispatch, now, victims);
         self.fleet.book(&worker, request, booking, Sight::Unseen);
         let run = Run {
             job,
@@ -356,13 +356,7 @@ pub(super) fn aim(job: &Job) -> Aim {
 }
 
 /// The capacity that a request takes on a device.
-pub(super) fn booking(
-    job: &Job,
-    device: usize,
-    dispatch: &Dispatch,
-    giver: Giver,
-    ends_at: Moment,
-) -> Booking {
+fn booking(job: &Job, device: usize, dispatch: &Dispatch, now: Moment, victims: Vec<ModelName>) -> Booking {
     let price = job.price(dispatch.kind);
     Booking {
         device,
@@ -374,9 +368,10 @@ pub(super) fn booking(
         made_at: dispatch.at,
         share: dispatch.share,
         kv_tokens: job.kv_tokens(),
-        ends_at,
+        ends_at: now + dispatch.ends_in,
         is_measured: price.is_some_and(|price| price.is_measured()),
-        giver,
+        giver: Giver::Us,
+        victims,
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Booking {
     pub(crate) is_measured: bool,
     /// Who gave it to the worker.
     pub(crate) giver: Giver,
+    /// Models that go for it.
+    pub(crate) victims: Vec<ModelName>,
 }
 
 /// Who gave a request to a worker.

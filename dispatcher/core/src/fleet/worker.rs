@@ -183,6 +183,27 @@ impl Worker {
         self.bookings.values().any(|booking| booking.model == *model)
     }
 
+    /// Whether a model makes room for another one, of which its newest report cannot know yet.
+    pub(crate) fn is_leaving(&self, model: &ModelName) -> bool {
+        self.unseen_bookings()
+            .any(|booking| booking.victims.contains(model))
+    }
+
+    /// Models on their way to a device, of which its newest report cannot know yet.
+    pub(crate) fn coming_to(&self, device: usize) -> BTreeSet<&ModelName> {
+        let bookings = self.unseen_bookings().filter(|booking| booking.device == device);
+        let models = bookings.map(|booking| &booking.model);
+        models
+            .filter(|model| !self.residents.contains_key(*model))
+            .collect()
+    }
+
+    fn unseen_bookings(&self) -> impl Iterator<Item = &Booking> {
+        self.unseen
+            .iter()
+            .filter_map(|request| self.bookings.get(request))
+    }
+
     /// Tokens of keys and values that are booked for a model: each request's longest possible length.
     pub(crate) fn kv_tokens_booked(&self, model: &ModelName) -> u64 {
         let of_model = self.bookings.values().filter(|booking| booking.model == *model);
