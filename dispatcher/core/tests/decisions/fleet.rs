@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_dispatcher_core::{
-    Action, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, PolicySettings, Settings,
-    StreamSequence,
+    Action, Arrival, AssignOutcome, Dispatcher, JournalState, PolicySettings, Settings, StreamSequence,
 };
 use flotilla_profile::DeviceProfile;
 use flotilla_protocol::admin::{Explanation, ProfileStatus, Standing};

@@ -17,7 +17,6 @@ use crate::words::WEIGHTS_BYTES;
 pub struct Machine {
     pub id: String,
     kind: String,
-    cost: Option<f64>,
     pub slots: usize,
     memory_bytes: u64,
     pub state: WorkerState,
@@ -73,7 +72,6 @@ impl Machine {
         Self {
             id: id.to_owned(),
             kind: kind.to_owned(),
-            cost: None,
             slots: 1000,
             memory_bytes: 10 * WEIGHTS_BYTES,
             state: WorkerState::Ready,
@@ -86,11 +84,6 @@ impl Machine {
 
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots;
-        self
-    }
-
-    pub fn cost(mut self, cost: f64) -> Self {
-        self.cost = Some(cost);
         self
     }
 
@@ -143,7 +136,7 @@ impl Machine {
                 name: self.kind.clone(),
                 memory_bytes: self.memory_bytes,
                 memory_bytes_per_s: None,
-                cost: self.cost,
+                cost: None,
             }],
         }
     }
