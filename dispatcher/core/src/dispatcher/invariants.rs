@@ -143,9 +143,10 @@ impl Dispatcher {
         if self.deposed {
             return;
         }
-        for model in self.queue.models() {
-            let next = self.queue.next_of(model, 1);
-            let job = self.waiting(&next[0]);
+        let heads = self.queue.models().flat_map(|model| self.queue.next_of(model, 1));
+        for request in heads.chain(self.reserved.iter().cloned()) {
+            let job = self.waiting(&request);
+            let model = &job.model;
             if aim(job) == Aim::Target {
                 continue;
             }

@@ -156,6 +156,9 @@ impl Dispatcher {
     /// Places one request of a model: its most urgent one, or one behind it that needs nothing that those before it
     /// wait for.
     fn place_one_of(&mut self, now: Moment, model: &ModelName) -> Progress {
+        if self.place_reserved(now, model) == Progress::Made {
+            return Progress::Made;
+        }
         let look_behind = self.settings.policy.look_behind_max;
         let mut requests = self.queue.next_of(model, 1);
         let mut claimed: Vec<(WorkerId, usize)> = Vec::new();
@@ -188,6 +191,23 @@ impl Dispatcher {
             index += 1;
         }
         Progress::Stuck
+    }
+
+    /// Places one request of a model that a device is kept for. Whoever stands before it cannot have that device, so
+    /// that both would wait for ever if it were not looked at first.
+    fn place_reserved(&mut self, now: Moment, model: &ModelName) -> Progress {
+        let of_model = self.reserved.iter().filter(|it| self.waiting(it).model == *model);
+        let placed = of_model
+            .filter_map(|request| match self.decide(now, request, &[]) {
+                Verdict::Run(placement) => Some((request.clone(), placement)),
+                Verdict::WaitFor { .. } | Verdict::Lost => None,
+            })
+            .next();
+        let Some((request, placement)) = placed else {
+            return Progress::Stuck;
+        };
+        self.assign(now, &request, placement);
+        Progress::Made
     }
 
     fn decide(&self, now: Moment, request: &RequestId, claimed: &[(WorkerId, usize)]) -> Verdict {
