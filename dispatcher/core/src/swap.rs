@@ -42,29 +42,30 @@ struct Victim<'a> {
 }
 
 impl Surroundings<'_> {
-    /// The cheapest way to bring a model to a worker for a request; `None` when its devices have no room and too
-    /// little that may go.
+    /// The ways to bring a model to a worker for a request: one for each device that has room for it, or enough that
+    /// may go.
     ///
     /// A model may go when nobody uses it or waits for it, it is not pinned and has been there for long enough. On a
     /// device that is kept for this request those that others wait for may go as well.
-    pub(crate) fn swap(&self, worker: &Worker, model: &ModelName, request: &RequestId) -> Option<Swap> {
+    pub(crate) fn swaps(
+        &self,
+        worker: &Worker,
+        model: &ModelName,
+        request: &RequestId,
+    ) -> impl Iterator<Item = Swap> {
+        let tier = tier(worker, model);
         let devices = worker.devices.iter().enumerate();
         let open = devices.filter(|(_, device)| device.is_open_to(request));
-        let swaps = open.filter_map(|(index, device)| {
+        open.filter_map(move |(index, device)| {
             let is_reserved = device.reserved_for.is_some();
             let victims = self.victims_on(worker, index, model, is_reserved)?;
-            let tier = match worker.has_loaded(model) {
-                true => LoadTier::Host,
-                false => LoadTier::Origin,
-            };
             Some(Swap {
                 device: index,
                 load_time: self.models.load_time(model, device.kind, tier),
                 regret: victims.iter().map(|victim| victim.regret).sum(),
                 victims: victims.into_iter().map(|victim| victim.model.clone()).collect(),
             })
-        });
-        swaps.min_by_key(|swap| (swap.load_time + swap.regret, swap.victims.len(), swap.device))
+        })
     }
 
     /// The least wanted models whose going makes room on a device. None when there is room, and when there never can
@@ -156,10 +157,7 @@ impl Surroundings<'_> {
         (resident, report): (&'a Resident, &'a ModelReport),
     ) -> Victim<'a> {
         let model = &report.model;
-        let tier = match worker.has_loaded(model) {
-            true => LoadTier::Host,
-            false => LoadTier::Origin,
-        };
+        let tier = tier(worker, model);
         let copies = self.fleet.holders(model).count().max(1);
         #[expect(clippy::cast_precision_loss, reason = "there are fewer workers than 2^52")]
         let wanted_here = self.models.demand_per_s(self.now, model) / copies as f64;
@@ -170,6 +168,14 @@ impl Surroundings<'_> {
             regret: self.models.load_time(model, kind, tier).mul_f64(chance),
             used: resident.used,
         }
+    }
+}
+
+/// Where a worker has a model's weights: what was resident once is probably in the machine's memory.
+fn tier(worker: &Worker, model: &ModelName) -> LoadTier {
+    match worker.has_loaded(model) {
+        true => LoadTier::Host,
+        false => LoadTier::Origin,
     }
 }
 

@@ -47,8 +47,10 @@ impl Dispatcher {
         let others = self.fleet.roomy();
         let others = others.filter(|(id, _)| may_take(id) && !self.fleet.holds(id, &job.model));
         for other in others {
-            let copy = self.without_model(now, job, other, claimed);
-            candidates.extend(copy.filter(|copy| is_worth_a_copy || copy.victims.is_empty()));
+            let surroundings = self.surroundings(now);
+            let swaps = surroundings.swaps(other.1, &job.model, &job.request);
+            let swaps = swaps.filter(|swap| is_worth_a_copy || swap.victims.is_empty());
+            candidates.extend(swaps.filter_map(|swap| self.without_model(now, job, other, swap, claimed)));
         }
         candidates
     }
@@ -78,12 +80,13 @@ impl Dispatcher {
         Some(self.candidate(now, job, spot))
     }
 
-    /// A worker that would have to load the model. `None` when it has no room for it.
+    /// A device that the model would have to be loaded on.
     fn without_model<'a>(
         &'a self,
         now: Moment,
         job: &'a Job,
         (id, worker): (&'a WorkerId, &'a Worker),
+        swap: Swap,
         claimed: &[(WorkerId, usize)],
     ) -> Option<Candidate<'a>> {
         let Swap {
@@ -91,7 +94,7 @@ impl Dispatcher {
             load_time,
             regret,
             victims,
-        } = self.surroundings(now).swap(worker, &job.model, &job.request)?;
+        } = swap;
         let price = job.price(worker.devices[device].kind)?;
         let spot = Spot {
             id,
