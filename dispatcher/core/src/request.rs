@@ -122,6 +122,16 @@ pub(crate) enum StrikeReason {
     Panicked { worker: WorkerId, message: String },
 }
 
+impl Outlook {
+    /// What is thought of a request with new prices: by these it may be in time again.
+    pub(crate) fn after_repricing(self) -> Self {
+        match self {
+            Self::Hopeful | Self::Late => Self::Hopeful,
+            Self::GivenUp => Self::GivenUp,
+        }
+    }
+}
+
 impl Job {
     pub(crate) fn new(now: Moment, arrival: Arrival, asked: Asked) -> Self {
         Self {

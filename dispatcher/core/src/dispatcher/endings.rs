@@ -6,8 +6,7 @@ use flotilla_protocol::{ModelName, Moment, RequestId};
 use super::Dispatcher;
 use crate::action::Action;
 use crate::input::StreamSequence;
-use crate::queue::Line;
-use crate::request::{Held, Job, Outlook, Verdict, failure};
+use crate::request::{Held, Job, Verdict, failure};
 use crate::timers::Timer;
 
 /// How many workers a `model_unloadable` names.
@@ -42,11 +41,8 @@ impl Dispatcher {
         } else {
             let request = job.request.clone();
             self.price(&mut job);
-            let place = self.place_of(now, &job);
-            if place.line == Line::Late && job.outlook != Outlook::Late {
-                job.outlook = Outlook::Late;
-                self.stats.late += 1;
-            }
+            let outlook = job.outlook.after_repricing();
+            let place = self.place_with(now, &mut job, outlook);
             self.queue.insert(&job.model, &place, request.clone());
             if self.may_be_placed(&job.model, &request) {
                 self.touch(&job.model);

@@ -280,7 +280,8 @@ impl Dispatcher {
         };
         self.queue.remove(&job.model, &place);
         self.price(&mut job);
-        let place = self.place_of(now, &job);
+        let outlook = job.outlook.after_repricing();
+        let place = self.place_with(now, &mut job, outlook);
         self.queue.insert(&job.model, &place, request.clone());
         let queued = Held::Queued {
             job,

@@ -14,7 +14,7 @@ impl Dispatcher {
     /// With a target it is as urgent as the moment at which it has to start on the device that serves it fastest;
     /// that difference between target and expected time shrinks for all alike, so that an order by it is one by
     /// slack at every moment. Without, it is as urgent as one that may start after its class's patience.
-    pub(super) fn place_of(&self, now: Moment, job: &Job) -> Place {
+    fn place_of(&self, now: Moment, job: &Job) -> Place {
         let policy = self.policy_of(job);
         let (line, at) = match (policy, job.asked.target) {
             (Policy::Fifo, _) => (fifo(), job.published),
@@ -38,6 +38,19 @@ impl Dispatcher {
         }
     }
 
+    /// What is thought of a request from now on and, with that, its place. It is late in any case when it should have
+    /// started by now.
+    pub(super) fn place_with(&mut self, now: Moment, job: &mut Job, outlook: Outlook) -> Place {
+        let was_late = job.outlook == Outlook::Late;
+        job.outlook = outlook;
+        let place = self.place_of(now, job);
+        if place.line == Line::Late {
+            job.outlook = Outlook::Late;
+            self.stats.late += u64::from(!was_late);
+        }
+        place
+    }
+
     /// Changes what is thought of a waiting request's chances, and its place.
     pub(super) fn set_outlook(&mut self, now: Moment, request: &RequestId, outlook: Outlook) {
         let Some(Held::Queued {
@@ -49,12 +62,7 @@ impl Dispatcher {
             return;
         };
         self.queue.remove(&job.model, &place);
-        job.outlook = outlook;
-        let place = self.place_of(now, &job);
-        if place.line == Line::Late {
-            job.outlook = Outlook::Late;
-            self.stats.late += 1;
-        }
+        let place = self.place_with(now, &mut job, outlook);
         self.queue.insert(&job.model, &place, request.clone());
         let queued = Held::Queued {
             job,
