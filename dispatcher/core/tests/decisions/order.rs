@@ -54,10 +54,10 @@ fn requests_of_nearly_the_same_length_are_told_apart_by_their_slack() {
     let mut fleet = busy(per_token("k", 0.01, 1.0));
     fleet.wait(0.9);
     fleet.send(ask("a").tokens(100, 100).within(10.0));
-    fleet.send(ask("b").tokens(120, 120).within(5.0));
+    fleet.send(ask("b").tokens(120, 120).within(8.0));
     fleet.send(ask("c").tokens(1000, 400).within(6.0));
     let slacks = ["a", "b", "c"].map(|id| fleet.line(id).1.unwrap());
-    assert_eq!(slacks, [9000, 3800, 2000]);
+    assert_eq!(slacks, [9000, 6800, 2000]);
     assert_eq!(drained(&mut fleet, "blocker"), ["c", "b", "a"]);
 }
 
@@ -240,6 +240,17 @@ fn a_large_request_gets_a_device_to_itself_behind_small_ones_of_another_model() 
     assert_eq!(fleet.bench.dispatcher.stats().reservations, 1);
     fleet.wait(2.0);
     assert!(!fleet.order().is_empty(), "the device is open to all again");
+}
+
+/// Who stood before it could not have the device, and it was never looked at behind them: both waited for ever.
+#[test]
+fn a_device_that_is_kept_for_a_request_is_its_own_whoever_comes_before_it() {
+    let mut fleet = busy(flat("k", 1.0, 1.0));
+    fleet.send(ask("reserved").batch());
+    fleet.wait(2.5);
+    assert_eq!(fleet.bench.dispatcher.stats().reservations, 1);
+    fleet.send(ask("first"));
+    assert_eq!(drained(&mut fleet, "blocker"), ["reserved", "first"]);
 }
 
 /// AIBrix case 38: theirs knows no targets but the profile's.

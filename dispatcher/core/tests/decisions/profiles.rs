@@ -220,6 +220,23 @@ fn a_new_profile_prices_those_who_wait_anew() {
     );
 }
 
+#[test]
+fn a_lost_cause_is_none_any_more_when_a_new_profile_says_so() {
+    let mut fleet = two_wait();
+    fleet.send(ask("lost").tokens(5, 100).within(0.5));
+    assert_eq!(fleet.line("lost").0, "late");
+    let faster = per_token("k", 0.001, 1.0);
+    fleet.profile(
+        "m",
+        Profile {
+            created: 2.0,
+            ..faster
+        },
+    );
+    assert_eq!(fleet.line("lost"), ("in_time".into(), Some(400)));
+    assert_eq!(fleet.bench.dispatcher.stats().late, 1);
+}
+
 /// Theirs falls back to first come, first served; here the estimate of 0.1 s for a token rules.
 #[test]
 fn without_its_profile_a_model_runs_on_an_estimate_and_keeps_its_order() {

@@ -1,42 +1,46 @@
 //! Everything around the dispatcher, small enough to be obviously right: stream, journals, workers, and a
 //! network that delays, reorders and loses.
 
+pub mod facts;
 pub mod journal;
+pub mod residency;
+pub mod stream;
 pub mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use flotilla_dispatcher_core::{
-    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, PolicySettings, PromptCount,
-    Settings, Stats, StreamSequence,
+    Action, AssignOutcome, Dispatcher, JournalState, PolicySettings, Settings, Stats, StreamSequence,
 };
 use flotilla_protocol::assignment::{AssignReply, Assignment, Done};
-use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::fleet::Report;
-use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
+use flotilla_protocol::{Attempt, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
 
+use facts::Fact;
 use journal::{Entry, Journal};
+use stream::{Message, Wish};
 use worker::{Work, Worker};
 
 /// One thing that happens; a `usize` picks among what there is.
 #[derive(Debug, Clone)]
 pub enum Step {
-    Publish {
-        model: u8,
-        class: Class,
-        deadline_ms: Option<u64>,
-        valid: bool,
-    },
+    Publish(Wish),
     PublishAgain(usize),
     Deliver(usize),
     Drop(usize),
     Wait {
         ms: u64,
     },
+    /// The process sleeps, and then finds that so much time has passed.
+    Jump {
+        minutes: u64,
+    },
     Report(usize),
     Work(usize, usize, Work),
+    /// Models and memory of a worker change.
+    Shake(usize, usize),
+    Learn(Fact),
     Die(usize),
     Start(usize),
     Drain(usize),
@@ -45,18 +49,6 @@ pub enum Step {
     Redeliver(usize),
     NewLeader,
     RemoveModel,
-}
-
-#[derive(Debug)]
-struct Message {
-    request: RequestId,
-    class: Class,
-    model: u8,
-    published_ms: u64,
-    deadline_ms: Option<u64>,
-    valid: bool,
-    deliveries: u32,
-    acked: bool,
 }
 
 /// What is under way.
@@ -114,6 +106,7 @@ pub struct World {
     /// its end may be here twice.
     outstanding: Vec<(WorkerId, RequestId, Attempt)>,
     removed_models: BTreeSet<u8>,
+    facts: Vec<Fact>,
     past: Vec<Stats>,
 }
 
@@ -134,6 +127,7 @@ impl World {
             network: Vec::new(),
             outstanding: Vec::new(),
             removed_models: BTreeSet::new(),
+            facts: Vec::new(),
             past: Vec::new(),
         }
     }
@@ -149,12 +143,7 @@ impl World {
 
     pub fn step(&mut self, step: &Step) {
         match *step {
-            Step::Publish {
-                model,
-                class,
-                deadline_ms,
-                valid,
-            } => self.publish(model, class, deadline_ms, valid),
+            Step::Publish(ref wish) => self.publish(wish),
             Step::PublishAgain(pick) => self.publish_again(pick),
             Step::Deliver(pick) => {
                 if let Some(index) = index_of(pick, self.network.len()) {
@@ -164,6 +153,9 @@ impl World {
             }
             Step::Drop(pick) => self.lose(pick),
             Step::Wait { ms } => self.wait(ms),
+            Step::Jump { minutes } => self.jump(minutes),
+            Step::Shake(worker, pick) => self.picked(worker).shake(pick),
+            Step::Learn(ref fact) => self.learn(fact),
             Step::Report(pick) => self.report(pick % self.workers.len()),
             Step::Work(worker, pick, work) => self.work(worker % self.workers.len(), pick, work),
             Step::Die(pick) => self.picked(pick).die(),
@@ -185,6 +177,7 @@ impl World {
             self.workers[index].draining = false;
             self.start(index);
         }
+        self.unpin_everything();
         for _ in 0..400 {
             for index in 0..self.workers.len() {
                 for (pick, _) in self.workers[index].requests().into_iter().enumerate() {
@@ -236,11 +229,6 @@ impl World {
         );
     }
 
-    fn unacked(&self) -> Vec<StreamSequence> {
-        let unacked = self.stream.iter().filter(|(_, message)| !message.acked);
-        unacked.map(|(sequence, _)| *sequence).collect()
-    }
-
     fn deliver_everything(&mut self) {
         let mut delivered = 0;
         while !self.network.is_empty() {
@@ -259,41 +247,6 @@ impl World {
 
     fn now(&self) -> Moment {
         Moment::after_origin(Duration::from_millis(self.now_ms))
-    }
-
-    fn publish(&mut self, model: u8, class: Class, deadline_ms: Option<u64>, valid: bool) {
-        let request = RequestId::from_random(u128::try_from(self.stream.len()).unwrap());
-        self.store(Message {
-            request,
-            class,
-            model,
-            published_ms: self.now_ms,
-            deadline_ms,
-            valid,
-            deliveries: 0,
-            acked: false,
-        });
-    }
-
-    /// The same request under another sequence, as a client does whose publish was not answered in time.
-    fn publish_again(&mut self, pick: usize) {
-        let Some(index) = index_of(pick, self.stream.len()) else {
-            return;
-        };
-        let message = self.stream.values().nth(index).unwrap();
-        self.store(Message {
-            request: message.request.clone(),
-            published_ms: self.now_ms,
-            deliveries: 0,
-            acked: false,
-            ..*message
-        });
-    }
-
-    fn store(&mut self, message: Message) {
-        let sequence = StreamSequence(u64::try_from(self.stream.len()).unwrap() + 1);
-        self.stream.insert(sequence, message);
-        self.network.push(Packet::Message(sequence));
     }
 
     fn lose(&mut self, pick: usize) {
@@ -325,6 +278,12 @@ impl World {
             );
         }
         self.now_ms += ms;
+    }
+
+    fn jump(&mut self, minutes: u64) {
+        self.now_ms += minutes * 60_000;
+        let now = self.now();
+        self.dispatcher.handle_timeout(now);
     }
 
     fn report(&mut self, index: usize) {
@@ -368,13 +327,6 @@ impl World {
         self.outcome(&worker, &request, attempt, AssignOutcome::NoAnswer);
     }
 
-    fn redeliver(&mut self, pick: usize) {
-        let unacked = self.unacked();
-        if let Some(index) = index_of(pick, unacked.len()) {
-            self.network.push(Packet::Message(unacked[index]));
-        }
-    }
-
     /// The leader dies, whatever it has sent is still under way, and its successor knows nothing.
     fn new_leader(&mut self) {
         self.past.push(self.dispatcher.stats());
@@ -382,6 +334,7 @@ impl World {
         self.term_began_ms = self.now_ms;
         self.outstanding.clear();
         self.dispatcher = Dispatcher::new(self.now(), settings(self.term));
+        self.tell_all_facts();
         for sequence in self.unacked() {
             self.network.push(Packet::Message(sequence));
         }
@@ -439,56 +392,6 @@ impl World {
             // Addressed to a leader that is gone.
             Packet::Reply { .. } | Packet::Journal { .. } | Packet::Ended { .. } => {}
         }
-    }
-
-    fn deliver_message(&mut self, sequence: StreamSequence) {
-        let now = self.now();
-        let message = self.stream.get_mut(&sequence).unwrap();
-        if message.acked {
-            return;
-        }
-        message.deliveries += 1;
-        let fresh =
-            message.deliveries == 1 && message.published_ms >= self.term_began_ms && self.term_is_first();
-        let message = &self.stream[&sequence];
-        let age_ms = self.now_ms - message.published_ms;
-        let admission = if message.valid && !self.removed_models.contains(&message.model) {
-            let arrival = Arrival {
-                sequence,
-                request: message.request.clone(),
-                class: message.class,
-                model: model(message.model),
-                encoding: Encoding::Json,
-                body: Bytes::from_static(b"{}"),
-                prompt_tokens: 1,
-                prompt_count: PromptCount::Counted,
-                output_tokens_max: 8,
-                tenant: None,
-                slo: None,
-                age: Duration::from_millis(age_ms),
-                deadline_in: message
-                    .deadline_ms
-                    .map(|ms| Duration::from_millis(ms.saturating_sub(age_ms))),
-                origin: if fresh { Origin::Fresh } else { Origin::MaybeSeen },
-            };
-            self.dispatcher.handle_arrival(now, arrival)
-        } else {
-            let error = RequestError {
-                code: ErrorCode::InvalidRequest,
-                message: "max_token is not a field".into(),
-                param: Some("max_token".into()),
-            };
-            self.dispatcher
-                .handle_rejected(sequence, &message.request, Encoding::Json, error)
-        };
-        if admission == Admission::Held {
-            assert!(self.dispatcher.holds(&self.stream[&sequence].request));
-        }
-    }
-
-    /// A message published at the very millisecond of a change of leader counts as older than the term.
-    fn term_is_first(&self) -> bool {
-        self.term == 1 || self.now_ms > self.term_began_ms
     }
 
     fn deliver_assign(&mut self, term: u64, index: usize, assignment: &Assignment) {

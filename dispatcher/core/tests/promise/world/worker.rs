@@ -1,6 +1,6 @@
 //! A worker, as far as the dispatcher can tell: it takes attempts, writes journals, reports, dies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_dispatcher_core::JournalState;
 use flotilla_protocol::assignment::{AssignReply, Assignment, AttemptEnd, Done, Refusal};
@@ -8,6 +8,7 @@ use flotilla_protocol::fleet::{Report, RunningRequest, WorkerState};
 use flotilla_protocol::{Attempt, Epoch, ModelName, RequestId, Strikes, WorkerId};
 
 use super::journal::{Entry, Journal};
+use super::residency::Residency;
 
 /// What a run does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,19 +29,23 @@ struct Run {
     /// What it believes to be the journal's last sequence; `None` until it has read the journal.
     last: Option<usize>,
     accepted: bool,
+    output_tokens: u32,
 }
 
 #[derive(Debug)]
 pub struct Worker {
     pub id: WorkerId,
-    incarnation: u64,
+    pub incarnation: u64,
     pub alive: bool,
     pub draining: bool,
     seq: u64,
     epoch_seen: Epoch,
     slots: u32,
     running: BTreeMap<RequestId, Run>,
+    pub residency: Residency,
     pub refused_full: u32,
+    /// Models that were named as victims while it used them.
+    pub victims_used: u32,
 }
 
 impl Worker {
@@ -54,13 +59,17 @@ impl Worker {
             epoch_seen: Epoch(0),
             slots,
             running: BTreeMap::new(),
+            // One room, two on one device, three on two.
+            residency: Residency::new([vec![1], vec![2], vec![1, 2]][index % 3].clone()),
             refused_full: 0,
+            victims_used: 0,
         }
     }
 
     pub fn die(&mut self) {
         self.alive = false;
         self.running.clear();
+        self.residency.clear();
     }
 
     pub fn start(&mut self) {
@@ -75,14 +84,26 @@ impl Worker {
         self.running.keys().cloned().collect()
     }
 
+    /// Models that requests use or wait for.
+    fn used(&self) -> BTreeSet<ModelName> {
+        self.running.values().map(|run| run.model.clone()).collect()
+    }
+
+    pub fn shake(&mut self, pick: usize) {
+        let used = self.used();
+        self.residency.shake(pick, &used);
+    }
+
     pub fn report(&mut self) -> Report {
         self.seq += 1;
+        let used = self.used();
+        self.residency.go_on(&used);
         let running = self.running.iter().map(|(request, run)| RunningRequest {
             request: request.clone(),
             attempt: run.attempt,
             model: run.model.clone(),
             prompt_tokens: 1,
-            output_tokens: 0,
+            output_tokens: run.output_tokens,
         });
         Report {
             worker: self.id.clone(),
@@ -96,8 +117,8 @@ impl Worker {
             },
             free_slots: self.free_slots(),
             running: running.collect(),
-            models: Vec::new(),
-            devices: Vec::new(),
+            models: self.residency.models(&used),
+            devices: self.residency.devices(),
         }
     }
 
@@ -124,7 +145,14 @@ impl Worker {
                 cancelled: false,
                 last: (assignment.attempt == Attempt(1)).then_some(0),
                 accepted: false,
+                output_tokens: 0,
             };
+            let used = self.used();
+            let victims = assignment.evict_first.iter();
+            let victims_used = victims.filter(|victim| self.residency.is_used(victim, &used));
+            self.victims_used += u32::try_from(victims_used.count()).unwrap();
+            self.residency
+                .bring(&assignment.model, &assignment.evict_first, &used);
             self.running.insert(assignment.request.clone(), run);
         }
         AssignReply::Accepted { report_seq: self.seq }
@@ -138,7 +166,10 @@ impl Worker {
 
     /// Goes on with one run: reads the journal, or appends to it, or ends the attempt.
     pub fn work(&mut self, request: &RequestId, journal: &mut Journal, work: Work) -> Option<Done> {
+        let used = self.used();
+        self.residency.go_on(&used);
         let run = self.running.get_mut(request)?;
+        let is_ready = self.residency.is_ready(&run.model);
         let end = match work {
             Work::Panic => Some(AttemptEnd::Panicked {
                 message: "index out of bounds".into(),
@@ -150,6 +181,7 @@ impl Worker {
                 reason: "no room".into(),
                 retry_in_ms: 3000,
             }),
+            Work::Step | Work::Finish if !is_ready => None,
             Work::Step | Work::Finish => run.advance(&self.id, journal, work),
         }?;
         let run = self.running.remove(request)?;
@@ -160,7 +192,7 @@ impl Worker {
             attempt: run.attempt,
             end,
             prompt_tokens: 1,
-            output_tokens: 0,
+            output_tokens: run.output_tokens,
         })
     }
 
@@ -184,6 +216,7 @@ impl Run {
         } else if self.cancelled || work == Work::Finish {
             Entry::Terminal
         } else {
+            self.output_tokens += 5;
             Entry::Tokens {
                 attempt: self.attempt,
             }
