@@ -92,7 +92,7 @@ impl<'a> Pace<'a> {
         let step_s = self.step_with(Some((model, steps)));
         let prompt_s = prefill_s(steps, asked.prompt_tokens);
         let reading_s = self.reading_s + prompt_s;
-        let chunk_s = prefill_s(steps, steps.chunk_tokens);
+        let chunk_s = prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN);
         let first_s = reading_s * (1.0 + step_s / chunk_s);
         let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * step_s;
         let begins = Micros::from(self.now) + starts_in;
@@ -111,7 +111,7 @@ impl<'a> Pace<'a> {
     /// How much time one of those who run has to spare, when prompts of `reading_s` are to be read and a step takes
     /// `step_s`.
     fn slack_of(&self, booking: &Booking, steps: Steps<'_>, reading_s: f64, step_s: f64) -> i64 {
-        let chunk_s = prefill_s(steps, steps.chunk_tokens);
+        let chunk_s = prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN);
         let now = Micros::from(self.now);
         if booking.made == 0 {
             let first_s = reading_s * (1.0 + step_s / chunk_s);
@@ -197,8 +197,11 @@ fn decode_s(steps: Steps<'_>, sequences: u32) -> f64 {
 }
 
 fn span(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    Duration::try_from_secs_f64(seconds).map_or(SPAN_MAX, |span| span.min(SPAN_MAX))
 }
 
+/// Longest span that is reckoned with, 30 years, so that a profile with absurd figures cannot make sums of
+/// spans overflow.
+const SPAN_MAX: Duration = Duration::from_secs(1_000_000_000);
 /// A step takes no less, in seconds; only to divide by.
 const STEP_S_MIN: f64 = 1e-6;
