@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use flotilla_protocol::assignment::Assignment;
+use flotilla_protocol::catalog::Policy;
 use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
@@ -340,7 +341,8 @@ impl Dispatcher {
             deadline_in_ms: job.deadline.map(|deadline| milliseconds(deadline.since(now))),
             evict_first: victims.clone(),
         };
-        let booking = booking(&job, device, &dispatch, now, victims);
+        let mut booking = booking(&job, device, &dispatch, now, victims);
+        booking.is_measured &= self.policy_of(&job) != Policy::Fifo;
         self.fleet.book(&worker, request, booking, Sight::Unseen);
         let run = Run {
             job,
