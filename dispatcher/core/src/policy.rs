@@ -189,3 +189,153 @@ fn soonest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
 fn by_preparation(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
     (left.readiness.cmp(&right.readiness)).then_with(|| right.free_slots.cmp(&left.free_slots))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICIES: [Policy; 4] = [Policy::Slo, Policy::Pack, Policy::Spread, Policy::Fifo];
+
+    fn ids() -> Vec<WorkerId> {
+        let ids = ["a", "b", "c", "d", "e"];
+        ids.map(|id| WorkerId::new(id).unwrap()).into()
+    }
+
+    fn candidate(worker: &WorkerId) -> Candidate<'_> {
+        Candidate {
+            worker,
+            device: 0,
+            is_avoided: false,
+            room: Room::Now,
+            readiness: Readiness::Ready,
+            starts_in: Duration::ZERO,
+            ends_in: Duration::from_secs(1),
+            slack_us: 0,
+            cost: 1.0,
+            load: Share::NONE,
+            is_measured: true,
+            free_slots: 1,
+            victims: Vec::new(),
+        }
+    }
+
+    /// Which of two is chosen, whatever their order and names.
+    fn second_wins(policy: Policy, aim: Aim, change: impl Fn(&mut Candidate<'_>, &mut Candidate<'_>)) {
+        let ids = ids();
+        for [left, right] in [[0, 1], [1, 0]] {
+            let (mut loser, mut winner) = (candidate(&ids[left]), candidate(&ids[right]));
+            change(&mut loser, &mut winner);
+            let choice = choose(policy, aim, &[loser, winner]);
+            assert_eq!(choice, Choice::Run(1), "{policy} {aim:?}");
+        }
+    }
+
+    #[test]
+    fn each_policy_has_its_favourite_among_those_in_time() {
+        second_wins(Policy::Slo, Aim::Target, |loser, _| loser.cost = 2.0);
+        second_wins(Policy::Slo, Aim::Target, |_, winner| winner.load = Share::of(0.5));
+        second_wins(Policy::Pack, Aim::Target, |_, winner| {
+            winner.load = Share::of(0.5)
+        });
+        second_wins(Policy::Spread, Aim::Target, |loser, _| {
+            loser.load = Share::of(0.5)
+        });
+        second_wins(Policy::Spread, Aim::Target, |_, winner| winner.free_slots = 2);
+        second_wins(Policy::Fifo, Aim::Target, |_, winner| winner.free_slots = 2);
+    }
+
+    #[test]
+    fn an_estimate_is_no_reason_to_fill_a_device() {
+        second_wins(Policy::Slo, Aim::Target, |loser, winner| {
+            (loser.is_measured, winner.is_measured) = (false, false);
+            loser.load = Share::of(0.5);
+        });
+    }
+
+    #[test]
+    fn without_a_target_the_soonest_end_rules_except_with_pack() {
+        for aim in [Aim::None, Aim::Lost] {
+            for policy in [Policy::Slo, Policy::Spread] {
+                second_wins(policy, aim, |loser, _| loser.ends_in *= 2);
+            }
+            second_wins(Policy::Pack, aim, |_, winner| {
+                winner.ends_in *= 2;
+                winner.load = Share::of(0.1);
+            });
+        }
+    }
+
+    #[test]
+    fn where_a_request_has_just_come_back_from_is_the_last_choice() {
+        for policy in POLICIES {
+            second_wins(policy, Aim::None, |loser, winner| {
+                loser.is_avoided = true;
+                winner.readiness = Readiness::Absent;
+                winner.ends_in *= 9;
+            });
+        }
+    }
+
+    #[test]
+    fn of_two_places_that_cost_the_same_the_free_one_is_taken() {
+        let victim = ModelName::new("m").unwrap();
+        for policy in POLICIES {
+            for aim in [Aim::Target, Aim::None] {
+                second_wins(policy, aim, |loser, _| loser.victims.push(victim.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn who_has_a_target_waits_for_those_that_meet_it_and_is_lost_without_any() {
+        let ids = ids();
+        let late = Candidate {
+            slack_us: -1,
+            ..candidate(&ids[0])
+        };
+        let full = Candidate {
+            room: Room::NoShare,
+            ..candidate(&ids[1])
+        };
+        let both = [late.clone(), full];
+        assert_eq!(choose(Policy::Slo, Aim::Target, &both), Choice::WaitFor(vec![1]));
+        assert_eq!(choose(Policy::Slo, Aim::Target, &both[..1]), Choice::Lost);
+        assert_eq!(choose(Policy::Slo, Aim::Lost, &both), Choice::Run(0));
+        assert_eq!(choose(Policy::Fifo, Aim::Target, &both), Choice::Run(0));
+    }
+
+    proptest! {
+        #[test]
+        fn who_is_chosen_has_room_and_is_in_time_if_that_is_the_aim(
+            shapes in prop::collection::vec((any::<bool>(), -2_i64..2, 0_u32..3, 0_u32..4), 0..5),
+            policy in prop::sample::select(POLICIES.to_vec()),
+            aim in prop::sample::select(vec![Aim::Target, Aim::None, Aim::Lost]),
+        ) {
+            let ids = ids();
+            let candidates: Vec<_> = shapes.iter().zip(&ids).map(|(&(has_room, slack_us, cost, tenths), id)| Candidate {
+                room: if has_room { Room::Now } else { Room::NoShare },
+                slack_us,
+                cost: f64::from(cost),
+                load: Share::of(f64::from(tenths) / 10.0),
+                ..candidate(id)
+            }).collect();
+            let must_be_in_time = aim == Aim::Target && policy != Policy::Fifo;
+            let serves = |it: &Candidate<'_>| !must_be_in_time || it.slack_us >= 0;
+            match choose(policy, aim, &candidates) {
+                Choice::Run(index) => {
+                    prop_assert!(candidates[index].has_room() && serves(&candidates[index]));
+                }
+                Choice::WaitFor(indices) => {
+                    let eligible = (0..candidates.len()).filter(|index| serves(&candidates[*index]));
+                    prop_assert!(indices.iter().copied().eq(eligible));
+                    prop_assert!(!candidates.iter().any(|it| it.has_room() && serves(it)));
+                }
+                Choice::Lost => {
+                    prop_assert!(must_be_in_time && !candidates.iter().any(serves));
+                }
+            }
+        }
+    }
+}

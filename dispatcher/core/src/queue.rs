@@ -308,3 +308,90 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn model(index: u64) -> ModelName {
+        ModelName::new(format!("m{}", index % 3)).unwrap()
+    }
+
+    fn request(sequence: u64) -> RequestId {
+        RequestId::from_random(sequence.into())
+    }
+
+    fn place(sequence: u64, line: u8, at: i64) -> Place {
+        let (class, line) = match line {
+            0 => (Class::Interactive, None),
+            1 => (Class::Batch, None),
+            2 => (Class::Interactive, Some(Line::GivenUp)),
+            _ => (Class::Batch, Some(Line::Late)),
+        };
+        Place {
+            line: line.unwrap_or(Line::Live { class, tenant: None }),
+            urgency: Urgency {
+                at: Micros(at),
+                sequence: StreamSequence(sequence),
+            },
+            class,
+            work_us: at,
+        }
+    }
+
+    #[test]
+    fn heads_of_lines_come_before_those_behind_them() {
+        let mut queue = Queue::default();
+        for (sequence, line) in [(1, 0), (2, 0), (3, 1), (4, 1), (5, 3)] {
+            queue.insert(&model(0), &place(sequence, line, 7), request(sequence));
+        }
+        let next = |count| queue.next_of(&model(0), count);
+        assert_eq!(next(9), [1, 3, 5, 2, 4].map(request));
+        assert_eq!(next(2), [1, 3].map(request));
+        assert_eq!(queue.next_of(&model(1), 9), [0; 0].map(request));
+    }
+
+    #[test]
+    #[should_panic(expected = "waits twice")]
+    fn one_place_is_for_one_request() {
+        let mut queue = Queue::default();
+        queue.insert(&model(0), &place(1, 0, 7), request(1));
+        queue.insert(&model(0), &place(1, 0, 7), request(2));
+    }
+
+    proptest! {
+        #[test]
+        fn the_queue_agrees_with_a_sorted_list(
+            steps in prop::collection::vec((0_u64..20, 0_u8..4, 0_i64..9), 1..80)
+        ) {
+            let mut queue = Queue::default();
+            let mut list: Vec<(Place, u64)> = Vec::new();
+            for (sequence, line, at) in steps {
+                if let Some(index) = list.iter().position(|(_, known)| *known == sequence) {
+                    let (place, _) = list.remove(index);
+                    queue.remove(&model(sequence), &place);
+                } else {
+                    let place = place(sequence, line, at);
+                    queue.insert(&model(sequence), &place, request(sequence));
+                    list.push((place, sequence));
+                }
+                queue.every_index_names_the_same_requests();
+                list.sort_by_key(|(place, _)| place.rank());
+                prop_assert!(queue.iter().eq(list.iter().map(|(_, it)| request(*it)).collect::<Vec<_>>().iter()));
+                for index in 0..3 {
+                    let of_model: Vec<_> = list.iter().filter(|(_, it)| it % 3 == index).collect();
+                    let live = of_model.iter().map(|(place, _)| place.live_work_us()).sum::<i64>();
+                    prop_assert_eq!(queue.live_work_us(&model(index)), live);
+                    prop_assert_eq!(queue.waits_for(&model(index)), !of_model.is_empty());
+                    let mut next = queue.next_of(&model(index), 100);
+                    next.sort();
+                    let mut all: Vec<_> = of_model.iter().map(|(_, it)| request(*it)).collect();
+                    all.sort();
+                    prop_assert_eq!(next, all);
+                }
+            }
+        }
+    }
+}

@@ -127,3 +127,110 @@ fn of_profile(slos: &ProfileSlos) -> Slo {
 fn milliseconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value / 1e3).unwrap_or(Duration::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::profile::{Profile, ProfileSource};
+
+    use super::*;
+
+    fn slo(e2e_ms: f64) -> Slo {
+        Slo {
+            e2e_ms: Some(e2e_ms),
+            ..Slo::default()
+        }
+    }
+
+    /// A tenth of a second for a token of an answer, and nothing for a prompt.
+    fn profile() -> DeviceProfile {
+        let outputs = vec![1.0, 10.0, 100.0];
+        let e2e: Vec<Vec<f64>> = outputs.iter().map(|output| vec![output / 10.0; 2]).collect();
+        let document = Profile {
+            gpu: "k".into(),
+            cost: 1.0,
+            tputs: e2e
+                .iter()
+                .map(|row| row.iter().map(|it| 1.0 / it).collect())
+                .collect(),
+            indexes: vec![outputs, vec![1.0, 1000.0]],
+            created: 1.0,
+            e2e: Some(e2e),
+            ttft: Some(vec![vec![0.05; 2]; 3]),
+            tpot: None,
+            slos: None,
+            tpot_by_batch: None,
+            prefill_tokens_per_s: None,
+            load_seconds_by_tier: None,
+            samples: None,
+            source: Some(ProfileSource::Measured),
+        };
+        DeviceProfile::try_from(document).unwrap()
+    }
+
+    #[test]
+    fn the_first_that_says_anything_rules() {
+        let profile_slos = ProfileSlos {
+            e2e: Some(3.0),
+            ttft: Some(0.0),
+            ..ProfileSlos::default()
+        };
+        let of = |deadline_s: Option<u64>, request: Option<f64>, catalog: Option<f64>| {
+            let deadline = deadline_s.map(Duration::from_secs);
+            let target = Target::of(deadline, request.map(slo), catalog.map(slo), Some(&profile_slos));
+            target.unwrap().end_within(1, 1).unwrap()
+        };
+        assert_eq!(of(None, None, None), Duration::from_secs(3));
+        assert_eq!(of(None, None, Some(4000.0)), Duration::from_secs(4));
+        assert_eq!(of(None, Some(5000.0), Some(4000.0)), Duration::from_secs(5));
+        assert_eq!(of(Some(6), None, Some(4000.0)), Duration::from_secs(6));
+        assert_eq!(of(Some(6), Some(5000.0), None), Duration::from_secs(5));
+        let nothing = Some(Slo::default());
+        assert_eq!(
+            Target::of(None, nothing, nothing, Some(&ProfileSlos::default())),
+            None
+        );
+        assert_eq!(Target::of(None, None, None, None), None);
+    }
+
+    #[test]
+    fn the_tightest_of_several_targets_rules_at_both_ends_of_the_prediction() {
+        let start_within_s = |slo: Slo, low: u32, high: u32| {
+            let target = Target::of(None, Some(slo), None, None).unwrap();
+            let within_us = target.start_within_us(&profile(), 1.0, 10, Prediction { low, high });
+            (within_us as f64 / 1e4).round() / 100.0
+        };
+        let tpot_ms = Some(200.0);
+        let of_tpot = Slo {
+            tpot_ms,
+            ..Slo::default()
+        };
+        assert_eq!(
+            start_within_s(slo(20_000.0), 10, 100),
+            10.0,
+            "the long answer takes 10 s"
+        );
+        assert_eq!(
+            start_within_s(of_tpot, 10, 100),
+            1.0,
+            "the short one has 2 s, and takes one"
+        );
+        let ttft_ms = Some(500.0);
+        let both = Slo { ttft_ms, ..of_tpot };
+        assert_eq!(
+            start_within_s(both, 10, 100),
+            0.45,
+            "the first token takes 0.05 s"
+        );
+        let tpat_ms = Some(100.0);
+        let of_tpat = Slo {
+            tpat_ms,
+            ..Slo::default()
+        };
+        assert_eq!(
+            start_within_s(of_tpat, 10, 10),
+            1.0,
+            "20 tokens have 2 s, and take one"
+        );
+        assert_eq!(start_within_s(slo(500.0), 10, 10), -0.5);
+    }
+}

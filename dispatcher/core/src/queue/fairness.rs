@@ -149,3 +149,69 @@ impl Fairness {
         assert!(waiting.keys().all(|line| self.lines.contains_key(*line)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::Tenant;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(index: usize) -> Line {
+        let class = match index % 2 {
+            0 => Class::Interactive,
+            _ => Class::Batch,
+        };
+        let tenant = Some(Tenant::new(format!("t{index:05}")).unwrap());
+        Line::Live { class, tenant }
+    }
+
+    #[test]
+    fn many_idle_lines_are_forgotten_the_least_served_first_and_waiting_ones_never() {
+        let mut fairness = Fairness::new(Weights::default());
+        fairness.join(&line(0));
+        for index in 1..2 * IDLE_LINE_COUNT_MAX {
+            fairness.join(&line(index));
+            fairness.charge(&line(index), 1.0);
+            fairness.leave(&line(index));
+        }
+        assert_eq!(fairness.lines.len(), IDLE_LINE_COUNT_MAX);
+        fairness.counts_are(&BTreeMap::from([(&line(0), 1)]));
+    }
+
+    proptest! {
+        /// However much each is given at a time, the counters of lines that always wait stay within one turn.
+        #[test]
+        fn those_who_compete_get_tokens_in_proportion_to_their_weights(
+            tokens in prop::collection::vec(1.0..500.0_f64, 1..300),
+            line_count in 2_usize..6,
+        ) {
+            let mut fairness = Fairness::new(Weights::default());
+            let lines: Vec<Line> = (0..line_count).map(line).collect();
+            lines.iter().for_each(|line| fairness.join(line));
+            for tokens in tokens {
+                let next = lines.iter().min_by(|left, right| fairness.order(left, right)).unwrap();
+                fairness.charge(next, tokens);
+                let served: Vec<f64> = lines.iter().map(|line| fairness.served(line)).collect();
+                let (least, most) = (served.iter().copied().fold(f64::MAX, f64::min), served.iter().copied().fold(0.0, f64::max));
+                prop_assert!(most - least <= 500.0 / Weights::default().batch, "{:?}", served);
+            }
+        }
+
+        /// A line that was away is served no earlier than one that waits all the time.
+        #[test]
+        fn who_comes_back_has_no_less_than_the_least_served(charges in prop::collection::vec(1.0..500.0_f64, 1..50)) {
+            let mut fairness = Fairness::new(Weights::default());
+            fairness.join(&line(0));
+            for tokens in charges {
+                fairness.charge(&line(0), tokens);
+            }
+            fairness.join(&line(1));
+            prop_assert_eq!(fairness.served(&line(1)), fairness.served(&line(0)));
+            fairness.leave(&line(0));
+            fairness.leave(&line(1));
+            fairness.join(&line(2));
+            prop_assert!(fairness.served(&line(2)) >= fairness.served(&line(0)));
+        }
+    }
+}
