@@ -197,7 +197,7 @@ fn a_single_worker_has_a_queue_a_limit_and_an_account() {
         fleet.send(ask(id));
     }
     assert_eq!(fleet.order(), ["a", "b", "c", "d"]);
-    assert_eq!(fleet.load_seen_by("e", "w"), 1.0);
+    assert!(fleet.load_seen_by("e", "w") > FULL);
     assert_eq!(waits_for(&fleet, "e"), "a share of a device that has the model");
     fleet.end("c");
     assert_eq!(fleet.order(), ["e"]);
@@ -235,7 +235,7 @@ fn what_strangers_run_takes_the_device_until_its_worker_lists_it_no_more() {
     fleet.send(ask("a"));
     fleet.send(ask("b"));
     assert_eq!(fleet.order(), ["a"]);
-    assert_eq!(fleet.load_seen_by("b", "w"), 1.0);
+    assert!(fleet.load_seen_by("b", "w") > FULL);
     fleet.machine("w").runs.retain(|id, _| id.as_str() != "y");
     fleet.report("w");
     assert_eq!(fleet.order(), ["b"]);
@@ -255,7 +255,7 @@ fn what_strangers_run_is_booked_by_the_devices_that_the_worker_registers_later()
         .handle_registration(fleet.bench.now, &registration);
     fleet.send(ask("a"));
     assert!(fleet.order().is_empty());
-    assert_eq!(fleet.load_seen_by("a", "w"), 1.0);
+    assert!(fleet.load_seen_by("a", "w") > FULL);
 }
 
 /// Before its first token a request was taken to have just begun with each report.
@@ -267,7 +267,8 @@ fn a_request_without_a_token_ends_no_later_for_being_reported_again() {
     fleet.send(ask("a"));
     fleet.send(ask("b"));
     fleet.wait(8.0);
-    assert_eq!(fleet.why("b").candidates[0].starts_in_ms, 2000);
+    let starts_in_ms = fleet.why("b").candidates[0].starts_in_ms;
+    assert!((2000..2010).contains(&starts_in_ms), "{starts_in_ms}");
 }
 
 /// A device that reads a prompt with all that it has and makes the tokens of ten answers at once.
@@ -341,3 +342,6 @@ fn slots_are_a_limit_of_their_own() {
     fleet.end("b");
     assert_eq!(fleet.order(), ["c"]);
 }
+
+/// A device on which nothing is free but what rounding left.
+const FULL: f64 = 1.0 - 1e-6;

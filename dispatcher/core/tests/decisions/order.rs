@@ -12,7 +12,7 @@ fn busy(profile: Profile) -> Fleet {
     let mut fleet = Fleet::new();
     fleet.profile("m", profile);
     fleet.join(Machine::new("w", "k").with("m"));
-    fleet.send(ask("blocker").tokens(5, 100));
+    fleet.send(ask("blocker"));
     assert_eq!(fleet.order(), ["blocker"]);
     fleet
 }
@@ -52,7 +52,7 @@ fn requests_alike_leave_in_the_order_in_which_they_came() {
 #[test]
 fn requests_of_nearly_the_same_length_are_told_apart_by_their_slack() {
     let mut fleet = busy(per_token("k", 0.01, 1.0));
-    fleet.wait(0.9);
+    fleet.wait(0.15);
     fleet.send(ask("a").tokens(100, 100).within(10.0));
     fleet.send(ask("b").tokens(120, 120).within(8.0));
     fleet.send(ask("c").tokens(1000, 400).within(6.0));
@@ -87,8 +87,8 @@ fn under_twice_the_load_more_are_in_time_than_first_come_first_served() {
         let mut fleet = Fleet::new();
         fleet.catalog(with_policy("m", policy));
         fleet.profile("m", per_token("k", 0.01, 4.0));
-        fleet.join(Machine::new("v", "k").with("m"));
-        fleet.join(Machine::new("w", "k").with("m"));
+        fleet.join(Machine::new("v", "k").with("m").slots(4));
+        fleet.join(Machine::new("w", "k").with("m").slots(4));
         // Two devices do 8 seconds a second; a second of these needs 16.
         let requests = 400;
         let since = fleet.bench.now;

@@ -71,7 +71,7 @@ fn fifo_takes_free_slots_in_order_of_arrival_whatever_the_targets() {
     let mut fleet = Fleet::new();
     fleet.catalog(with_policy("m", Policy::Fifo));
     fleet.profile("m", flat("k", 1.0, 1.0));
-    fleet.join(Machine::new("w", "k").with("m"));
+    fleet.join(Machine::new("w", "k").with("m").slots(1));
     fleet.send(ask("blocker"));
     fleet.send(ask("batch").batch().tenant("t"));
     fleet.send(ask("lost").aged(0.001).within(0.5));

@@ -89,13 +89,22 @@ fn no_profile_no_target_and_no_times_to_the_first_token_change_the_figures_and_n
     assert!(fleet.order().is_empty(), "slots are the limit of an estimate");
     fleet.end("none");
     assert_eq!(fleet.order(), ["tight"]);
-    fleet.profile("m", flat("k", 1.0, 3.0));
+    let silent = flat("k", 1.0, 3.0);
+    let prefill_tokens_per_s = None;
+    fleet.profile(
+        "m",
+        Profile {
+            prefill_tokens_per_s,
+            ..silent
+        },
+    );
     fleet.send(ask("first-token").slo(Slo {
         ttft_ms: Some(5000.0),
         ..Slo::default()
     }));
+    // The shortest answer of the profile has one token, a sixteenth of a second.
     let (line, slack_ms) = fleet.line("first-token");
-    assert_eq!((line.as_str(), slack_ms), ("in_time", Some(4000)));
+    assert_eq!((line.as_str(), slack_ms), ("in_time", Some(4937)));
 }
 
 /// AIBrix case 33: theirs refuses the request, as its cell has no throughput. Here it is late and runs when it can.
@@ -250,6 +259,27 @@ fn without_its_profile_a_model_runs_on_an_estimate_and_keeps_its_order() {
     assert!((2850..2950).contains(&slacks[1]), "{slacks:?}");
     fleet.end("blocker");
     assert_eq!(fleet.order(), ["long"]);
+}
+
+/// Where reading a prompt takes no time at all, dividing by it made spans that no sum could hold.
+#[test]
+fn a_profile_with_absurd_figures_stops_nobody() {
+    for prefill in [1e-9, 1e15, f64::MAX] {
+        let mut fleet = Fleet::new();
+        let prefill_tokens_per_s = Some(prefill);
+        let absurd = flat("k", 1.0, 4.0);
+        fleet.profile(
+            "m",
+            Profile {
+                prefill_tokens_per_s,
+                ..absurd
+            },
+        );
+        fleet.join(Machine::new("w", "k").with("m"));
+        fleet.send(ask("a").within(9.0));
+        fleet.send(ask("b"));
+        assert_eq!(fleet.order().len(), 2, "{prefill}");
+    }
 }
 
 /// A profile that is wrong by a factor is corrected by 50 requests, and then decides otherwise.

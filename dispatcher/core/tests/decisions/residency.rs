@@ -140,8 +140,8 @@ fn a_model_that_was_just_loaded_stays_for_four_times_its_load() {
 #[test]
 fn a_hot_model_gets_one_more_copy_when_its_queue_is_worth_it_and_not_before() {
     let load_seconds_by_tier = Some(LoadSeconds {
-        host: Some(3.0),
-        origin: Some(3.0),
+        host: Some(3.01),
+        origin: Some(3.01),
         ..LoadSeconds::default()
     });
     let mut fleet = Fleet::new();

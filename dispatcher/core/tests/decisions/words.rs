@@ -113,21 +113,23 @@ pub struct Takes {
     pub work: f64,
 }
 
-/// A device on which every request takes so many seconds, of which it runs so many at once.
+/// A device on which an answer of [`ask`]'s length takes so many seconds, of which it runs so many at once.
 pub fn flat(kind: &str, seconds: f64, at_once: f64) -> Profile {
-    grid(kind, &[1.0, LONGEST], &[1.0, LONGEST], |_, _| Takes {
-        seconds,
-        work: seconds / at_once,
-    })
+    per_token(kind, seconds / f64::from(ANSWER_TOKENS), at_once)
 }
 
-/// A device on which each token of an answer takes so many seconds, whatever the prompt.
+/// A device on which each token of an answer takes so many seconds, whatever the prompt and whoever runs beside it.
 pub fn per_token(kind: &str, seconds: f64, at_once: f64) -> Profile {
     let outputs: Vec<f64> = (0..12).map(f64::from).map(f64::exp2).collect();
-    grid(kind, &outputs, &[1.0, LONGEST], |output, _| Takes {
+    let takes = |output: f64, _| Takes {
         seconds: output * seconds,
         work: output * seconds / at_once,
-    })
+    };
+    Profile {
+        tpot_by_batch: Some(vec![(1.0, seconds), (LONGEST, seconds)]),
+        prefill_tokens_per_s: Some(1e9),
+        ..grid(kind, &outputs, &[1.0, LONGEST], takes)
+    }
 }
 
 /// A device of which is known what requests of these lengths take, by output and input.
@@ -182,5 +184,7 @@ pub fn with_policy(name: &str, policy: Policy) -> CatalogEntry {
     }
 }
 
+/// Tokens of the answer to [`ask`].
+const ANSWER_TOKENS: u32 = 16;
 /// Longer than every request of these tests, in tokens.
 const LONGEST: f64 = 1_048_576.0;
