@@ -95,13 +95,9 @@ impl World {
                 pin,
                 output_tokens_prior,
             } => {
-                let slo = e2e_ms.map(|ms| Slo {
-                    e2e_ms: Some(f64::from(ms)),
-                    ..Slo::default()
-                });
                 let entry = CatalogEntry {
                     policy,
-                    slo,
+                    slo: e2e_ms.map(e2e),
                     pin,
                     output_tokens_prior,
                     ..entry(index)
@@ -159,6 +155,13 @@ fn profile(kind: &str, ms: u32, at_once: u32, created: u32) -> DeviceProfile {
         source: Some(ProfileSource::Measured),
     };
     DeviceProfile::try_from(document).unwrap()
+}
+
+fn e2e(ms: u32) -> Slo {
+    Slo {
+        e2e_ms: Some(f64::from(ms)),
+        ..Slo::default()
+    }
 }
 
 fn entry(index: u8) -> CatalogEntry {
