@@ -18,6 +18,8 @@ pub fn policy_settings(config: &DispatcherPolicy) -> PolicySettings {
         min_residency_max: config.min_residency_max,
         copy_gain: config.copy_gain,
         reserve_after: config.reserve_after,
+        comfort: config.comfort,
+        planned_part: config.planned_part,
         prefill_chunk_tokens: config.prefill_chunk_tokens,
         look_behind_max: config.look_behind_max,
         review_interval: config.review_interval,

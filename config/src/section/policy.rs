@@ -42,6 +42,15 @@ section! {
         /// it fits, in ms on the wire. Default 2 s: long against what most answers still need.
         reserve_after: Duration = "reserve_after_ms", required(Millis { min: 1 }, 2_000_u64);
 
+        /// The time to spare, as a part of the time that a request takes on a device, from which the
+        /// cheapest device is taken rather than the one that leaves most. Default 0.25: what comes
+        /// later may slow it by a quarter.
+        comfort: f64 = "comfort", required(Number { min: 0.0, max: 1e6 }, 0.25_f64);
+
+        /// The part of its workers' time that is planned for a model when it is found out who can be
+        /// in time. Default 0.8: arrivals are uneven, and some time is always lost.
+        planned_part: f64 = "planned_part", required(Fraction, 0.8_f64);
+
         /// Prompt tokens that a worker reads in one step: what `worker.batch_tokens_max` is on most.
         /// Default 512.
         prefill_chunk_tokens: u32 = "prefill_chunk_tokens",

@@ -136,6 +136,7 @@ impl Fleet {
             .entry(booking.model.clone())
             .or_default()
             .insert(id.clone());
+        worker.devices[booking.device].note_prompt(booking.began, booking.reads);
         worker.bookings.insert(request.clone(), booking);
         self.refresh(id);
     }

@@ -12,6 +12,7 @@ use crate::correction::Correction;
 use crate::pace::Steps;
 use crate::predictor::{Prediction, Predictor};
 use crate::price::{Asked, Price};
+use crate::queue::Line;
 use crate::settings::PolicySettings;
 use crate::share::Share;
 use crate::target::Target;
@@ -49,6 +50,8 @@ pub(crate) struct Model {
     predictor: Predictor,
     profiles: BTreeMap<Kind, Profiled>,
     demand: Demand,
+    /// Device-seconds a second that each line asks for lately.
+    line_demand: BTreeMap<Line, Demand>,
     /// The last load that a report told of.
     load_time: Option<Duration>,
 }
@@ -185,6 +188,7 @@ impl Models {
                 ),
                 profiles: BTreeMap::new(),
                 demand: Demand::default(),
+                line_demand: BTreeMap::new(),
                 load_time: None,
             };
             self.models.insert(name.clone(), model);
@@ -352,7 +356,31 @@ impl Models {
 
     /// A request for a model came in.
     pub(crate) fn note_demand(&mut self, now: Moment, name: &ModelName) {
-        self.entry(name).demand.add(now);
+        self.entry(name).demand.add(now, 1.0);
+    }
+
+    /// A request of a line needs so much device time.
+    pub(crate) fn note_line_demand(&mut self, now: Moment, name: &ModelName, line: &Line, work: Duration) {
+        let lines = &mut self.entry(name).line_demand;
+        if lines.len() >= LINE_COUNT_MAX && !lines.contains_key(line) {
+            lines.retain(|_, demand| demand.per_s(now) > DEMAND_FORGOTTEN);
+        }
+        lines
+            .entry(line.clone())
+            .or_default()
+            .add(now, work.as_secs_f64());
+    }
+
+    /// Device-seconds a second that each line asks of a model lately.
+    pub(crate) fn line_demand(&self, now: Moment, name: &ModelName) -> BTreeMap<Line, f64> {
+        let lines = self
+            .models
+            .get(name)
+            .into_iter()
+            .flat_map(|model| &model.line_demand);
+        lines
+            .map(|(line, demand)| (line.clone(), demand.per_s(now)))
+            .collect()
     }
 
     /// A report told how long a load took, and how large the weights are.
@@ -444,14 +472,18 @@ impl Demand {
         self.per_s * (-now.since(self.at).as_secs_f64() / DEMAND_MEMORY_S).exp()
     }
 
-    fn add(&mut self, now: Moment) {
-        self.per_s = self.per_s(now) + 1.0 / DEMAND_MEMORY_S;
+    fn add(&mut self, now: Moment, amount: f64) {
+        self.per_s = self.per_s(now) + amount / DEMAND_MEMORY_S;
         self.at = now;
     }
 }
 
 /// How long demand is remembered, in seconds: long against an answer, short against a change of habits.
 const DEMAND_MEMORY_S: f64 = 60.0;
+/// Lines of a model whose demand is remembered before those with next to none are forgotten.
+const LINE_COUNT_MAX: usize = 1024;
+/// A demand that is next to none, a second.
+const DEMAND_FORGOTTEN: f64 = 1e-3;
 /// Waiting requests are priced anew when a correction moved by more than this, in natural logarithm: 5 %, so that
 /// noise does not sort the queue again and again.
 const REPRICING_LOG_STEP: f64 = 0.05;

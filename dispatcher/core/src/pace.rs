@@ -7,8 +7,10 @@
 //!
 //! ```text
 //! a prompt is read after        P · (1 + d(n) / c)
-//! k tokens more are made in     k · d(n) + min(P, k · c)
+//! k tokens more are made in     k · d(n) / (1 − r) + min(P, k · c)
 //! ```
+//!
+//! where `r` is the part of its time that the device reads prompts lately, as more of them will come.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use flotilla_profile::StepTimes;
 use flotilla_protocol::{ModelName, Moment};
 
-use crate::fleet::Booking;
+use crate::fleet::{Booking, Device};
 use crate::micros::Micros;
 use crate::price::Asked;
 
@@ -36,6 +38,8 @@ pub(crate) struct Pace<'a> {
     runs: Vec<(&'a Booking, Steps<'a>)>,
     /// Seconds until those who run now have read their prompts, if nothing else is done meanwhile.
     reading_s: f64,
+    /// The part of its time in which it makes tokens, above 0 and at most 1; in the rest it reads what comes.
+    making_part: f64,
     /// Seconds of a step that makes a token for everybody.
     step_s: f64,
     /// Sequences of each model.
@@ -45,8 +49,6 @@ pub(crate) struct Pace<'a> {
 /// What would become of a request on a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Prospect {
-    /// Until it has made its first token.
-    pub(crate) first: Duration,
     /// Until it has ended, if it is as long as predicted.
     pub(crate) whole: Duration,
     /// How much later it could begin and still be in time, in microseconds, whether short or long.
@@ -59,6 +61,7 @@ impl<'a> Pace<'a> {
     /// A device with these requests; `steps` tells of each model how it runs there.
     pub(crate) fn new(
         now: Moment,
+        device: &Device,
         bookings: impl Iterator<Item = &'a Booking>,
         steps: impl Fn(&ModelName) -> Option<Steps<'a>>,
     ) -> Self {
@@ -72,6 +75,7 @@ impl<'a> Pace<'a> {
         let mut pace = Self {
             now,
             reading_s: reading_s(now, &runs),
+            making_part: 1.0 - device.reading_part(now),
             step_s: 0.0,
             crowd,
             runs,
@@ -94,11 +98,11 @@ impl<'a> Pace<'a> {
         let reading_s = self.reading_s + prompt_s;
         let chunk_s = prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN);
         let first_s = reading_s * (1.0 + step_s / chunk_s);
-        let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * step_s;
+        let token_s = step_s / self.making_part;
+        let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * token_s;
         let begins = Micros::from(self.now) + starts_in;
         let slack_us = slack_us(asked, published, begins, first_s + step_s, end_s);
         Prospect {
-            first: starts_in + span(first_s + step_s),
             whole: starts_in + span(end_s(asked.prediction.high)),
             slack_us,
             harms: self.runs.iter().any(|(booking, of_run)| {
@@ -113,15 +117,16 @@ impl<'a> Pace<'a> {
     fn slack_of(&self, booking: &Booking, steps: Steps<'_>, reading_s: f64, step_s: f64) -> i64 {
         let chunk_s = prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN);
         let now = Micros::from(self.now);
+        let token_s = step_s / self.making_part;
         if booking.made == 0 {
             let first_s = reading_s * (1.0 + step_s / chunk_s);
-            let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * step_s;
+            let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * token_s;
             return slack_us(&booking.asked, booking.published, now, first_s + step_s, end_s);
         }
         let made = self.made_by_now(booking);
         let end_s = |output_tokens: u32| {
             let left = (f64::from(output_tokens) - made).max(1.0);
-            left * step_s + reading_s.min(left * chunk_s)
+            left * token_s + reading_s.min(left * chunk_s)
         };
         let asked = booking.asked.after(booking.made);
         slack_us(&asked, booking.published, now, 0.0, end_s)
@@ -130,7 +135,7 @@ impl<'a> Pace<'a> {
     /// Tokens that a request has made, going on from its last report at the device's pace.
     fn made_by_now(&self, booking: &Booking) -> f64 {
         let since_s = self.now.since(booking.made_at).as_secs_f64();
-        f64::from(booking.made) + since_s / self.step_s.max(STEP_S_MIN)
+        f64::from(booking.made) + since_s * self.making_part / self.step_s.max(STEP_S_MIN)
     }
 
     /// Seconds of a round: each model makes one step, one after the other.
@@ -186,6 +191,11 @@ fn reading_s(now: Moment, runs: &[(&Booking, Steps<'_>)]) -> f64 {
     let began = reading.map(|(booking, _)| booking.began).min();
     let read_s = began.map_or(0.0, |began| now.since(began).as_secs_f64());
     (all_s - read_s).max(0.0)
+}
+
+/// Time that a device needs to read a prompt.
+pub(crate) fn reads(steps: Steps<'_>, prompt_tokens: u32) -> Duration {
+    span(prefill_s(steps, prompt_tokens))
 }
 
 fn prefill_s(steps: Steps<'_>, tokens: u32) -> f64 {

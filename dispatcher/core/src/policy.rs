@@ -6,6 +6,7 @@ use std::time::Duration;
 use flotilla_protocol::catalog::Policy;
 use flotilla_protocol::{ModelName, WorkerId};
 
+use crate::micros::micros;
 use crate::share::Share;
 
 /// One device that may take a request, now or later.
@@ -98,24 +99,30 @@ impl Candidate<'_> {
 }
 
 /// Chooses among all devices that may ever take the request.
-pub(crate) fn choose(policy: Policy, aim: Aim, candidates: &[Candidate<'_>]) -> Choice {
+pub(crate) fn choose(policy: Policy, aim: Aim, comfort: f64, candidates: &[Candidate<'_>]) -> Choice {
     match (policy, aim) {
         (Policy::Fifo, _) => best(candidates, |it| it.has_room(), by_preparation)
             .map_or_else(|| wait_for(candidates, |_| true), Choice::Run),
-        (_, Aim::Target) => in_time(policy, candidates),
+        (_, Aim::Target) => in_time(policy, comfort, candidates),
         (Policy::Pack, Aim::None | Aim::Lost) => as_soon_as(candidates, fullest_first),
         (Policy::Slo | Policy::Spread, Aim::None | Aim::Lost) => as_soon_as(candidates, soonest_first),
     }
 }
 
 /// Among those that meet the target and have room the policy's favourite; otherwise whoever meets it is waited for.
-fn in_time(policy: Policy, candidates: &[Candidate<'_>]) -> Choice {
-    let order = match policy {
-        Policy::Slo | Policy::Fifo => cheapest_first,
-        Policy::Pack => fullest_first,
-        Policy::Spread => emptiest_first,
+///
+/// With the policy slo the cheapest is taken where that leaves comfort: time to spare, as a part of the time that the
+/// request takes. Where it does not, the one that leaves most: what will come after it is not known.
+fn in_time(policy: Policy, comfort: f64, candidates: &[Candidate<'_>]) -> Choice {
+    let is_comfortable =
+        |it: &Candidate<'_>| it.has_room() && it.slack_us >= micros(it.ends_in.mul_f64(comfort));
+    let is_on_time = |it: &Candidate<'_>| it.has_room() && it.is_on_time();
+    let now = match policy {
+        Policy::Slo | Policy::Fifo => best(candidates, is_comfortable, cheapest_first)
+            .or_else(|| best(candidates, is_on_time, most_slack_first)),
+        Policy::Pack => best(candidates, is_on_time, fullest_first),
+        Policy::Spread => best(candidates, is_on_time, emptiest_first),
     };
-    let now = best(candidates, |it| it.has_room() && it.is_on_time(), order);
     if let Some(index) = now {
         return Choice::Run(index);
     }
@@ -169,6 +176,10 @@ fn cheapest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
         .total_cmp(&right.cost)
         .then_with(|| fill(left).cmp(&fill(right)))
         .then_with(|| emptiest_first(left, right))
+}
+
+fn most_slack_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
+    (right.slack_us.cmp(&left.slack_us)).then_with(|| cheapest_first(left, right))
 }
 
 fn fullest_first(left: &Candidate<'_>, right: &Candidate<'_>) -> Ordering {
@@ -227,7 +238,7 @@ mod tests {
         for [left, right] in [[0, 1], [1, 0]] {
             let (mut loser, mut winner) = (candidate(&ids[left]), candidate(&ids[right]));
             change(&mut loser, &mut winner);
-            let choice = choose(policy, aim, &[loser, winner]);
+            let choice = choose(policy, aim, 0.0, &[loser, winner]);
             assert_eq!(choice, Choice::Run(1), "{policy} {aim:?}");
         }
     }
@@ -300,10 +311,13 @@ mod tests {
             ..candidate(&ids[1])
         };
         let both = [late.clone(), full];
-        assert_eq!(choose(Policy::Slo, Aim::Target, &both), Choice::WaitFor(vec![1]));
-        assert_eq!(choose(Policy::Slo, Aim::Target, &both[..1]), Choice::Lost);
-        assert_eq!(choose(Policy::Slo, Aim::Lost, &both), Choice::Run(0));
-        assert_eq!(choose(Policy::Fifo, Aim::Target, &both), Choice::Run(0));
+        assert_eq!(
+            choose(Policy::Slo, Aim::Target, 0.0, &both),
+            Choice::WaitFor(vec![1])
+        );
+        assert_eq!(choose(Policy::Slo, Aim::Target, 0.0, &both[..1]), Choice::Lost);
+        assert_eq!(choose(Policy::Slo, Aim::Lost, 0.0, &both), Choice::Run(0));
+        assert_eq!(choose(Policy::Fifo, Aim::Target, 0.0, &both), Choice::Run(0));
     }
 
     proptest! {
@@ -323,7 +337,7 @@ mod tests {
             }).collect();
             let must_be_in_time = aim == Aim::Target && policy != Policy::Fifo;
             let serves = |it: &Candidate<'_>| !must_be_in_time || it.slack_us >= 0;
-            match choose(policy, aim, &candidates) {
+            match choose(policy, aim, 0.0, &candidates) {
                 Choice::Run(index) => {
                     prop_assert!(candidates[index].has_room() && serves(&candidates[index]));
                 }

@@ -75,6 +75,8 @@ pub(crate) struct Job {
     /// What it takes on each kind of device.
     pub(crate) prices: Vec<(Kind, Price)>,
     pub(crate) outlook: Outlook,
+    /// Whether its line's demand knows of it.
+    pub(crate) is_counted: bool,
     /// When it was first found that there is no room for it.
     pub(crate) blocked_since: Option<Moment>,
     pub(crate) published: Micros,
@@ -141,6 +143,7 @@ impl Job {
             prompt_count: arrival.prompt_count,
             prices: Vec::new(),
             outlook: Outlook::Hopeful,
+            is_counted: false,
             blocked_since: None,
             published: Micros::from(now) - arrival.age,
             sequence: arrival.sequence,

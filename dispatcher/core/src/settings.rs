@@ -50,6 +50,12 @@ pub struct PolicySettings {
     /// A request that found room nowhere for this long gets a device that takes nothing else until it fits. 2 s: long
     /// against most answers' remaining time, short against patience.
     pub reserve_after: Duration,
+    /// The time to spare, as a part of the time that a request takes on a device, from which the cheapest device is
+    /// taken rather than the one that leaves most. 0.25: what comes later may slow it by a quarter.
+    pub comfort: f64,
+    /// The part of its holders' time that is planned for a model when it is found out who can be in time. 0.8: arrivals
+    /// are uneven, and some time is always lost.
+    pub planned_part: f64,
     /// Prompt tokens that a worker reads in one step. 512, as `worker.batch_tokens_max`.
     pub prefill_chunk_tokens: u32,
     /// How many requests of a model are looked at behind one that has to wait for a certain device. 32: as many as
@@ -92,6 +98,8 @@ impl Default for PolicySettings {
             min_residency_max: Duration::from_secs(30),
             copy_gain: 2.0,
             reserve_after: Duration::from_secs(2),
+            comfort: 0.25,
+            planned_part: 0.8,
             prefill_chunk_tokens: 512,
             look_behind_max: 32,
             review_interval: Duration::from_millis(250),

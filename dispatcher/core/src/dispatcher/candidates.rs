@@ -159,7 +159,8 @@ impl Dispatcher {
         let steps = self.models.steps(&job.model, kind)?;
         let bookings = worker.bookings().map(|(_, booking)| booking);
         let here = bookings.filter(|booking| booking.device == device);
-        let pace = Pace::new(now, here, |model| self.models.steps(model, kind));
+        let device = &worker.devices[device];
+        let pace = Pace::new(now, device, here, |model| self.models.steps(model, kind));
         Some(pace.with(&job.model, steps, &job.asked, job.published, starts_in))
     }
 

@@ -41,6 +41,11 @@ impl Dispatcher {
         } else {
             let request = job.request.clone();
             self.price(&mut job);
+            if !job.is_counted {
+                job.is_counted = true;
+                let (line, work) = (job.line(), job.least_work());
+                self.models.note_line_demand(now, &job.model, &line, work);
+            }
             let outlook = job.outlook.after_repricing();
             let place = self.place_with(now, &mut job, outlook);
             self.queue.insert(&job.model, &place, request.clone());

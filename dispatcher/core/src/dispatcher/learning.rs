@@ -15,6 +15,7 @@ use crate::fleet::{Booking, Giver, Left};
 use crate::input::Arrival;
 use crate::micros::Micros;
 use crate::models::{Kind, Repricing};
+use crate::pace;
 use crate::policy::Readiness;
 use crate::price::{Asked, Price};
 use crate::request::{Held, Job, Run};
@@ -172,6 +173,7 @@ impl Dispatcher {
             model: job.model.clone(),
             asked: job.asked,
             published: job.published,
+            reads: self.reads(&job.model, known.devices[device].kind, job.asked.prompt_tokens),
             began: now,
             made: 0,
             made_at: now,
@@ -182,6 +184,12 @@ impl Dispatcher {
             giver: Giver::Former,
             victims: Vec::new(),
         }
+    }
+
+    /// What it takes to read a prompt on a kind of device.
+    pub(super) fn reads(&self, model: &ModelName, kind: Kind, prompt_tokens: u32) -> Duration {
+        let steps = self.models.steps(model, kind);
+        steps.map_or(Duration::ZERO, |steps| pace::reads(steps, prompt_tokens))
     }
 
     /// What a request takes that somebody else gave to a worker.
@@ -206,6 +214,7 @@ impl Dispatcher {
             model: run.model.clone(),
             asked,
             published: Micros::from(now),
+            reads: self.reads(&run.model, kind, run.prompt_tokens),
             began: now,
             made: run.output_tokens,
             made_at: now,

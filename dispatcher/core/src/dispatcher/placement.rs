@@ -216,7 +216,8 @@ impl Dispatcher {
         let policy = self.policy_of(job);
         let aim = aim(job);
         let candidates = self.candidates(now, job, claimed);
-        match policy::choose(policy, aim, &candidates) {
+        let comfort = self.settings.policy.comfort;
+        match policy::choose(policy, aim, comfort, &candidates) {
             Choice::Run(index) => {
                 let chosen = &candidates[index];
                 let kind = self
@@ -341,7 +342,7 @@ impl Dispatcher {
             deadline_in_ms: job.deadline.map(|deadline| milliseconds(deadline.since(now))),
             evict_first: victims.clone(),
         };
-        let mut booking = booking(&job, device, &dispatch, now, victims);
+        let mut booking = self.booking(&job, device, &dispatch, victims);
         booking.is_measured &= self.policy_of(&job) != Policy::Fifo;
         self.fleet.book(&worker, request, booking, Sight::Unseen);
         let run = Run {
@@ -355,6 +356,27 @@ impl Dispatcher {
         };
         self.put(request.clone(), Held::Assigned(run));
         self.push(Action::Assign { worker, assignment });
+    }
+
+    /// The capacity that a request takes on a device.
+    fn booking(&self, job: &Job, device: usize, dispatch: &Dispatch, victims: Vec<ModelName>) -> Booking {
+        let price = job.price(dispatch.kind);
+        Booking {
+            device,
+            model: job.model.clone(),
+            asked: job.asked,
+            published: job.published,
+            reads: self.reads(&job.model, dispatch.kind, job.asked.prompt_tokens),
+            began: dispatch.at,
+            made: 0,
+            made_at: dispatch.at,
+            share: dispatch.share,
+            kv_tokens: job.kv_tokens(),
+            ends_at: dispatch.at + dispatch.ends_in,
+            is_measured: price.is_some_and(|price| price.is_measured()),
+            giver: Giver::Us,
+            victims,
+        }
     }
 
     fn line_of(&self, request: &RequestId) -> Line {
@@ -374,26 +396,6 @@ pub(super) fn aim(job: &Job) -> Aim {
         (None, _) => Aim::None,
         (Some(_), Outlook::Hopeful | Outlook::GivenUp) => Aim::Target,
         (Some(_), Outlook::Late) => Aim::Lost,
-    }
-}
-
-/// The capacity that a request takes on a device.
-fn booking(job: &Job, device: usize, dispatch: &Dispatch, now: Moment, victims: Vec<ModelName>) -> Booking {
-    let price = job.price(dispatch.kind);
-    Booking {
-        device,
-        model: job.model.clone(),
-        asked: job.asked,
-        published: job.published,
-        began: dispatch.at,
-        made: 0,
-        made_at: dispatch.at,
-        share: dispatch.share,
-        kv_tokens: job.kv_tokens(),
-        ends_at: now + dispatch.ends_in,
-        is_measured: price.is_some_and(|price| price.is_measured()),
-        giver: Giver::Us,
-        victims,
     }
 }
 

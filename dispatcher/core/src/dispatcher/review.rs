@@ -10,7 +10,7 @@ use crate::action::Action;
 use crate::fleet::{Fleet, Worker};
 use crate::micros::Micros;
 use crate::queue::Line;
-use crate::request::{Held, Outlook};
+use crate::request::{Held, Job, Outlook};
 use crate::timers::Timer;
 use crate::triage::{TriageJob, given_up};
 
@@ -54,10 +54,9 @@ impl Dispatcher {
         if !self.fleet.has_holder(model) {
             return;
         }
-        let capacity = self.capacity_for(model);
-        for (part, requests) in self.triage_lines(model) {
+        for (rate, requests) in self.triage_lines(now, model) {
             let jobs: Vec<TriageJob> = requests.iter().map(|request| self.triage_job(request)).collect();
-            let mut lost = given_up(Micros::from(now), capacity * part, &jobs)
+            let mut lost = given_up(Micros::from(now), rate.max(CAPACITY_MIN), &jobs)
                 .into_iter()
                 .peekable();
             for (index, request) in requests.iter().enumerate() {
@@ -74,17 +73,39 @@ impl Dispatcher {
     }
 
     /// The requests of a model that can be in time, those given up included, by the lines that they belong to, with
-    /// each line's part of the capacity.
-    fn triage_lines(&self, model: &ModelName) -> Vec<(f64, Vec<RequestId>)> {
+    /// the device-seconds a second that each line is entitled to.
+    ///
+    /// Capacity is divided by weight, and what a line does not need of its part goes to the others (water filling,
+    /// from the line that needs least to that which needs most).
+    fn triage_lines(&self, now: Moment, model: &ModelName) -> Vec<(f64, Vec<RequestId>)> {
         let mut lines: BTreeMap<Line, Vec<RequestId>> = BTreeMap::new();
         for request in self.queue.hopeful_of(model) {
             let line = self.waiting(request).line();
             lines.entry(line).or_default().push(request.clone());
         }
-        let weights: f64 = lines.keys().map(|line| self.queue.weight(line)).sum();
+        let needs = self.models.line_demand(now, model);
+        let need = |line: &Line| needs.get(line).copied().unwrap_or(0.0);
+        let mut order: Vec<&Line> = lines
+            .keys()
+            .chain(needs.keys().filter(|it| !lines.contains_key(it)))
+            .collect();
+        let per_weight = |line: &Line| need(line) / self.queue.weight(line);
+        order.sort_by(|left, right| per_weight(left).total_cmp(&per_weight(right)));
+        let mut weights: f64 = order.iter().map(|line| self.queue.weight(line)).sum();
+        let Some(example) = lines.values().flatten().next() else {
+            return Vec::new();
+        };
+        let mut capacity = self.capacity_for(model, self.waiting(example));
+        let mut entitled = BTreeMap::new();
+        for line in order {
+            let part = capacity * self.queue.weight(line) / weights;
+            entitled.insert(line.clone(), part);
+            capacity -= part.min(need(line));
+            weights -= self.queue.weight(line);
+        }
         lines
             .into_iter()
-            .map(|(line, requests)| (self.queue.weight(&line) / weights, requests))
+            .map(|(line, requests)| (entitled.get(&line).copied().unwrap_or(CAPACITY_MIN), requests))
             .collect()
     }
 
@@ -102,17 +123,22 @@ impl Dispatcher {
         }
     }
 
-    /// Device-seconds a second that a model's holders have for it: each device without what other models have booked.
-    fn capacity_for(&self, model: &ModelName) -> f64 {
+    /// Device-seconds a second that a model's holders have for it, in seconds of the fastest of their kinds: each
+    /// device without what other models have booked. What is planned for is a part of it, as some time is always lost.
+    fn capacity_for(&self, model: &ModelName, example: &Job) -> f64 {
+        let fastest_s = example.least_work().as_secs_f64();
         let holders = self.fleet.holders(model);
-        let devices = holders.map(|(_, worker)| {
-            let device = worker.device_for(model);
-            let others = worker
-                .bookings()
-                .filter(|(_, it)| it.device == device && it.model != *model);
-            1.0 - others.map(|(_, it)| it.share.fraction()).sum::<f64>().min(1.0)
-        });
-        devices.sum::<f64>().max(CAPACITY_MIN)
+        let devices = holders
+            .filter(|(_, worker)| worker.takes_work())
+            .map(|(_, worker)| {
+                let index = worker.device_for(model);
+                let price = example.price(worker.devices[index].kind);
+                let speed = price.map_or(1.0, |price| fastest_s / price.work.as_secs_f64());
+                let others = worker.bookings().map(|(_, booking)| booking);
+                let others = others.filter(|it| it.device == index && it.model != *model);
+                speed * (1.0 - others.map(|it| it.share.fraction()).sum::<f64>().min(1.0))
+            });
+        (devices.sum::<f64>() * self.settings.policy.planned_part).max(CAPACITY_MIN)
     }
 
     /// Asks a worker to bring a model nearer that waits and that nobody has.

@@ -19,6 +19,8 @@ pub(crate) struct Device {
     pub(crate) booked_count: usize,
     /// When the first of them is expected to end.
     pub(crate) frees_at: Option<Moment>,
+    /// How much of its time it reads prompts lately.
+    reading: Reading,
     /// The request that it is kept for: nothing else is placed here until that fits.
     pub(crate) reserved_for: Option<RequestId>,
 }
@@ -32,6 +34,8 @@ pub(crate) struct Booking {
     /// What was asked and predicted.
     pub(crate) asked: Asked,
     pub(crate) published: Micros,
+    /// What it takes to read its prompt.
+    pub(crate) reads: Duration,
     /// When it was given to the worker.
     pub(crate) began: Moment,
     /// Tokens that it had made by the last report.
@@ -70,8 +74,20 @@ impl Device {
             load: Share::NONE,
             booked_count: 0,
             frees_at: None,
+            reading: Reading::default(),
             reserved_for: None,
         }
+    }
+
+    /// The part of its time, from 0 to [`READING_MAX`], that it reads prompts: what came lately will go on coming.
+    pub(crate) fn reading_part(&self, now: Moment) -> f64 {
+        self.reading.at(now).min(READING_MAX)
+    }
+
+    /// Notes that it was given a prompt that takes so long to read.
+    pub(super) fn note_prompt(&mut self, now: Moment, reads: Duration) {
+        let part = self.reading.at(now) + reads.as_secs_f64() / READING_MEMORY_S;
+        self.reading = Reading { part, at: now };
     }
 
     /// Whether it runs nothing.
@@ -113,3 +129,21 @@ impl Device {
         );
     }
 }
+
+/// An exponentially weighted mean.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    part: f64,
+    at: Moment,
+}
+
+impl Reading {
+    fn at(self, now: Moment) -> f64 {
+        self.part * (-now.since(self.at).as_secs_f64() / READING_MEMORY_S).exp()
+    }
+}
+
+/// How long prompts are remembered, in seconds: as long as most answers run, since that is how far ahead it is looked.
+const READING_MEMORY_S: f64 = 10.0;
+/// No device reads all the time for long: decoding goes on in between.
+const READING_MAX: f64 = 0.9;
