@@ -1,0 +1,52 @@
+//! How much of a device a model takes, by the rules of the worker.
+
+use flotilla_worker_core::batch::BatchSettings;
+use flotilla_worker_core::ledger::PAGE_BYTES;
+use flotilla_worker_core::residency::{Grant, ModelNeeds};
+
+use crate::fleet::{DeviceSpec, ModelSpec};
+
+/// Pages that a model needs: at least keys and values of one full context, at best those of every slot, but
+/// no more than a part of the device.
+pub(super) fn needs(model: &ModelSpec, device: &DeviceSpec, device_pages: u64) -> ModelNeeds {
+    let sequence_blocks = u64::from(model.context_tokens_max).div_ceil(BLOCK_TOKENS);
+    let kv_pages = |blocks: u64| blocks.saturating_mul(block_bytes(model)).div_ceil(PAGE_BYTES);
+    let kv_pages_min = kv_pages(sequence_blocks);
+    let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(slots(model, device)));
+    ModelNeeds {
+        weights_pages: model.weights_bytes.div_ceil(PAGE_BYTES),
+        workspace_pages: WORKSPACE_PAGES,
+        kv_pages_min,
+        kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+    }
+}
+
+/// The batch of a model in the pages that it got.
+pub(super) fn batch_settings(model: &ModelSpec, device: &DeviceSpec, grant: Grant) -> BatchSettings {
+    let blocks_total = grant.kv_pages.saturating_mul(PAGE_BYTES) / block_bytes(model);
+    let in_usize = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    BatchSettings {
+        batch_tokens_max: in_usize(u64::from(device.batch_tokens_max)),
+        sequences_max: in_usize(slots(model, device)),
+        block_tokens: in_usize(BLOCK_TOKENS),
+        blocks_total: u32::try_from(blocks_total).unwrap_or(u32::MAX),
+        context_tokens_max: in_usize(u64::from(model.context_tokens_max)),
+    }
+}
+
+fn slots(model: &ModelSpec, device: &DeviceSpec) -> u64 {
+    let most = device.slots.max(1);
+    u64::from(model.slots.unwrap_or(most).clamp(1, most))
+}
+
+fn block_bytes(model: &ModelSpec) -> u64 {
+    model.kv_bytes_per_token.max(1).saturating_mul(BLOCK_TOKENS)
+}
+
+/// As the engine's.
+const BLOCK_TOKENS: u64 = 16;
+/// As the worker's: keys and values of one model take at most this part of a device, or one full context where
+/// that is more.
+const KV_DEVICE_PARTS: u64 = 4;
+/// 64 MiB, about what a step of 512 tokens of an 8-billion-parameter model needs.
+const WORKSPACE_PAGES: u64 = 32;

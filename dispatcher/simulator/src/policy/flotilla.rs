@@ -1,0 +1,159 @@
+//! The real dispatcher as a policy.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_dispatcher_core::{
+    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, Settings, StreamSequence,
+};
+use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Done};
+use flotilla_protocol::event::{ErrorCode, Event};
+use flotilla_protocol::fleet::Report;
+use flotilla_protocol::{Attempt, Encoding, Epoch, Moment, RequestId, Strikes, WorkerId};
+
+use super::{Arriving, EndReason, Intake, Order, Policy, left};
+
+/// The dispatcher's core, with stream and journals so far as it asks for them.
+#[derive(Debug)]
+pub struct Flotilla {
+    core: Dispatcher,
+    /// Requests whose journals are terminal and that the core still holds.
+    terminal: BTreeSet<RequestId>,
+    orders: VecDeque<Order>,
+}
+
+impl Flotilla {
+    /// Begins a term.
+    #[must_use]
+    pub fn new(now: Moment) -> Self {
+        Self {
+            core: Dispatcher::new(now, settings()),
+            terminal: BTreeSet::new(),
+            orders: VecDeque::new(),
+        }
+    }
+
+    /// Carries out what the core wants, until it wants nothing more.
+    fn carry_out(&mut self, now: Moment) {
+        while let Some(action) = self.core.poll_action() {
+            match action {
+                Action::Assign { worker, assignment } => {
+                    self.orders.push_back(Order::Assign { worker, assignment });
+                }
+                Action::ReadJournal { request } => {
+                    let state = match self.terminal.contains(&request) {
+                        true => JournalState::Terminal,
+                        false => JournalState::Empty,
+                    };
+                    self.core.handle_journal(now, &request, state);
+                }
+                Action::End { request, event, .. } => {
+                    self.core.handle_ended(now, &request);
+                    let reason = reason(&event);
+                    self.orders.push_back(Order::End { request, reason });
+                }
+                Action::Ack { request, .. } => {
+                    self.terminal.remove(&request);
+                }
+                Action::DeadLetter { .. } | Action::CancelOnWorker { .. } | Action::Progress { .. } => {}
+                Action::StepDown { seen } => unreachable!("there is one leader, and epoch {seen} was seen"),
+            }
+        }
+    }
+}
+
+impl Policy for Flotilla {
+    fn intake(&self) -> Intake {
+        Intake::ByFreeSlots
+    }
+
+    fn handle_arrival(&mut self, now: Moment, arriving: &Arriving) {
+        let arrival = Arrival {
+            sequence: StreamSequence(arriving.index as u64 + 1),
+            request: arriving.id.clone(),
+            class: arriving.class,
+            model: arriving.model.clone(),
+            encoding: Encoding::Json,
+            body: Bytes::new(),
+            prompt_tokens: arriving.prompt_tokens,
+            age: now.since(arriving.published),
+            deadline_in: left(now, arriving.deadline),
+            origin: Origin::Fresh,
+        };
+        let admission = self.core.handle_arrival(now, arrival);
+        assert_eq!(admission, Admission::Held, "nothing bounds what is held here");
+        self.carry_out(now);
+    }
+
+    fn handle_report(&mut self, now: Moment, report: Report) {
+        self.core.handle_report(now, report);
+        self.carry_out(now);
+    }
+
+    fn handle_done(&mut self, now: Moment, done: Done) {
+        if done.end == AttemptEnd::Terminal && self.core.holds(&done.request) {
+            self.terminal.insert(done.request.clone());
+        }
+        self.core.handle_done(now, done);
+        self.carry_out(now);
+    }
+
+    fn handle_reply(
+        &mut self,
+        now: Moment,
+        worker: &WorkerId,
+        request: &RequestId,
+        attempt: Attempt,
+        reply: AssignReply,
+    ) {
+        let outcome = AssignOutcome::Replied(reply);
+        self.core
+            .handle_assign_reply(now, worker, request, attempt, outcome);
+        self.carry_out(now);
+    }
+
+    fn handle_timeout(&mut self, now: Moment) {
+        self.core.handle_timeout(now);
+        self.carry_out(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Moment> {
+        self.core.poll_timeout()
+    }
+
+    fn poll_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+}
+
+fn reason(event: &Event) -> EndReason {
+    match event {
+        Event::Failed(failed) if failed.error.code == ErrorCode::DeadlineExceeded => {
+            EndReason::DeadlineExceeded
+        }
+        Event::Failed(_)
+        | Event::Finished(_)
+        | Event::Accepted(_)
+        | Event::Progress(_)
+        | Event::Tokens(_) => EndReason::Refused,
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        epoch: Epoch(1),
+        worker_lost_after: WORKER_LOST_AFTER,
+        strikes_max: STRIKES_MAX,
+        held_max: usize::MAX,
+        workers_max: usize::MAX,
+        progress_interval: PROGRESS_INTERVAL,
+    }
+}
+
+/// As the dispatcher's own default.
+const WORKER_LOST_AFTER: Duration = Duration::from_secs(4);
+/// As the dispatcher's own default.
+const STRIKES_MAX: Strikes = Strikes(3);
+/// As the dispatcher's own; its news go nowhere.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

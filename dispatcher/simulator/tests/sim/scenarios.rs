@@ -1,0 +1,92 @@
+//! Small fleets and traces.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_protocol::{Class, ModelName, RequestId, WorkerId};
+use flotilla_simulator::fleet::{DeviceSpec, FleetLimits, FleetSpec, ModelSpec, Start, Timing};
+use flotilla_simulator::run::Scenario;
+use flotilla_simulator::trace::{Trace, TraceRequest};
+
+pub fn timing() -> Timing {
+    Timing {
+        prefill_tokens_per_s: 8_000.0,
+        decode_step_s: 0.02,
+        decode_sequence_s: 0.0002,
+        load_from_origin: Duration::from_secs(12),
+        load_from_host: Duration::from_secs(1),
+    }
+}
+
+pub fn device(name: &str) -> DeviceSpec {
+    DeviceSpec {
+        worker: WorkerId::new(name).unwrap(),
+        kind: "fast".to_owned(),
+        timing: Arc::new(timing()),
+        cost_per_hour: 1.0,
+        memory_bytes: 48 << 30,
+        slots: 32,
+        batch_tokens_max: 512,
+        models_max: None,
+    }
+}
+
+pub fn model(name: &str) -> ModelSpec {
+    ModelSpec {
+        name: ModelName::new(name).unwrap(),
+        weights_bytes: 8 << 30,
+        kv_bytes_per_token: 128 << 10,
+        context_tokens_max: 8_192,
+        slots: None,
+        slo: None,
+        policy: None,
+        output_tokens_prior: None,
+        start: Start::Warm,
+    }
+}
+
+/// Requests of 200 tokens with answers of 50, so many a second.
+pub fn steady(count: u32, rate: f64) -> Trace {
+    let request = |index: u32| TraceRequest {
+        at: Duration::from_secs_f64(f64::from(index) / rate),
+        id: RequestId::new(format!("steady-{index}")).unwrap(),
+        tenant: None,
+        class: Class::Interactive,
+        model: ModelName::new("chat").unwrap(),
+        prompt_tokens: 200,
+        output_tokens: 50,
+        output_tokens_max: 100,
+        slo: None,
+        deadline: None,
+    };
+    Trace {
+        name: "steady".to_owned(),
+        requests: (0..count).map(request).collect(),
+    }
+}
+
+pub fn one_device(trace: Trace) -> Scenario {
+    let fleet = FleetSpec {
+        devices: vec![device("fast-0")],
+        models: vec![model("chat")],
+        limits: FleetLimits::default(),
+    };
+    Scenario::new(trace, fleet).unwrap()
+}
+
+/// A device whose memory holds few blocks, so that checking them all is quick.
+pub fn small(trace: Trace) -> Scenario {
+    let fleet = FleetSpec {
+        devices: vec![DeviceSpec {
+            memory_bytes: 1 << 30,
+            ..device("fast-0")
+        }],
+        models: vec![ModelSpec {
+            weights_bytes: 512 << 20,
+            context_tokens_max: 512,
+            ..model("chat")
+        }],
+        limits: FleetLimits::default(),
+    };
+    Scenario::new(trace, fleet).unwrap()
+}
