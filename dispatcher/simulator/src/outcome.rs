@@ -1,10 +1,15 @@
-//! What became of each request and device.
+//! What became of each request and device, and the figures of it.
+
+mod figures;
+mod target;
 
 use std::time::Duration;
 
 use flotilla_protocol::{Class, ModelName, Moment, RequestId, Tenant, WorkerId};
 
 use crate::trace::TraceRequest;
+pub use figures::{Figures, Part, Percentiles};
+pub use target::meets_targets;
 
 /// What a run led to.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +80,18 @@ pub struct DeviceRecord {
 }
 
 impl RequestRecord {
+    /// Time from publish to end.
+    #[must_use]
+    pub fn total(&self) -> Option<Duration> {
+        self.ended.map(|ended| ended.since(self.published))
+    }
+
+    /// Time from publish to the first token.
+    #[must_use]
+    pub fn to_first_token(&self) -> Option<Duration> {
+        self.first_token.map(|first| first.since(self.published))
+    }
+
     /// A request that was not published yet.
     pub(crate) fn new(request: &TraceRequest) -> Self {
         Self {

@@ -1,6 +1,7 @@
 //! Who decides which request runs where and when.
 
 mod flotilla;
+mod name;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use flotilla_protocol::{
 };
 
 pub use flotilla::Flotilla;
+pub use name::{PolicyName, UnknownPolicy};
 
 /// A request as an online policy sees it: all but the length of its answer.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,67 @@
+//! The policies by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use flotilla_protocol::Moment;
+use thiserror::Error;
+
+use super::Flotilla;
+use crate::outcome::Outcome;
+use crate::run::{Scenario, run};
+
+/// A policy that can be simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PolicyName {
+    /// The real dispatcher, every model placed in order of arrival wherever a slot is free.
+    Fifo,
+}
+
+/// No policy has this name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("policy is {found:?}; give one of {}, or all", PolicyName::names())]
+pub struct UnknownPolicy {
+    found: String,
+}
+
+impl PolicyName {
+    /// Every policy, in the order of reports.
+    pub const ALL: [Self; 1] = [Self::Fifo];
+
+    /// Its name on the command line and in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fifo => "fifo",
+        }
+    }
+
+    /// What it makes of a scenario.
+    #[must_use]
+    pub fn simulate(self, scenario: &Scenario) -> Outcome {
+        match self {
+            Self::Fifo => run(scenario, &mut Flotilla::new(Moment::default())),
+        }
+    }
+
+    fn names() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for PolicyName {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        let found = Self::ALL.into_iter().find(|name| name.as_str() == text);
+        found.ok_or_else(|| UnknownPolicy {
+            found: text.to_owned(),
+        })
+    }
+}
