@@ -1,10 +1,16 @@
 //! Who asks for what, and when.
 
+mod builtin;
+mod file;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flotilla_protocol::request::Slo;
 use flotilla_protocol::{Class, ModelName, RequestId, Tenant};
+
+pub use builtin::{BuiltinTrace, Recipe, UnknownTrace};
+pub use file::{LineFault, LineProblem, TraceFaults};
 
 /// Requests in the order of their publish.
 #[derive(Debug, Clone, PartialEq)]
