@@ -11,6 +11,7 @@ mod loading;
 mod memory;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_protocol::assignment::{AssignReply, Assignment, AttemptEnd, Done};
@@ -20,9 +21,9 @@ use flotilla_worker_core::ledger::PAGE_BYTES;
 use flotilla_worker_core::residency::{self, ResidencySettings};
 use flotilla_worker_core::worker::{Action, Desk, DeskSettings, Progress};
 
-use crate::fleet::{DeviceSpec, FleetLimits, FleetSpec, INCARNATION, ModelSpec, Start};
+use crate::fleet::{DeviceSpec, FleetLimits, FleetSpec, INCARNATION, ModelSpec, Start, Timing};
 use crate::policy::Intake;
-use engine::{Command, Engine, NewRun, News};
+use engine::{Command, Engine, Loaded, NewRun, News};
 use loading::Loading;
 
 /// A simulated worker. After each `handle_*` call [`Device::poll_output`] until `None`, and
@@ -30,13 +31,20 @@ use loading::Loading;
 #[derive(Debug)]
 pub struct Device {
     spec: DeviceSpec,
-    models: BTreeMap<ModelName, ModelSpec>,
+    models: BTreeMap<ModelName, Known>,
     desk: Desk,
     engine: Engine,
     loading: Loading,
     attempts: BTreeMap<RequestId, Held>,
     outputs: VecDeque<Output>,
     usage: Usage,
+}
+
+/// A model of the fleet, as this device has it.
+#[derive(Debug)]
+struct Known {
+    spec: ModelSpec,
+    timing: Arc<Timing>,
 }
 
 /// A request that the device runs.
@@ -128,12 +136,19 @@ impl Device {
     /// A device of a fleet, at the origin of time, with its warm models resident.
     #[must_use]
     pub fn new(spec: &DeviceSpec, fleet: &FleetSpec, intake: Intake) -> Self {
-        let models = fleet.models.iter();
+        let models = fleet.models.iter().map(|model| {
+            let timing = Timing::new(fleet.profile(model, spec), model.weights_bytes);
+            let known = Known {
+                spec: model.clone(),
+                timing: Arc::new(timing),
+            };
+            (model.name.clone(), known)
+        });
         let mut device = Self {
             desk: Desk::new(desk_settings(spec, &fleet.limits, intake)),
-            engine: Engine::new(spec.timing.clone()),
-            loading: Loading::new(spec.timing.clone()),
-            models: models.map(|model| (model.name.clone(), model.clone())).collect(),
+            engine: Engine::new(),
+            loading: Loading::new(),
+            models: models.collect(),
             attempts: BTreeMap::new(),
             outputs: VecDeque::new(),
             usage: Usage::default(),
@@ -197,14 +212,13 @@ impl Device {
 
     /// A model's weights are to be brought into host memory.
     pub fn handle_prefetch(&mut self, now: Moment, model: &ModelName) {
-        self.loading.prefetch(now, model);
+        if let Some(known) = self.models.get(model) {
+            self.loading.prefetch(now, model, &known.timing);
+        }
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Moment) {
-        for (model, batch) in self.loading.ended(now) {
-            self.engine.command(Command::Install { model, batch });
-        }
         self.desk.handle_timeout(now);
         self.settle(now);
     }
@@ -226,7 +240,8 @@ impl Device {
 
     fn warm_up(&mut self) {
         let start = Moment::default();
-        let warm = self.models.values().filter(|model| model.start == Start::Warm);
+        let models = self.models.values().map(|known| &known.spec);
+        let warm = models.filter(|model| model.start == Start::Warm);
         let warm: Vec<_> = warm.map(|model| model.name.clone()).collect();
         for model in warm {
             self.loading.is_instant = true;
@@ -257,7 +272,9 @@ impl Device {
                 moved = true;
             }
             for (model, batch) in self.loading.ended(now) {
-                self.engine.command(Command::Install { model, batch });
+                let timing = Arc::clone(&self.models[&model].timing);
+                let loaded = Loaded { batch, timing };
+                self.engine.command(Command::Install { model, loaded });
             }
             self.engine.advance(now);
             while let Some(news) = self.engine.poll_news() {
@@ -282,9 +299,9 @@ impl Device {
         match action {
             residency::Action::Inspect { model } => {
                 let device_pages = self.spec.memory_bytes / PAGE_BYTES;
-                let needs = self.models.get(&model).map(|spec| {
+                let needs = self.models.get(&model).map(|known| {
                     self.loading.note_wanted(&model);
-                    memory::needs(spec, &self.spec, device_pages)
+                    memory::needs(&known.spec, &self.spec, device_pages)
                 });
                 let needs = needs.ok_or_else(|| "it is not in the catalog".to_owned());
                 self.desk.residency_mut().handle_inspected(now, &model, needs);
@@ -292,8 +309,9 @@ impl Device {
             residency::Action::Load { model, grant, .. } => {
                 self.usage.loads += 1;
                 self.usage.swaps += u64::from(self.loading.evicted_for_others());
-                let settings = memory::batch_settings(&self.models[&model], &self.spec, grant);
-                self.loading.begin(now, &model, settings);
+                let Known { spec, timing } = &self.models[&model];
+                let settings = memory::batch_settings(spec, &self.spec, grant);
+                self.loading.begin(now, &model, timing, settings);
             }
             residency::Action::Unload { model, .. } => {
                 self.loading.note_unload();

@@ -1,16 +1,24 @@
 //! What a trace meets: devices, models and the network between them and the dispatcher.
 
+mod builtin;
+mod fault;
+mod file;
+mod table;
 mod timing;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_profile::DeviceProfile;
 use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask, Policy};
 use flotilla_protocol::fleet::{DeviceDescription, Registration};
 use flotilla_protocol::request::{KeepAlive, Slo};
 use flotilla_protocol::{ModelName, WorkerId};
 
-pub use timing::Timing;
+pub use fault::{FleetFault, FleetFaults, FleetProblem};
+pub use file::FleetFile;
+pub(crate) use timing::Timing;
 
 /// A fleet.
 #[derive(Debug, Clone)]
@@ -30,12 +38,14 @@ pub struct DeviceSpec {
     pub worker: WorkerId,
     /// Kind; the key of profiles.
     pub kind: String,
-    /// How long its steps and loads take, whatever the model.
-    pub timing: Arc<Timing>,
+    /// How fast it is with models that have no profile of their own for its kind.
+    pub profile: Arc<DeviceProfile>,
     /// What an hour with at least one request on it costs, in any unit that the fleet shares.
     pub cost_per_hour: f64,
     /// Bytes that its ledger may give out.
     pub memory_bytes: u64,
+    /// Bytes a second that its memory was measured to give; `None` when nobody measured.
+    pub memory_bytes_per_s: Option<u64>,
     /// Most requests that one of its models runs at once; at least 1.
     pub slots: u32,
     /// Most tokens of one step; at least `slots`.
@@ -65,6 +75,8 @@ pub struct ModelSpec {
     pub output_tokens_prior: Option<u32>,
     /// Where it is when the trace begins.
     pub start: Start,
+    /// How fast kinds of devices are with it, where that is not the device's own profile.
+    pub profiles: BTreeMap<String, Arc<DeviceProfile>>,
 }
 
 /// Where a model is when the trace begins.
@@ -107,6 +119,12 @@ impl FleetSpec {
         self.models.iter().find(|model| model.name == *name)
     }
 
+    /// How fast a device is with a model.
+    #[must_use]
+    pub fn profile<'a>(&self, model: &'a ModelSpec, device: &'a DeviceSpec) -> &'a Arc<DeviceProfile> {
+        model.profiles.get(&device.kind).unwrap_or(&device.profile)
+    }
+
     /// A device by its worker.
     #[must_use]
     pub fn device(&self, worker: &WorkerId) -> Option<&DeviceSpec> {
@@ -128,7 +146,7 @@ impl DeviceSpec {
                 kind: self.kind.clone(),
                 name: self.kind.clone(),
                 memory_bytes: self.memory_bytes,
-                memory_bytes_per_s: None,
+                memory_bytes_per_s: self.memory_bytes_per_s,
                 cost: Some(self.cost_per_hour),
             }],
         }
@@ -136,6 +154,15 @@ impl DeviceSpec {
 }
 
 impl ModelSpec {
+    /// Bytes without which it does not run: weights, and keys and values of one full context.
+    #[must_use]
+    pub fn bytes_min(&self) -> u64 {
+        let kv_bytes = self
+            .kv_bytes_per_token
+            .saturating_mul(u64::from(self.context_tokens_max));
+        self.weights_bytes.saturating_add(kv_bytes)
+    }
+
     /// What an operator would write into the catalog.
     #[must_use]
     pub fn entry(&self) -> CatalogEntry {

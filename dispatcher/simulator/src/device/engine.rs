@@ -14,8 +14,7 @@ use crate::fleet::Timing;
 /// Every loaded model of a device, and the step that runs.
 #[derive(Debug)]
 pub(super) struct Engine {
-    timing: Arc<Timing>,
-    models: BTreeMap<ModelName, Batch>,
+    models: BTreeMap<ModelName, Loaded>,
     runs: BTreeMap<SequenceId, Run>,
     commands: VecDeque<Command>,
     stage: Stage,
@@ -24,6 +23,13 @@ pub(super) struct Engine {
     /// What the step under way draws for each entry of its plan.
     drawn: Vec<Option<u32>>,
     finished: Vec<SequenceId>,
+}
+
+/// A model that can run.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) batch: Batch,
+    pub(super) timing: Arc<Timing>,
 }
 
 /// A request that joins the batch of its model.
@@ -38,7 +44,7 @@ pub(super) struct NewRun {
 /// What is done between two rounds.
 #[derive(Debug)]
 pub(super) enum Command {
-    Install { model: ModelName, batch: Batch },
+    Install { model: ModelName, loaded: Loaded },
     Unload { model: ModelName },
     Join { sequence: SequenceId },
     Leave { model: ModelName, sequence: SequenceId },
@@ -80,9 +86,8 @@ enum Stage {
 }
 
 impl Engine {
-    pub(super) fn new(timing: Arc<Timing>) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            timing,
             models: BTreeMap::new(),
             runs: BTreeMap::new(),
             commands: VecDeque::new(),
@@ -169,15 +174,17 @@ impl Engine {
     /// # Panics
     /// When a batch is not sound.
     pub(super) fn check_invariants(&self) {
-        self.models.values().for_each(Batch::check_invariants);
+        for loaded in self.models.values() {
+            loaded.batch.check_invariants();
+        }
     }
 
     /// Begins the step of the next model that has one.
     fn begin(&mut self, now: Moment, after: Option<ModelName>) -> Option<Stage> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        for (model, batch) in self.models.range_mut((from, Bound::Unbounded)) {
+        for (model, Loaded { batch, timing }) in self.models.range_mut((from, Bound::Unbounded)) {
             let Some(plan) = batch.plan() else { continue };
-            let (mut prefill_tokens, mut decoding_sequences) = (0, 0);
+            let (mut prefill_tokens, mut decoding_sequences) = (0_usize, 0);
             self.drawn.clear();
             for entry in plan.entries() {
                 match entry.tokens.len() {
@@ -186,7 +193,8 @@ impl Engine {
                 }
                 self.drawn.push(entry.sample.map(|_| ANY_TOKEN));
             }
-            let duration = self.timing.step(prefill_tokens, decoding_sequences);
+            let prefill_tokens = u32::try_from(prefill_tokens).unwrap_or(u32::MAX);
+            let duration = timing.step(prefill_tokens, decoding_sequences);
             return Some(Stage::Step {
                 model: model.clone(),
                 ends: now + duration,
@@ -196,10 +204,8 @@ impl Engine {
     }
 
     fn complete(&mut self, model: &ModelName) {
-        let batch = self
-            .models
-            .get_mut(model)
-            .expect("a model stays while its step runs");
+        let loaded = self.models.get_mut(model);
+        let Loaded { batch, .. } = loaded.expect("a model stays while its step runs");
         self.news.push_back(News::Stepped);
         for outcome in batch.complete(&self.drawn) {
             let Outcome::Token { sequence, .. } = outcome else {
@@ -231,8 +237,8 @@ impl Engine {
     fn obey(&mut self) -> Stage {
         while let Some(command) = self.commands.pop_front() {
             match command {
-                Command::Install { model, batch } => {
-                    self.models.insert(model.clone(), batch);
+                Command::Install { model, loaded } => {
+                    self.models.insert(model.clone(), loaded);
                     self.news.push_back(News::Installed { model });
                 }
                 Command::Unload { model } => {
@@ -241,8 +247,8 @@ impl Engine {
                 }
                 Command::Join { sequence } => self.add(sequence),
                 Command::Leave { model, sequence } => {
-                    if let Some(batch) = self.models.get_mut(&model) {
-                        batch.remove(sequence);
+                    if let Some(loaded) = self.models.get_mut(&model) {
+                        loaded.batch.remove(sequence);
                     }
                 }
             }
@@ -256,8 +262,8 @@ impl Engine {
     fn add(&mut self, id: SequenceId) {
         // Who left before it joined is not there any more.
         let Some(run) = self.runs.get(&id) else { return };
-        let batch = self.models.get_mut(&run.model);
-        let batch = batch.expect("a lease keeps its model");
+        let loaded = self.models.get_mut(&run.model);
+        let Loaded { batch, .. } = loaded.expect("a lease keeps its model");
         // Another token for each request: what one has read is never found by another.
         let token = u32::try_from(id.0).unwrap_or(u32::MAX);
         let prompt_tokens = run.work.prompt_tokens as usize;

@@ -1,7 +1,6 @@
 //! Loads and prefetches under way, and what is in host memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_protocol::{ModelName, Moment};
@@ -12,7 +11,6 @@ use crate::fleet::Timing;
 /// The loads of one device. Any number of them may be under way at once, each as fast as alone.
 #[derive(Debug)]
 pub(super) struct Loading {
-    timing: Arc<Timing>,
     loads: BTreeMap<ModelName, Load>,
     /// Models whose weights are in host memory, or will be from this moment on. They stay there.
     in_host: BTreeMap<ModelName, Moment>,
@@ -33,9 +31,8 @@ struct Load {
 }
 
 impl Loading {
-    pub(super) fn new(timing: Arc<Timing>) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            timing,
             loads: BTreeMap::new(),
             in_host: BTreeMap::new(),
             wanted: BTreeSet::new(),
@@ -66,11 +63,11 @@ impl Loading {
     }
 
     /// Begins a load: from host memory if the weights are there or will be soon enough, else from their origin.
-    pub(super) fn begin(&mut self, now: Moment, model: &ModelName, settings: BatchSettings) {
-        let from_origin = now + self.timing.load_from_origin;
+    pub(super) fn begin(&mut self, now: Moment, model: &ModelName, timing: &Timing, settings: BatchSettings) {
+        let from_origin = now + timing.load_from_origin;
         let from_host = self.in_host.get(model).map(|since| {
             let there = (*since).max(now);
-            there + self.timing.load_from_host
+            there + timing.load_from_host
         });
         let ends = match self.is_instant {
             true => now,
@@ -102,11 +99,8 @@ impl Loading {
     }
 
     /// Begins to bring weights into host memory, which takes as long as the part of a load before that.
-    pub(super) fn prefetch(&mut self, now: Moment, model: &ModelName) {
-        let reading = self
-            .timing
-            .load_from_origin
-            .saturating_sub(self.timing.load_from_host);
+    pub(super) fn prefetch(&mut self, now: Moment, model: &ModelName, timing: &Timing) {
+        let reading = timing.load_from_origin.saturating_sub(timing.load_from_host);
         self.in_host.entry(model.clone()).or_insert(now + reading);
     }
 }

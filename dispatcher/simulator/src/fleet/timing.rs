@@ -1,32 +1,38 @@
-//! How long the steps and loads of one kind of device take.
+//! How long the steps and loads of one model on one kind of device take.
 
 use std::time::Duration;
 
-/// Step times and load times.
+use flotilla_profile::{DeviceProfile, LoadTier, StepTimes};
+
+/// Step times and load times behind a profile.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Timing {
-    /// Prompt tokens that are read in a second.
-    pub prefill_tokens_per_s: f64,
-    /// Seconds of a step in which one sequence decodes.
-    pub decode_step_s: f64,
-    /// Seconds that each further sequence adds to it.
-    pub decode_sequence_s: f64,
-    /// A load whose weights have to be read from where they come from.
-    pub load_from_origin: Duration,
+pub(crate) struct Timing {
+    steps: StepTimes,
+    /// A load whose weights have to be read from where they are kept.
+    pub(crate) load_from_origin: Duration,
     /// A load whose weights are in host memory.
-    pub load_from_host: Duration,
+    pub(crate) load_from_host: Duration,
 }
 
 impl Timing {
+    /// Of a model with weights of this size; the size only matters where the profile says nothing of loads.
+    pub(crate) fn new(profile: &DeviceProfile, weights_bytes: u64) -> Self {
+        let at = |bytes_per_s: f64| Duration::from_secs_f64(weights_bytes as f64 / bytes_per_s);
+        let load = |tier, bytes_per_s| profile.load_time(tier).unwrap_or_else(|| at(bytes_per_s));
+        Self {
+            steps: StepTimes::from_profile(profile),
+            load_from_origin: load(LoadTier::Origin, ORIGIN_BYTES_PER_S),
+            load_from_host: load(LoadTier::Host, HOST_BYTES_PER_S),
+        }
+    }
+
     /// How long a step takes that reads this many prompt tokens and draws the next one for this many sequences.
-    #[must_use]
-    pub fn step(&self, prefill_tokens: usize, decoding_sequences: usize) -> Duration {
-        let prefill_s = prefill_tokens as f64 / self.prefill_tokens_per_s;
-        let further = decoding_sequences.saturating_sub(1) as f64;
-        let decode_s = match decoding_sequences {
-            0 => 0.0,
-            1.. => self.decode_step_s + self.decode_sequence_s * further,
-        };
-        Duration::from_secs_f64(prefill_s + decode_s)
+    pub(crate) fn step(&self, prefill_tokens: u32, decoding_sequences: u32) -> Duration {
+        self.steps.step(prefill_tokens, decoding_sequences)
     }
 }
+
+/// A good local disk.
+const ORIGIN_BYTES_PER_S: f64 = 2e9;
+/// From host memory over PCIe, with what a load does beside copying.
+const HOST_BYTES_PER_S: f64 = 1e10;

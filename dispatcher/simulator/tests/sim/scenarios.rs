@@ -1,28 +1,28 @@
 //! Small fleets and traces.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_profile::DeviceProfile;
+use flotilla_protocol::profile::Profile;
 use flotilla_protocol::{Class, ModelName, RequestId, WorkerId};
-use flotilla_simulator::fleet::{DeviceSpec, FleetLimits, FleetSpec, ModelSpec, Start, Timing};
+use flotilla_simulator::fleet::{DeviceSpec, FleetLimits, FleetSpec, ModelSpec, Start};
 use flotilla_simulator::run::Scenario;
 use flotilla_simulator::trace::{Trace, TraceRequest};
 
-pub fn timing() -> Timing {
-    Timing {
-        prefill_tokens_per_s: 8_000.0,
-        decode_step_s: 0.02,
-        decode_sequence_s: 0.0002,
-        load_from_origin: Duration::from_secs(12),
-        load_from_host: Duration::from_secs(1),
-    }
+/// The sample of a fast device.
+pub fn profile() -> DeviceProfile {
+    let json = include_bytes!("../../../../config/profiles/sample-fast.json");
+    DeviceProfile::try_from(Profile::from_json(json).unwrap()).unwrap()
 }
 
 pub fn device(name: &str) -> DeviceSpec {
     DeviceSpec {
         worker: WorkerId::new(name).unwrap(),
-        kind: "fast".to_owned(),
-        timing: Arc::new(timing()),
+        kind: "sim-fast".to_owned(),
+        profile: Arc::new(profile()),
+        memory_bytes_per_s: None,
         cost_per_hour: 1.0,
         memory_bytes: 48 << 30,
         slots: 32,
@@ -42,6 +42,7 @@ pub fn model(name: &str) -> ModelSpec {
         policy: None,
         output_tokens_prior: None,
         start: Start::Warm,
+        profiles: BTreeMap::new(),
     }
 }
 
