@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{bench, cancel, child, config, journal, models, profile, role, run, up, why};
+use crate::commands::{
+    bench, cancel, child, config, journal, models, profile, role, run, simulate, up, why,
+};
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
 #[derive(Debug, Parser)]
@@ -89,6 +91,8 @@ pub(crate) enum Command {
     /// Measures
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Compares policies on a virtual clock: what each makes of a trace and a fleet
+    Simulate(simulate::SimulateArguments),
     /// Becomes another program that ends when its parent does
     #[command(hide = true)]
     Child(child::ChildArguments),

@@ -12,6 +12,7 @@ pub(crate) mod ps;
 pub(crate) mod queue;
 pub(crate) mod role;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod up;
 pub(crate) mod why;
 
@@ -62,6 +63,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Config(command) => config::run(context, &command),
         Command::Doctor => doctor::run(context).await,
         Command::Bench(command) => bench::run(context, command).await,
+        Command::Simulate(arguments) => simulate::run(context, &arguments),
         Command::Child(arguments) => child::run(&arguments),
     }
 }

@@ -8,6 +8,9 @@ use flotilla_config::ConfigErrors;
 use flotilla_profile::BadProfile;
 use flotilla_protocol::IdError;
 use flotilla_protocol::event::{ErrorCode, RequestError};
+use flotilla_simulator::fleet::FleetFaults;
+use flotilla_simulator::run::ScenarioError;
+use flotilla_simulator::trace::TraceFaults;
 
 use crate::admin::AdminError;
 use crate::commands::{Interrupted, UsageError};
@@ -75,8 +78,15 @@ impl Exit {
         if cause.is::<Interrupted>() {
             return Some(Self::Interrupted);
         }
-        let is_usage = cause.is::<ConfigErrors>() || cause.is::<UsageError>() || cause.is::<IdError>();
-        is_usage.then_some(Self::Usage)
+        let is_usage = [
+            cause.is::<ConfigErrors>(),
+            cause.is::<UsageError>(),
+            cause.is::<IdError>(),
+            cause.is::<FleetFaults>(),
+            cause.is::<ScenarioError>(),
+            cause.is::<TraceFaults>(),
+        ];
+        is_usage.contains(&true).then_some(Self::Usage)
     }
 
     fn of_connect(error: &ConnectError) -> Self {

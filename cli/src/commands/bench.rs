@@ -5,7 +5,7 @@ mod dispatch;
 mod engine;
 mod jetstream;
 mod load;
-mod machine;
+pub(crate) mod machine;
 
 use std::path::PathBuf;
 

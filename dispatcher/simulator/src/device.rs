@@ -273,7 +273,7 @@ impl Device {
             }
             for (model, batch) in self.loading.ended(now) {
                 let timing = Arc::clone(&self.models[&model].timing);
-                let loaded = Loaded { batch, timing };
+                let loaded = Box::new(Loaded { batch, timing });
                 self.engine.command(Command::Install { model, loaded });
             }
             self.engine.advance(now);

@@ -53,6 +53,22 @@ impl Trace {
         self.requests.last().map_or(Duration::ZERO, |request| request.at)
     }
 
+    /// The same requests at `rate` times their pace; `rate` is above 0.
+    #[must_use]
+    pub fn at_rate(mut self, rate: f64) -> Self {
+        for request in &mut self.requests {
+            request.at = request.at.div_f64(rate);
+        }
+        self
+    }
+
+    /// The requests that are published before a time.
+    #[must_use]
+    pub fn until(mut self, end: Duration) -> Self {
+        self.requests.retain(|request| request.at < end);
+        self
+    }
+
     /// The models that are asked for.
     #[must_use]
     pub fn models(&self) -> BTreeSet<&ModelName> {

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread::available_parallelism;
 
 /// Processor and cores, such as `AMD EPYC 9R14, 2 cores`.
-pub(super) fn machine() -> String {
+pub(crate) fn machine() -> String {
     let cores = available_parallelism().map_or_else(|_| "?".to_owned(), |count| count.to_string());
     format!("{}, {cores} cores", processor())
 }
@@ -22,7 +22,7 @@ fn processor() -> String {
 }
 
 /// The commit of the working folder, if it is in a git repository.
-pub(super) fn commit() -> Option<String> {
+pub(crate) fn commit() -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let commit = text.trim();

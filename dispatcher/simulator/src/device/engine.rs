@@ -44,7 +44,7 @@ pub(super) struct NewRun {
 /// What is done between two rounds.
 #[derive(Debug)]
 pub(super) enum Command {
-    Install { model: ModelName, loaded: Loaded },
+    Install { model: ModelName, loaded: Box<Loaded> },
     Unload { model: ModelName },
     Join { sequence: SequenceId },
     Leave { model: ModelName, sequence: SequenceId },
@@ -238,7 +238,7 @@ impl Engine {
         while let Some(command) = self.commands.pop_front() {
             match command {
                 Command::Install { model, loaded } => {
-                    self.models.insert(model.clone(), loaded);
+                    self.models.insert(model.clone(), *loaded);
                     self.news.push_back(News::Installed { model });
                 }
                 Command::Unload { model } => {

@@ -36,9 +36,9 @@ impl PolicyName {
         }
     }
 
-    /// What it makes of a scenario.
+    /// What it makes of a scenario; `seed` is that of policies that draw lots.
     #[must_use]
-    pub fn simulate(self, scenario: &Scenario) -> Outcome {
+    pub fn simulate(self, scenario: &Scenario, _seed: u64) -> Outcome {
         match self {
             Self::Fifo => run(scenario, &mut Flotilla::new(Moment::default())),
         }

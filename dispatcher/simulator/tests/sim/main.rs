@@ -1,5 +1,7 @@
 //! Whole runs on a virtual clock.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod scenarios;
 
 use flotilla_protocol::Moment;
