@@ -13,12 +13,14 @@
 //! | [`device`] | one worker with one device, out of the worker's own cores |
 //! | [`policy`] | who decides: the real dispatcher, or a rival |
 //! | [`run`] | the clock and everything on its way |
+//! | [`profiling`] | profiles of simulated devices, measured |
 //! | [`outcome`] | what became of each request and device, and the figures of it |
 
 pub mod device;
 pub mod fleet;
 pub mod outcome;
 pub mod policy;
+pub mod profiling;
 mod random;
 pub mod run;
 pub mod trace;

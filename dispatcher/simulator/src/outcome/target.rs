@@ -22,12 +22,16 @@ pub fn meets_targets(request: &TraceRequest, record: &RequestRecord, of_model: O
         return false;
     };
     let slo = request.slo.or(of_model).unwrap_or_default();
+    request.deadline.is_none_or(|deadline| total <= deadline) && hold(&slo, request, total, first)
+}
+
+/// Whether every target holds for a request that took `total` in all and `first` to its first token.
+pub(crate) fn hold(slo: &Slo, request: &TraceRequest, total: Duration, first: Duration) -> bool {
     let output = f64::from(request.output_tokens);
     let tokens = f64::from(request.prompt_tokens) + output;
     let tpot_ms = slo.tpot_ms.map(|tpot| tpot * output + slo.ttft_ms.unwrap_or(0.0));
     let within = |limit_ms: Option<f64>, taken| limit_ms.is_none_or(|limit_ms| ms(taken) <= limit_ms);
-    request.deadline.is_none_or(|deadline| total <= deadline)
-        && within(tpot_ms, total)
+    within(tpot_ms, total)
         && within(slo.ttft_ms, first)
         && within(slo.tpat_ms.map(|tpat| tpat * tokens), total)
         && within(slo.e2e_ms, total)

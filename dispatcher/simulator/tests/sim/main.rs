@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod profiles;
 mod scenarios;
 
 use flotilla_protocol::Moment;

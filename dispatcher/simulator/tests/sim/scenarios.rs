@@ -1,6 +1,7 @@
 //! Small fleets and traces.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +12,18 @@ use flotilla_simulator::fleet::{DeviceSpec, FleetLimits, FleetSpec, ModelSpec, S
 use flotilla_simulator::run::Scenario;
 use flotilla_simulator::trace::{Trace, TraceRequest};
 
-/// The sample of a fast device.
-pub fn profile() -> DeviceProfile {
-    let json = include_bytes!("../../../../config/profiles/sample-fast.json");
-    DeviceProfile::try_from(Profile::from_json(json).unwrap()).unwrap()
+/// The sample profile of a kind of device, `fast` or `slow`.
+pub fn sample(kind: &str) -> DeviceProfile {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/profiles");
+    let json = fs::read(format!("{folder}/sample-{kind}.json")).unwrap();
+    DeviceProfile::try_from(Profile::from_json(&json).unwrap()).unwrap()
 }
 
 pub fn device(name: &str) -> DeviceSpec {
     DeviceSpec {
         worker: WorkerId::new(name).unwrap(),
         kind: "sim-fast".to_owned(),
-        profile: Arc::new(profile()),
+        profile: Arc::new(sample("fast")),
         memory_bytes_per_s: None,
         cost_per_hour: 1.0,
         memory_bytes: 48 << 30,
