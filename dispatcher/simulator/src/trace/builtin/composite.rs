@@ -28,7 +28,7 @@ fn chat(rate: f64) -> Source {
         most: 1_024,
     };
     Source {
-        rate: 7.0 * rate,
+        rate: 7.0 * PACE * rate,
         model: model("assistant"),
         tenant: None,
         class: Class::Interactive,
@@ -42,7 +42,7 @@ fn chat(rate: f64) -> Source {
 
 fn code(rate: f64) -> Source {
     Source {
-        rate: 4.0 * rate,
+        rate: 4.0 * PACE * rate,
         prompt: Length::Between(4_000, 5_000),
         answer: Length::Between(32, 64),
         output_tokens_max: 64,
@@ -50,6 +50,9 @@ fn code(rate: f64) -> Source {
     }
 }
 
+/// Times the published 7 and 4 requests a second. At this pace, and on the fleet that goes with the trace, sharing
+/// out by the number of requests keeps the target for about two thirds of them, as was published of it.
+const PACE: f64 = 1.2;
 /// The published target: 50 ms for each token of the answer, from publish to the last one.
 const PER_TOKEN: Slo = Slo {
     e2e_ms: None,

@@ -1,7 +1,8 @@
 //! Twenty models, one of which is asked for nearly always: the other nineteen share 1.4 % of the requests.
 //!
 //! The published shape of a provider's load (94 % of the models get 1.4 % of the requests). Answers of the hot
-//! model have 60 ms for each token; those of the others 45 s in all, which a load from its origin leaves time for.
+//! model have 60 ms for each token; those of the others 45 s in all, which a load from its origin leaves time for. The
+//! hot model needs nine tenths of all four devices, so that evicting it from one of them is soon felt.
 
 use flotilla_protocol::Class;
 use flotilla_protocol::request::Slo;
@@ -36,7 +37,7 @@ fn hot(rate: f64) -> Source {
         most: 1_024,
     };
     Source {
-        rate: 8.0 * rate,
+        rate: 14.0 * rate,
         model: model("hot"),
         tenant: None,
         class: Class::Interactive,
