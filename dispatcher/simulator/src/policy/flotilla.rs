@@ -1,18 +1,22 @@
 //! The real dispatcher as a policy.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_dispatcher_core::{
-    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, Settings, StreamSequence,
+    Action, Admission, Arrival, AssignOutcome, Dispatcher, JournalState, Origin, PolicySettings, PromptCount,
+    Settings, StreamSequence,
 };
+use flotilla_profile::DeviceProfile;
 use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Done};
+use flotilla_protocol::catalog::{self, CatalogEntry};
 use flotilla_protocol::event::{ErrorCode, Event};
 use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{Attempt, Encoding, Epoch, Moment, RequestId, Strikes, WorkerId};
 
 use super::{Arriving, EndReason, Intake, Order, Policy, left};
+use crate::fleet::FleetSpec;
 
 /// The dispatcher's core, with stream and journals so far as it asks for them.
 #[derive(Debug)]
@@ -24,14 +28,39 @@ pub struct Flotilla {
 }
 
 impl Flotilla {
-    /// Begins a term.
+    /// Begins a term at the origin of time, with the fleet's catalog, registrations and profiles. `placement` is
+    /// how every model's requests are placed; `None` leaves it to the catalog.
     #[must_use]
-    pub fn new(now: Moment) -> Self {
-        Self {
-            core: Dispatcher::new(now, settings()),
+    pub fn new(fleet: &FleetSpec, placement: Option<catalog::Policy>) -> Self {
+        let now = Moment::default();
+        let mut core = Dispatcher::new(now, settings());
+        for model in &fleet.models {
+            let policy = placement.or(model.policy);
+            core.handle_catalog(
+                now,
+                &CatalogEntry {
+                    policy,
+                    ..model.entry()
+                },
+            );
+        }
+        for device in &fleet.devices {
+            core.handle_registration(now, &device.registration());
+        }
+        for model in &fleet.models {
+            let devices = fleet.devices.iter();
+            let profiles = devices.map(|device| (&device.kind, fleet.profile(model, device)));
+            for (_, profile) in profiles.collect::<BTreeMap<_, _>>() {
+                core.handle_profile(now, &model.name, DeviceProfile::clone(profile));
+            }
+        }
+        let mut begun = Self {
+            core,
             terminal: BTreeSet::new(),
             orders: VecDeque::new(),
-        }
+        };
+        begun.carry_out(now);
+        begun
     }
 
     /// Carries out what the core wants, until it wants nothing more.
@@ -56,6 +85,9 @@ impl Flotilla {
                 Action::Ack { request, .. } => {
                     self.terminal.remove(&request);
                 }
+                Action::Prefetch { worker, model } => {
+                    self.orders.push_back(Order::Prefetch { worker, model });
+                }
                 Action::DeadLetter { .. } | Action::CancelOnWorker { .. } | Action::Progress { .. } => {}
                 Action::StepDown { seen } => unreachable!("there is one leader, and epoch {seen} was seen"),
             }
@@ -77,6 +109,10 @@ impl Policy for Flotilla {
             encoding: Encoding::Json,
             body: Bytes::new(),
             prompt_tokens: arriving.prompt_tokens,
+            prompt_count: PromptCount::Counted,
+            output_tokens_max: arriving.output_tokens_max,
+            tenant: arriving.tenant.clone(),
+            slo: arriving.slo,
             age: now.since(arriving.published),
             deadline_in: left(now, arriving.deadline),
             origin: Origin::Fresh,
@@ -146,13 +182,16 @@ fn settings() -> Settings {
         worker_lost_after: WORKER_LOST_AFTER,
         strikes_max: STRIKES_MAX,
         held_max: usize::MAX,
-        workers_max: usize::MAX,
+        workers_max: WORKERS_MAX,
         progress_interval: PROGRESS_INTERVAL,
+        policy: PolicySettings::default(),
     }
 }
 
 /// As the dispatcher's own default.
 const WORKER_LOST_AFTER: Duration = Duration::from_secs(4);
+/// As the dispatcher's own default.
+const WORKERS_MAX: usize = 1_000;
 /// As the dispatcher's own default.
 const STRIKES_MAX: Strikes = Strikes(3);
 /// As the dispatcher's own; its news go nowhere.

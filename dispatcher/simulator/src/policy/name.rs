@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use flotilla_protocol::Moment;
+use flotilla_protocol::catalog;
 use thiserror::Error;
 
 use super::Flotilla;
@@ -13,8 +13,16 @@ use crate::run::{Scenario, run};
 /// A policy that can be simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyName {
-    /// The real dispatcher, every model placed in order of arrival wherever a slot is free.
+    /// The real dispatcher: the cheapest worker that meets the target.
+    Slo,
+    /// The real dispatcher: the fullest worker that the request still fits on.
+    Pack,
+    /// The real dispatcher: the emptiest worker.
+    Spread,
+    /// The real dispatcher: in order of arrival, wherever a slot is free.
     Fifo,
+    /// The real dispatcher, each model placed as the fleet's catalog says.
+    Catalog,
 }
 
 /// No policy has this name.
@@ -26,21 +34,30 @@ pub struct UnknownPolicy {
 
 impl PolicyName {
     /// Every policy, in the order of reports.
-    pub const ALL: [Self; 1] = [Self::Fifo];
+    pub const ALL: [Self; 5] = [Self::Slo, Self::Pack, Self::Spread, Self::Fifo, Self::Catalog];
 
     /// Its name on the command line and in reports.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Slo => "slo",
+            Self::Pack => "pack",
+            Self::Spread => "spread",
             Self::Fifo => "fifo",
+            Self::Catalog => "catalog",
         }
     }
 
     /// What it makes of a scenario; `seed` is that of policies that draw lots.
     #[must_use]
     pub fn simulate(self, scenario: &Scenario, _seed: u64) -> Outcome {
+        let flotilla = |placement| run(scenario, &mut Flotilla::new(scenario.fleet(), placement));
         match self {
-            Self::Fifo => run(scenario, &mut Flotilla::new(Moment::default())),
+            Self::Slo => flotilla(Some(catalog::Policy::Slo)),
+            Self::Pack => flotilla(Some(catalog::Policy::Pack)),
+            Self::Spread => flotilla(Some(catalog::Policy::Spread)),
+            Self::Fifo => flotilla(Some(catalog::Policy::Fifo)),
+            Self::Catalog => flotilla(None),
         }
     }
 

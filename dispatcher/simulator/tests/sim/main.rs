@@ -5,7 +5,6 @@
 mod profiles;
 mod scenarios;
 
-use flotilla_protocol::Moment;
 use flotilla_simulator::outcome::RequestEnd;
 use flotilla_simulator::policy::Flotilla;
 use flotilla_simulator::run::{Run, run};
@@ -15,7 +14,7 @@ use scenarios::{one_device, small, steady};
 #[test]
 fn every_request_of_a_trace_ends_once_and_with_its_own_length() {
     let scenario = one_device(steady(50, 2.0));
-    let mut policy = Flotilla::new(Moment::default());
+    let mut policy = Flotilla::new(scenario.fleet(), None);
     let outcome = run(&scenario, &mut policy);
     assert_eq!(outcome.requests.len(), 50);
     for (record, request) in outcome.requests.iter().zip(&scenario.trace().requests) {
@@ -31,14 +30,14 @@ fn every_request_of_a_trace_ends_once_and_with_its_own_length() {
 #[test]
 fn the_same_scenario_has_the_same_outcome() {
     let scenario = one_device(steady(50, 2.0));
-    let outcomes = [(); 2].map(|()| run(&scenario, &mut Flotilla::new(Moment::default())));
+    let outcomes = [(); 2].map(|()| run(&scenario, &mut Flotilla::new(scenario.fleet(), None)));
     assert_eq!(outcomes[0], outcomes[1]);
 }
 
 #[test]
 fn devices_are_sound_after_every_event() {
     let scenario = small(steady(20, 20.0));
-    let mut policy = Flotilla::new(Moment::default());
+    let mut policy = Flotilla::new(scenario.fleet(), None);
     let mut run = Run::new(&scenario, &mut policy);
     while run.advance() {
         run.devices().iter().for_each(|device| device.check_invariants());
