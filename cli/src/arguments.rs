@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{
-    bench, cancel, child, config, journal, models, profile, role, run, simulate, up, why,
-};
+use crate::commands::{bench, cancel, child, config, journal, models, profile, role, run, simulate, up, why};
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
 #[derive(Debug, Parser)]

@@ -77,15 +77,22 @@ pub(crate) fn run(context: &Context, arguments: &SimulateArguments) -> anyhow::R
         inputs::write_trace(path, &trace)?;
     }
     let scenario = Scenario::new(trace, fleet)?;
-    let compared = compare(&scenario, &chosen(&arguments.policy), arguments.seed);
+    let compared = compare(&scenario, &chosen(&arguments.policy, &scenario), arguments.seed);
     let report = report::Report::new(&scenario, &compared);
     context.format.print(&report, |_| report::tables(&compared))?;
     Ok(Exit::Ok)
 }
 
-/// The policies that are asked for, each once, in the order of reports.
-fn chosen(choices: &[Choice]) -> Vec<PolicyName> {
-    let is_chosen = |name| choices.contains(&Choice::All) || choices.contains(&Choice::One(name));
+/// The policies that are asked for, each once, in the order of reports. The catalog's own placement is one of all
+/// where the catalog says something of it.
+fn chosen(choices: &[Choice], scenario: &Scenario) -> Vec<PolicyName> {
+    let mut models = scenario.fleet().models.iter();
+    let is_placed = models.any(|model| model.policy.is_some());
+    let is_one_of_all = |name| is_placed || name != PolicyName::Catalog;
+    let is_chosen = |name| {
+        let all = choices.contains(&Choice::All) && is_one_of_all(name);
+        all || choices.contains(&Choice::One(name))
+    };
     PolicyName::ALL
         .into_iter()
         .filter(|name| is_chosen(*name))
@@ -119,14 +126,72 @@ fn above_zero(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use flotilla_protocol::catalog::Policy;
+    use flotilla_simulator::trace::{BuiltinTrace, Recipe};
+
     use super::*;
+
+    fn scenario() -> Scenario {
+        let trace = BuiltinTrace::Bursts.make(&Recipe {
+            seed: 1,
+            rate: 1.0,
+            duration: Duration::from_secs(20),
+        });
+        Scenario::new(trace, BuiltinTrace::Bursts.fleet()).unwrap()
+    }
 
     #[test]
     fn policies_are_run_once_in_the_order_of_reports() {
-        let all = chosen(&[Choice::All, Choice::One(PolicyName::Fifo)]);
-        assert_eq!(all, PolicyName::ALL);
-        let one: Choice = "fifo".parse().unwrap();
-        assert_eq!(chosen(&[one, one]), [PolicyName::Fifo]);
+        let scenario = scenario();
+        let [one, other] = ["fifo", "slo"].map(|name| name.parse::<Choice>().unwrap());
+        let chosen = |choices: &[Choice]| chosen(choices, &scenario);
+        assert_eq!(chosen(&[one, other, one]), [PolicyName::Slo, PolicyName::Fifo]);
+        assert_eq!(chosen(&[Choice::All, one]), chosen(&[Choice::All]));
         assert!("lifo".parse::<Choice>().unwrap_err().to_string().contains("fifo"));
+    }
+
+    #[test]
+    fn the_catalogs_own_placement_is_one_of_all_where_there_is_one() {
+        let plain = scenario();
+        let mut fleet = plain.fleet().clone();
+        fleet.models[0].policy = Some(Policy::Pack);
+        let placed = Scenario::new(plain.trace().clone(), fleet).unwrap();
+        let is_run = |scenario| chosen(&[Choice::All], scenario).contains(&PolicyName::Catalog);
+        assert!(is_run(&placed) && !is_run(&plain));
+        let named: Choice = "catalog".parse().unwrap();
+        assert_eq!(chosen(&[named], &plain), [PolicyName::Catalog]);
+    }
+
+    #[test]
+    fn json_has_the_figures_of_every_policy_that_was_run() {
+        let scenario = scenario();
+        let compared = compare(&scenario, &[PolicyName::Slo, PolicyName::Fifo], 1);
+        let json = serde_json::to_value(report::Report::new(&scenario, &compared)).unwrap();
+        assert_eq!(json["name"], "bursts");
+        assert!(json["ratios"]["goodput_vs_bound"].is_null());
+        let policies = json["policies"].as_object().unwrap();
+        assert_eq!(policies.keys().collect::<Vec<_>>(), ["slo", "fifo"]);
+        for row in policies.values() {
+            let keys: Vec<_> = row.as_object().unwrap().keys().collect();
+            assert_eq!(
+                keys,
+                [
+                    "slo_share",
+                    "goodput_rps",
+                    "p99_s_per_token",
+                    "cost",
+                    "swaps",
+                    "max_wait_s"
+                ]
+            );
+            assert!(
+                row["slo_share"].as_f64().is_some_and(|share| share > 0.5),
+                "{row}"
+            );
+        }
+        let table = report::tables(&compared)[0].to_string();
+        assert_eq!(table.lines().count(), 3);
     }
 }

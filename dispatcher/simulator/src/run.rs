@@ -328,22 +328,22 @@ impl<'a> Run<'a> {
                     request,
                     output_tokens,
                     ending,
-                } => {
-                    let worker = self.devices[index].spec().worker.clone();
-                    let record = &mut self.records[self.request_of[&request]];
-                    record.output_tokens = output_tokens;
-                    record.worker = Some(worker);
-                    self.end(
-                        &request,
-                        match ending {
-                            Ending::Finished => RequestEnd::Finished,
-                            Ending::DeadlineExceeded => RequestEnd::DeadlineExceeded,
-                        },
-                    );
-                }
+                } => self.conclude(index, &request, output_tokens, ending),
             }
         }
         self.learn_due(index);
+    }
+
+    /// Notes how an answer ended on a device.
+    fn conclude(&mut self, device: usize, request: &RequestId, output_tokens: u32, ending: Ending) {
+        let record = &mut self.records[self.request_of[request]];
+        record.output_tokens = output_tokens;
+        record.worker = Some(self.devices[device].spec().worker.clone());
+        let end = match ending {
+            Ending::Finished => RequestEnd::Finished,
+            Ending::DeadlineExceeded => RequestEnd::DeadlineExceeded,
+        };
+        self.end(request, end);
     }
 
     /// Does what the policy wants.

@@ -349,44 +349,29 @@ fn read_model(reader: &mut TableReader<'_>, faults: &mut Faults<'_>, place: Plac
     let stem = reader.required(faults, "name", "the name of a model", text);
     let weights = reader.required(faults, "weights", "bytes, such as \"8GiB\"", bytes);
     let copies = reader.optional(faults, "count", "a whole number from 1 to 99", |item| {
-        count(item).filter(|count| *count <= 99)
+        count(item).filter(|count| *count <= COPIES_MAX)
     });
-    let kv = reader.optional(
-        faults,
-        "kv_bytes_per_token",
-        "a whole number from 1",
-        whole(1, u64::from(u32::MAX)),
-    );
-    let context = reader.optional(faults, "context_tokens", "a whole number from 1", count);
-    let slots = reader.optional(faults, "slots", "a whole number from 1", count);
-    let prior = reader.optional(faults, "output_tokens_prior", "a whole number from 1", count);
-    let policy = reader.optional(faults, "policy", "slo, pack, spread or fifo", |item| {
-        item.as_str()?.parse::<Policy>().ok()
-    });
-    let start = reader.optional(faults, "start", "\"cold\" or \"warm\"", |item| {
-        match item.as_str()? {
-            "cold" => Some(Start::Cold),
-            "warm" => Some(Start::Warm),
-            _ => None,
-        }
-    });
+    let mut whole_from_1 = |key| {
+        let found = reader.optional(faults, key, "a whole number from 1", count);
+        found.map(|found| found.value)
+    };
+    let kv_bytes_per_token = whole_from_1("kv_bytes_per_token");
+    let context_tokens_max = whole_from_1("context_tokens");
+    let (slots, output_tokens_prior) = (whole_from_1("slots"), whole_from_1("output_tokens_prior"));
+    let (policy, start) = read_treatment(reader, faults);
     let slo = read_slo(reader, faults);
-    let profiles = reader.optional(
-        faults,
-        "profiles",
-        "a table of kinds and the files of profiles",
-        files_by_kind,
-    );
+    let expected = "a table of kinds and the files of profiles";
+    let profiles = reader.optional(faults, "profiles", expected, files_by_kind);
     let spec = ModelSpec {
         name: name(&stem?, faults)?,
         weights_bytes: weights?.value,
-        kv_bytes_per_token: kv.map_or(KV_BYTES_PER_TOKEN, |found| found.value),
-        context_tokens_max: context.map_or(CONTEXT_TOKENS, |found| found.value),
-        slots: slots.map(|found| found.value),
+        kv_bytes_per_token: kv_bytes_per_token.map_or(KV_BYTES_PER_TOKEN, u64::from),
+        context_tokens_max: context_tokens_max.unwrap_or(CONTEXT_TOKENS),
+        slots,
         slo,
-        policy: policy.map(|found| found.value),
-        output_tokens_prior: prior.map(|found| found.value),
-        start: start.map_or(Start::Cold, |found| found.value),
+        policy,
+        output_tokens_prior,
+        start,
         profiles: BTreeMap::new(),
     };
     Some(RawModel {
@@ -397,8 +382,26 @@ fn read_model(reader: &mut TableReader<'_>, faults: &mut Faults<'_>, place: Plac
     })
 }
 
+/// How a model is treated: by the dispatcher, and before the trace begins.
+fn read_treatment(reader: &mut TableReader<'_>, faults: &mut Faults<'_>) -> (Option<Policy>, Start) {
+    let policy = reader.optional(faults, "policy", "slo, pack, spread or fifo", |item| {
+        item.as_str()?.parse().ok()
+    });
+    let start = reader.optional(faults, "start", "\"cold\" or \"warm\"", |item| {
+        match item.as_str()? {
+            "cold" => Some(Start::Cold),
+            "warm" => Some(Start::Warm),
+            _ => None,
+        }
+    });
+    (
+        policy.map(|found| found.value),
+        start.map_or(Start::Cold, |found| found.value),
+    )
+}
+
 fn name(found: &Found<String>, faults: &mut Faults<'_>) -> Option<ModelName> {
-    let longest = ModelName::new(format!("{}-99", found.value));
+    let longest = ModelName::new(format!("{}-{COPIES_MAX}", found.value));
     match longest.and_then(|_| ModelName::new(&found.value)) {
         Ok(name) => Some(name),
         Err(error) => {
@@ -447,6 +450,8 @@ const SLOTS: u32 = 32;
 const BATCH_TOKENS: u32 = 512;
 /// 32 layers of 8 heads with 128 numbers of 16 bits, keys and values.
 const KV_BYTES_PER_TOKEN: u64 = 131_072;
+/// Two digits behind a name.
+const COPIES_MAX: u32 = 99;
 /// Enough for the long prompts of the built-in traces.
 const CONTEXT_TOKENS: u32 = 8_192;
 /// As many workers as a dispatcher takes by default.

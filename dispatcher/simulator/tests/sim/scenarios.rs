@@ -15,8 +15,8 @@ use flotilla_simulator::trace::{Trace, TraceRequest};
 /// The sample profile of a kind of device, `fast` or `slow`.
 pub fn sample(kind: &str) -> DeviceProfile {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/profiles");
-    let json = fs::read(format!("{folder}/sample-{kind}.json")).unwrap();
-    DeviceProfile::try_from(Profile::from_json(&json).unwrap()).unwrap()
+    let json = fs::read_to_string(format!("{folder}/sample-{kind}.json")).unwrap();
+    DeviceProfile::try_from(Profile::from_json(json.as_bytes()).unwrap()).unwrap()
 }
 
 pub fn device(name: &str) -> DeviceSpec {
