@@ -308,12 +308,15 @@ fn read_limits(root: &mut TableReader<'_>, faults: &mut Faults<'_>) -> FleetLimi
 
 fn read_device(reader: &mut TableReader<'_>, faults: &mut Faults<'_>, place: Place) -> Option<RawDevice> {
     let kind = reader.required(faults, "kind", "the name of a kind", text);
-    if let Some(kind) = &kind
-        && let Err(error) = WorkerId::new(format!("{}-{DEVICE_NUMBER_MAX}", kind.value))
-    {
-        faults.push(kind.span.clone(), kind.key.clone(), error.into());
-        return None;
-    }
+    let kind = kind.and_then(
+        |kind| match WorkerId::new(format!("{}-{DEVICE_NUMBER_MAX}", kind.value)) {
+            Ok(_) => Some(kind.value),
+            Err(error) => {
+                faults.push(kind.span, kind.key, error.into());
+                None
+            }
+        },
+    );
     let profile = reader.required(faults, "profile", "the file of a profile", text);
     let memory = reader.required(faults, "memory", "bytes, such as \"24GiB\"", bytes);
     let count = reader.optional(faults, "count", "a whole number from 1 to 1000", |item| {
@@ -333,7 +336,7 @@ fn read_device(reader: &mut TableReader<'_>, faults: &mut Faults<'_>, place: Pla
     Some(RawDevice {
         line: place.line,
         path: place.path,
-        kind: kind?.value,
+        kind: kind?,
         count: count.map_or(1, |found| found.value),
         profile: profile?.value,
         memory_bytes: memory?.value,

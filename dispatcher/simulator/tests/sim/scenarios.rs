@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_profile::DeviceProfile;
+use flotilla_protocol::assignment::Assignment;
 use flotilla_protocol::profile::Profile;
-use flotilla_protocol::{Class, ModelName, RequestId, WorkerId};
+use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, RequestId, Strikes, WorkerId};
 use flotilla_simulator::fleet::{DeviceSpec, FleetLimits, FleetSpec, ModelSpec, Start};
 use flotilla_simulator::run::Scenario;
 use flotilla_simulator::trace::{Trace, TraceRequest};
@@ -48,19 +49,31 @@ pub fn model(name: &str) -> ModelSpec {
     }
 }
 
-/// Requests of 200 tokens with answers of 50, so many a second.
-pub fn steady(count: u32, rate: f64) -> Trace {
-    let request = |index: u32| TraceRequest {
-        at: Duration::from_secs_f64(f64::from(index) / rate),
-        id: RequestId::new(format!("steady-{index}")).unwrap(),
+pub fn model_name(name: &str) -> ModelName {
+    ModelName::new(name).unwrap()
+}
+
+/// A request of 200 tokens with an answer of 50.
+pub fn request(index: u32) -> TraceRequest {
+    TraceRequest {
+        at: Duration::ZERO,
+        id: RequestId::new(format!("request-{index}")).unwrap(),
         tenant: None,
         class: Class::Interactive,
-        model: ModelName::new("chat").unwrap(),
+        model: model_name("chat"),
         prompt_tokens: 200,
         output_tokens: 50,
         output_tokens_max: 100,
         slo: None,
         deadline: None,
+    }
+}
+
+/// So many such requests a second.
+pub fn steady(count: u32, rate: f64) -> Trace {
+    let request = |index: u32| TraceRequest {
+        at: Duration::from_secs_f64(f64::from(index) / rate),
+        ..request(index)
     };
     Trace {
         name: "steady".to_owned(),
@@ -68,27 +81,27 @@ pub fn steady(count: u32, rate: f64) -> Trace {
     }
 }
 
+/// The first attempt of a request.
+pub fn assignment(index: u32, model: &ModelName) -> Assignment {
+    Assignment {
+        request: RequestId::new(format!("request-{index}")).unwrap(),
+        attempt: Attempt(1),
+        strikes: Strikes(0),
+        epoch: Epoch(1),
+        class: Class::Interactive,
+        model: model.clone(),
+        encoding: Encoding::Json,
+        body: Vec::new().into(),
+        queued_ms: 0,
+        deadline_in_ms: None,
+        evict_first: Vec::new(),
+    }
+}
+
 pub fn one_device(trace: Trace) -> Scenario {
     let fleet = FleetSpec {
         devices: vec![device("fast-0")],
         models: vec![model("chat")],
-        limits: FleetLimits::default(),
-    };
-    Scenario::new(trace, fleet).unwrap()
-}
-
-/// A device whose memory holds few blocks, so that checking them all is quick.
-pub fn small(trace: Trace) -> Scenario {
-    let fleet = FleetSpec {
-        devices: vec![DeviceSpec {
-            memory_bytes: 1 << 30,
-            ..device("fast-0")
-        }],
-        models: vec![ModelSpec {
-            weights_bytes: 512 << 20,
-            context_tokens_max: 512,
-            ..model("chat")
-        }],
         limits: FleetLimits::default(),
     };
     Scenario::new(trace, fleet).unwrap()
