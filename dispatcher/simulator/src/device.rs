@@ -8,7 +8,7 @@
 
 mod engine;
 mod loading;
-mod memory;
+pub(crate) mod memory;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -215,6 +215,12 @@ impl Device {
         if let Some(known) = self.models.get(model) {
             self.loading.prefetch(now, model, &known.timing);
         }
+    }
+
+    /// A model is to leave the device when no request holds it any more.
+    pub fn handle_unload(&mut self, now: Moment, model: &ModelName) {
+        self.desk.residency_mut().handle_unload_order(now, model);
+        self.settle(now);
     }
 
     /// Time has passed.

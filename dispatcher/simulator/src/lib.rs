@@ -12,6 +12,7 @@
 //! | [`fleet`] | devices, models and network |
 //! | [`device`] | one worker with one device, out of the worker's own cores |
 //! | [`policy`] | who decides: the real dispatcher, or a rival |
+//! | [`rival`] | the rivals, each out of what is published about it |
 //! | [`run`] | the clock and everything on its way |
 //! | [`profiling`] | profiles of simulated devices, measured |
 //! | [`outcome`] | what became of each request and device, and the figures of it |
@@ -22,5 +23,6 @@ pub mod outcome;
 pub mod policy;
 pub mod profiling;
 mod random;
+pub mod rival;
 pub mod run;
 pub mod trace;

@@ -78,6 +78,13 @@ pub enum Order {
         /// The model.
         model: ModelName,
     },
+    /// Let a model leave a worker's device as soon as no request holds it.
+    Unload {
+        /// The worker.
+        worker: WorkerId,
+        /// The model.
+        model: ModelName,
+    },
     /// End a request that is on no worker.
     End {
         /// The request.
@@ -143,6 +150,6 @@ pub trait Policy {
 }
 
 /// Time until a moment that may have passed.
-fn left(now: Moment, until: Option<Moment>) -> Option<Duration> {
+pub(crate) fn left(now: Moment, until: Option<Moment>) -> Option<Duration> {
     until.map(|until| until.since(now))
 }

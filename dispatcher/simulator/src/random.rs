@@ -43,6 +43,13 @@ impl Random {
         least + u32::try_from(self.next() % span).expect("a remainder is below its 32-bit divisor")
     }
 
+    /// One of these, each as likely; none of nothing.
+    pub(crate) fn choose(&mut self, among: &[usize]) -> Option<usize> {
+        let count = u64::try_from(among.len()).unwrap_or(u64::MAX);
+        let drawn = self.next().checked_rem(count)?;
+        among.get(usize::try_from(drawn).ok()?).copied()
+    }
+
     /// A number whose logarithm is normal: half of them are below `median`, two thirds within a factor of
     /// `spread.exp()` of it.
     pub(crate) fn lognormal(&mut self, median: f64, spread: f64) -> f64 {

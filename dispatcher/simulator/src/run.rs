@@ -144,6 +144,10 @@ enum Parcel {
         device: usize,
         model: ModelName,
     },
+    Unload {
+        device: usize,
+        model: ModelName,
+    },
     Reply {
         worker: WorkerId,
         request: RequestId,
@@ -290,6 +294,10 @@ impl<'a> Run<'a> {
                 self.devices[device].handle_prefetch(now, &model);
                 self.hear(device);
             }
+            Parcel::Unload { device, model } => {
+                self.devices[device].handle_unload(now, &model);
+                self.hear(device);
+            }
             Parcel::Reply {
                 worker,
                 request,
@@ -359,6 +367,10 @@ impl<'a> Run<'a> {
                 Order::Prefetch { worker, model } => {
                     let device = self.device(&worker);
                     self.send(Parcel::Prefetch { device, model });
+                }
+                Order::Unload { worker, model } => {
+                    let device = self.device(&worker);
+                    self.send(Parcel::Unload { device, model });
                 }
                 Order::End { request, reason } => self.end(
                     &request,

@@ -9,16 +9,35 @@ use crate::fleet::{DeviceSpec, ModelSpec};
 /// Pages that a model needs: at least keys and values of one full context, at best those of every slot, but
 /// no more than a part of the device.
 pub(super) fn needs(model: &ModelSpec, device: &DeviceSpec, device_pages: u64) -> ModelNeeds {
-    let sequence_blocks = u64::from(model.context_tokens_max).div_ceil(BLOCK_TOKENS);
-    let kv_pages = |blocks: u64| blocks.saturating_mul(block_bytes(model)).div_ceil(PAGE_BYTES);
-    let kv_pages_min = kv_pages(sequence_blocks);
-    let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(slots(model, device)));
+    let kv_pages_min = kv_pages(model, 1);
+    let kv_pages_all = kv_pages(model, slots(model, device));
     ModelNeeds {
         weights_pages: model.weights_bytes.div_ceil(PAGE_BYTES),
         workspace_pages: WORKSPACE_PAGES,
         kv_pages_min,
         kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
     }
+}
+
+/// Pages without which a model does not run on a device.
+pub(crate) fn pages_min(model: &ModelSpec, device: &DeviceSpec) -> u64 {
+    let needs = needs(model, device, pages(device));
+    needs.weights_pages + needs.workspace_pages + needs.kv_pages_min
+}
+
+/// Pages of the keys and values of one full context.
+pub(crate) fn context_pages(model: &ModelSpec) -> u64 {
+    kv_pages(model, 1)
+}
+
+/// Pages that a device gives out.
+pub(crate) fn pages(device: &DeviceSpec) -> u64 {
+    device.memory_bytes / PAGE_BYTES
+}
+
+/// Whether a device has room for a model, were it the only one.
+pub(crate) fn can_hold(device: &DeviceSpec, model: &ModelSpec) -> bool {
+    pages_min(model, device) <= pages(device)
 }
 
 /// The batch of a model in the pages that it got.
@@ -32,6 +51,13 @@ pub(super) fn batch_settings(model: &ModelSpec, device: &DeviceSpec, grant: Gran
         blocks_total: u32::try_from(blocks_total).unwrap_or(u32::MAX),
         context_tokens_max: in_usize(u64::from(model.context_tokens_max)),
     }
+}
+
+/// Pages of the keys and values of so many full contexts.
+fn kv_pages(model: &ModelSpec, contexts: u64) -> u64 {
+    let blocks = u64::from(model.context_tokens_max).div_ceil(BLOCK_TOKENS);
+    let bytes = blocks.saturating_mul(contexts).saturating_mul(block_bytes(model));
+    bytes.div_ceil(PAGE_BYTES)
 }
 
 fn slots(model: &ModelSpec, device: &DeviceSpec) -> u64 {
