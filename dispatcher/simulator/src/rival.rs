@@ -17,11 +17,13 @@ mod placed;
 mod push;
 mod random_pod;
 mod servers;
+#[cfg(test)]
+mod stage;
 
 use flotilla_protocol::Moment;
 use flotilla_protocol::assignment::Assignment;
 
-use crate::policy::{Arriving, Intake};
+use crate::policy::Arriving;
 
 pub use aibrix::{Aibrix, Picker};
 pub use least_request::LeastRequest;

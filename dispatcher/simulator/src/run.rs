@@ -90,6 +90,11 @@ impl Scenario {
         Ok(Self { trace, fleet })
     }
 
+    /// The same trace before the same devices and models with other limits.
+    pub(crate) fn on(self, fleet: FleetSpec) -> Self {
+        Self { fleet, ..self }
+    }
+
     /// The trace.
     #[must_use]
     pub fn trace(&self) -> &Trace {

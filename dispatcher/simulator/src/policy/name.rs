@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::Flotilla;
 use crate::outcome::Outcome;
+use crate::rival::{Aibrix, LeastRequest, Lru, Ollama, Picker, RandomPod, for_ollama};
 use crate::run::{Scenario, run};
 
 /// A policy that can be simulated.
@@ -23,6 +24,18 @@ pub enum PolicyName {
     Fifo,
     /// The real dispatcher, each model placed as the fleet's catalog says.
     Catalog,
+    /// AIBrix's router, the least loaded pod first.
+    AibrixSlo,
+    /// AIBrix's router, the most loaded pod first.
+    AibrixPack,
+    /// The server with the fewest requests.
+    LeastRequest,
+    /// Any server.
+    Random,
+    /// Ollama's scheduler.
+    Ollama,
+    /// A cache of models.
+    Lru,
 }
 
 /// No policy has this name.
@@ -34,7 +47,19 @@ pub struct UnknownPolicy {
 
 impl PolicyName {
     /// Every policy, in the order of reports.
-    pub const ALL: [Self; 5] = [Self::Slo, Self::Pack, Self::Spread, Self::Fifo, Self::Catalog];
+    pub const ALL: [Self; 11] = [
+        Self::Slo,
+        Self::Pack,
+        Self::Spread,
+        Self::Fifo,
+        Self::Catalog,
+        Self::AibrixSlo,
+        Self::AibrixPack,
+        Self::LeastRequest,
+        Self::Random,
+        Self::Ollama,
+        Self::Lru,
+    ];
 
     /// Its name on the command line and in reports.
     #[must_use]
@@ -45,19 +70,35 @@ impl PolicyName {
             Self::Spread => "spread",
             Self::Fifo => "fifo",
             Self::Catalog => "catalog",
+            Self::AibrixSlo => "aibrix-slo",
+            Self::AibrixPack => "aibrix-pack",
+            Self::LeastRequest => "least-request",
+            Self::Random => "random",
+            Self::Ollama => "ollama",
+            Self::Lru => "lru",
         }
     }
 
     /// What it makes of a scenario; `seed` is that of policies that draw lots.
     #[must_use]
-    pub fn simulate(self, scenario: &Scenario, _seed: u64) -> Outcome {
-        let flotilla = |placement| run(scenario, &mut Flotilla::new(scenario.fleet(), placement));
+    pub fn simulate(self, scenario: &Scenario, seed: u64) -> Outcome {
+        let fleet = scenario.fleet();
+        let flotilla = |placement| run(scenario, &mut Flotilla::new(fleet, placement));
         match self {
             Self::Slo => flotilla(Some(catalog::Policy::Slo)),
             Self::Pack => flotilla(Some(catalog::Policy::Pack)),
             Self::Spread => flotilla(Some(catalog::Policy::Spread)),
             Self::Fifo => flotilla(Some(catalog::Policy::Fifo)),
             Self::Catalog => flotilla(None),
+            Self::AibrixSlo => run(scenario, &mut Aibrix::before(scenario, Picker::LeastLoad, seed)),
+            Self::AibrixPack => run(scenario, &mut Aibrix::before(scenario, Picker::PackLoad, seed)),
+            Self::LeastRequest => run(scenario, &mut LeastRequest::before(fleet, seed)),
+            Self::Random => run(scenario, &mut RandomPod::before(fleet, seed)),
+            Self::Ollama => {
+                let scenario = scenario.clone().on(for_ollama(fleet));
+                run(&scenario, &mut Ollama::before(scenario.fleet(), seed))
+            }
+            Self::Lru => run(scenario, &mut Lru::before(fleet)),
         }
     }
 

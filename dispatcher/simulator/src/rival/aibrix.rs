@@ -26,36 +26,29 @@ mod predictor;
 mod profile;
 mod queue;
 mod router;
+mod targets;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Done};
 use flotilla_protocol::fleet::Report;
-use flotilla_protocol::profile::{Profile, ProfileSlos};
+use flotilla_protocol::profile::ProfileSlos;
 use flotilla_protocol::{Attempt, ModelName, Moment, RequestId, WorkerId};
 
 use super::assignment;
 use super::departures::Departures;
 use super::placed::Placed;
 use crate::device::memory;
-use crate::fleet::FleetSpec;
+use crate::fleet::{FleetSpec, ModelSpec};
 use crate::policy::{Arriving, EndReason, Intake, Order, Policy};
 use crate::random::Random;
+use crate::run::Scenario;
 pub use picker::Picker;
 use predictor::Predictor;
 use profile::GpuProfile;
 use queue::{SubQueues, Waiting};
 use router::{Group, Peeked, Router};
-
-/// What the router knows of one model.
-#[derive(Debug, Clone, Default)]
-pub struct AibrixModel {
-    /// Its profile on each device kind.
-    pub profiles: BTreeMap<String, Profile>,
-    /// Targets that take the place of the profiles' own.
-    pub slos: Option<ProfileSlos>,
-}
 
 /// The gateway.
 #[derive(Debug)]
@@ -82,27 +75,14 @@ struct Running {
 }
 
 impl Aibrix {
-    /// A gateway before a fleet. Models without an entry have no profile.
+    /// A gateway before the fleet of a scenario.
     #[must_use]
-    pub fn new(picker: Picker, fleet: &FleetSpec, models: &BTreeMap<ModelName, AibrixModel>, seed: u64) -> Self {
-        let unknown = AibrixModel::default();
+    pub fn before(scenario: &Scenario, picker: Picker, seed: u64) -> Self {
+        let fleet = scenario.fleet();
+        let targets = targets::agreed(scenario);
         let routers = fleet.models.iter().map(|model| {
-            let known = models.get(&model.name).unwrap_or(&unknown);
-            let mut pods_of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-            for (pod, device) in fleet.devices.iter().enumerate() {
-                if memory::can_hold(device, model) {
-                    pods_of.entry(&device.kind).or_default().push(pod);
-                }
-            }
-            let groups = pods_of.into_iter().map(|(kind, pods)| Group {
-                profile: known
-                    .profiles
-                    .get(kind)
-                    .map(|profile| GpuProfile::new(profile, known.slos.as_ref())),
-                pods,
-            });
             let router = Router {
-                groups: groups.collect(),
+                groups: groups(fleet, model, targets.get(&model.name)),
                 queues: SubQueues::default(),
                 predictor: Predictor::new(),
             };
@@ -141,8 +121,7 @@ impl Aibrix {
                 Some(Peeked::Failed { line }) => (line, None),
             };
             let waiting = router.queues.pop(line).expect("a line that has a head");
-            self.departures
-                .forget(waiting.leaves_at, &waiting.arriving.id);
+            self.departures.forget(waiting.leaves_at, &waiting.arriving.id);
             match pod {
                 Some(pod) => self.route(now, &waiting.arriving, pod),
                 None => self.fail(waiting.arriving.id),
@@ -270,6 +249,21 @@ impl Policy for Aibrix {
     fn poll_order(&mut self) -> Option<Order> {
         self.orders.pop_front()
     }
+}
+
+/// A model's deployments: one for each kind of the devices that have room for it.
+fn groups(fleet: &FleetSpec, model: &ModelSpec, targets: Option<&ProfileSlos>) -> Vec<Group> {
+    let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
+    for (pod, device) in fleet.devices.iter().enumerate() {
+        if memory::can_hold(device, model) {
+            let group = groups.entry(&device.kind).or_insert_with(|| Group {
+                profile: GpuProfile::new(fleet.profile(model, device).document(), targets),
+                pods: Vec::new(),
+            });
+            group.pods.push(pod);
+        }
+    }
+    groups.into_values().collect()
 }
 
 /// When a client that waits gets an error, and which.

@@ -38,3 +38,44 @@ impl Choose for LeastRequest {
 
 /// Of the numbers that equals are told apart with.
 const RANDOM_STREAM: u64 = 0x1ea;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+    use crate::rival::stage::{arriving, devices, done, fleet, orders, profile, seconds};
+
+    #[test]
+    fn the_fewest_requests_win_and_nothing_ever_waits() {
+        let cell = profile("gpu", |_, _| (1.0, 1.0));
+        let mut router = LeastRequest::before(&fleet(devices(&cell, 3), &["a"]), 1);
+        let mut come = |name: &str| {
+            router.handle_arrival(seconds(0.0), &arriving(name, "a", seconds(0.0), 10));
+            orders(&mut router).pop().unwrap()
+        };
+        let mut first: Vec<_> = ["a", "b", "c"].map(&mut come).into();
+        let second: Vec<_> = (0..60).map(|number| come(&format!("r{number}"))).collect();
+        for worker in ["gpu-0", "gpu-1", "gpu-2"] {
+            let share = second.iter().filter(|order| order.ends_with(worker)).count();
+            assert_eq!(share, 20);
+        }
+        let (request, worker) = first.pop().unwrap().split_once('>').map(owned).unwrap();
+        router.handle_done(seconds(1.0), done(&worker, &request, 1, 1));
+        router.handle_arrival(seconds(1.0), &arriving("last", "a", seconds(1.0), 10));
+        assert_eq!(orders(&mut router), [format!("last>{worker}")]);
+    }
+
+    #[test]
+    fn a_model_that_fits_nowhere_is_refused() {
+        let cell = profile("gpu", |_, _| (1.0, 1.0));
+        let mut fleet = fleet(devices(&cell, 2), &["a"]);
+        fleet.models[0].weights_bytes = 64 << 30;
+        let mut router = LeastRequest::before(&fleet, 1);
+        router.handle_arrival(seconds(0.0), &arriving("large", "a", seconds(0.0), 10));
+        assert_eq!(orders(&mut router), ["large!refused"]);
+    }
+
+    fn owned((request, worker): (&str, &str)) -> (String, String) {
+        (request.to_owned(), worker.to_owned())
+    }
+}

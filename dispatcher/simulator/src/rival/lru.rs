@@ -72,9 +72,12 @@ impl Lru {
     fn place_for_copy(&self, model: &ModelName, free: &[usize], placed: &Placed) -> Option<usize> {
         let others = free.iter().copied();
         let others = others.filter(|&server| !self.caches[server].holds(model));
-        let roomy = others.clone().filter(|&server| self.caches[server].has_room(model));
+        let roomy = others
+            .clone()
+            .filter(|&server| self.caches[server].has_room(model));
         let roomy = placed.least_of(roomy).first().copied();
-        roomy.or_else(|| others.min_by_key(|&server| (self.caches[server].oldest(), placed.running()[server])))
+        roomy
+            .or_else(|| others.min_by_key(|&server| (self.caches[server].oldest(), placed.running()[server])))
     }
 }
 
@@ -138,5 +141,82 @@ impl Cache {
         let idle = self.reported.iter().filter(|&model| !self.is_busy(model));
         let used = idle.map(|model| self.used.get(model).copied().unwrap_or(0));
         used.min().unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::Moment;
+    use flotilla_protocol::fleet::ModelState::Ready;
+
+    use super::*;
+    use crate::policy::Policy;
+    use crate::rival::stage::{arriving, devices, done, fleet, orders, profile, report, seconds};
+
+    /// Devices with 8 slots that hold three models each.
+    fn router(device_count: usize, models: &[&str]) -> Push<Lru> {
+        let devices = devices(&profile("gpu", |_, _| (1.0, 1.0)), device_count);
+        Lru::before(&fleet(devices, models))
+    }
+
+    fn come(router: &mut Push<Lru>, name: &str, model: &str) -> Vec<String> {
+        router.handle_arrival(Moment::default(), &arriving(name, model, Moment::default(), 100));
+        orders(router)
+    }
+
+    #[test]
+    fn who_holds_a_model_serves_it_until_no_slot_is_free() {
+        let mut router = router(2, &["a"]);
+        for number in 0..8 {
+            let name = format!("r{number}");
+            assert_eq!(come(&mut router, &name, "a"), [format!("{name}>gpu-0")]);
+        }
+        assert_eq!(
+            come(&mut router, "copy", "a"),
+            ["copy>gpu-1"],
+            "gpu-0 has no slot left"
+        );
+        router.handle_done(seconds(1.0), done("gpu-0", "r0", 1, 1));
+        assert_eq!(
+            come(&mut router, "next", "a"),
+            ["next>gpu-1"],
+            "the least busy holder"
+        );
+    }
+
+    #[test]
+    fn a_new_model_goes_where_there_is_room() {
+        let mut router = router(2, &["a", "b", "c", "d"]);
+        let full = [("a", Ready), ("b", Ready), ("c", Ready)];
+        router.handle_report(seconds(0.0), report("gpu-0", 1, &full));
+        come(&mut router, "busy", "a");
+        assert_eq!(come(&mut router, "new", "d"), ["new>gpu-1"]);
+    }
+
+    #[test]
+    fn without_room_the_model_that_was_used_longest_ago_decides() {
+        let mut router = router(2, &["a", "b", "c", "d", "e", "f", "g"]);
+        let [left, right] = [["a", "b", "c"], ["d", "e", "f"]];
+        for (worker, models) in [("gpu-0", left), ("gpu-1", right)] {
+            router.handle_report(
+                seconds(0.0),
+                report(worker, 1, &models.map(|model| (model, Ready))),
+            );
+        }
+        for model in ["d", "a", "b", "c", "e", "f"] {
+            let ordered = come(&mut router, model, model);
+            let worker = ordered[0].split_once('>').unwrap().1.to_owned();
+            router.handle_done(seconds(0.5), done(&worker, model, 1, 1));
+        }
+        assert_eq!(come(&mut router, "new", "g"), ["new>gpu-1"], "d was used first");
+    }
+
+    #[test]
+    fn when_nobody_has_a_slot_the_least_busy_holder_takes_more() {
+        let mut router = router(1, &["a"]);
+        let ordered: Vec<_> = (0..12)
+            .flat_map(|number| come(&mut router, &format!("r{number}"), "a"))
+            .collect();
+        assert_eq!(ordered.len(), 12);
     }
 }

@@ -104,7 +104,9 @@ impl Ollama {
 
     /// Gives the head to the runner of its model.
     fn attach_head(&mut self, now: Moment) {
-        let Some(head) = self.pending.pop_front() else { return };
+        let Some(head) = self.pending.pop_front() else {
+            return;
+        };
         let model = head.model.clone();
         let runner = self.runners.get_mut(&model).expect("its model has a runner");
         runner.attach(head);
@@ -117,7 +119,10 @@ impl Ollama {
         let model = &self.models[&head.model];
         let is_full = self.runners.len() >= MODELS_PER_GPU * self.gpus.len();
         let place = (!is_full).then(|| gpu::place(&self.gpus, model)).flatten();
-        let alone = self.runners.is_empty().then(|| gpu::place_alone(&self.gpus, model));
+        let alone = self
+            .runners
+            .is_empty()
+            .then(|| gpu::place_alone(&self.gpus, model));
         match place.or(alone.flatten()) {
             Some(place) => {
                 let runner = Runner::new(place, Stage::Loading);
@@ -156,7 +161,9 @@ impl Ollama {
 
     /// Sends on what waits for a slot of a model, first come first served.
     fn run_waiting(&mut self, now: Moment, model: &ModelName) {
-        let Some(runner) = self.runners.get_mut(model) else { return };
+        let Some(runner) = self.runners.get_mut(model) else {
+            return;
+        };
         while let Some(arriving) = runner.start_next(now) {
             if let Some(deadline) = arriving.deadline {
                 self.departures.forget(deadline, &arriving.id);
@@ -182,7 +189,9 @@ impl Ollama {
     }
 
     fn unload(&mut self, now: Moment, model: &ModelName) {
-        let Some(runner) = self.runners.remove(model) else { return };
+        let Some(runner) = self.runners.remove(model) else {
+            return;
+        };
         self.gpus[runner.gpu].give_back(runner.pages);
         self.unloads_seen.insert(now + MEMORY_POLL);
         self.order_unload(runner.gpu, model);
@@ -288,7 +297,8 @@ impl Policy for Ollama {
         let ready = report.models.iter();
         for model in ready.filter(|model| model.state == ModelState::Ready) {
             let runner = self.runners.get_mut(&model.model);
-            if let Some(runner) = runner.filter(|runner| runner.gpu == gpu && runner.stage == Stage::Loading) {
+            if let Some(runner) = runner.filter(|runner| runner.gpu == gpu && runner.stage == Stage::Loading)
+            {
                 runner.stage = Stage::Ready;
                 self.rest(now, &model.model);
             }

@@ -34,3 +34,27 @@ impl Choose for RandomPod {
 
 /// Of the numbers that servers are drawn with.
 const RANDOM_STREAM: u64 = 0x2a4d;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+    use crate::rival::stage::{arriving, devices, fleet, orders, profile, seconds};
+
+    #[test]
+    fn every_server_is_as_likely() {
+        let cell = profile("gpu", |_, _| (1.0, 1.0));
+        let mut router = RandomPod::before(&fleet(devices(&cell, 3), &["a"]), 1);
+        for number in 0..3_000 {
+            router.handle_arrival(
+                seconds(0.0),
+                &arriving(&format!("r{number}"), "a", seconds(0.0), 10),
+            );
+        }
+        let ordered = orders(&mut router);
+        for worker in ["gpu-0", "gpu-1", "gpu-2"] {
+            let share = ordered.iter().filter(|order| order.ends_with(worker)).count();
+            assert!((900..1_100).contains(&share), "{share} of 3000 on {worker}");
+        }
+    }
+}

@@ -80,7 +80,11 @@ mod tests {
     fn least_load_counts_what_the_request_adds() {
         assert_eq!(pick(Picker::LeastLoad, &[0.3, 0.1], &[0.2, 0.1]), Ok(1));
         assert_eq!(pick(Picker::LeastLoad, &[0.5, 0.5], &[0.1, 0.2]), Ok(0));
-        assert_eq!(pick(Picker::LeastLoad, &[0.5, 0.5], &[0.2, 0.2]), Ok(1), "the last of equals");
+        assert_eq!(
+            pick(Picker::LeastLoad, &[0.5, 0.5], &[0.2, 0.2]),
+            Ok(1),
+            "the last of equals"
+        );
     }
 
     #[test]
@@ -88,7 +92,11 @@ mod tests {
         assert_eq!(pick(Picker::LeastLoad, &[0.8], &[0.2]), Ok(0));
         let full = Err(PickError::CapacityReached);
         assert_eq!(pick(Picker::LeastLoad, &[0.9, 0.95], &[0.2, 0.2]), full);
-        assert_eq!(pick(Picker::LeastLoad, &[0.0], &[1.21]), full, "not even an idle one");
+        assert_eq!(
+            pick(Picker::LeastLoad, &[0.0], &[1.21]),
+            full,
+            "not even an idle one"
+        );
     }
 
     #[test]
@@ -96,7 +104,10 @@ mod tests {
         assert_eq!(pick(Picker::PackLoad, &[0.3, 0.7, 0.95], &[0.1, 0.1, 0.1]), Ok(1));
         assert_eq!(pick(Picker::PackLoad, &[0.0, 0.0], &[0.5, 0.5]), Ok(0));
         assert_eq!(pick(Picker::PackLoad, &[0.5, 0.0], &[0.5, 0.5]), Ok(0));
-        assert_eq!(pick(Picker::PackLoad, &[0.0, 0.0], &[0.0, 0.0]), Err(PickError::NoPod));
+        assert_eq!(
+            pick(Picker::PackLoad, &[0.0, 0.0], &[0.0, 0.0]),
+            Err(PickError::NoPod)
+        );
     }
 
     #[test]

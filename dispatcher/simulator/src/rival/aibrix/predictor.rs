@@ -104,7 +104,11 @@ mod tests {
         assert_eq!([0, 1, 4, 5, 6, 7].map(bucket), [0, 0, 2, 2, 3, 3]);
         assert_eq!(bucket(u32::MAX), BUCKETS - 1);
         for tokens in 1..5_000_u32 {
-            assert_eq!(bucket(tokens) as f64, f64::from(tokens).log2().round(), "{tokens}");
+            assert_eq!(
+                bucket(tokens) as f64,
+                f64::from(tokens).log2().round(),
+                "{tokens}"
+            );
         }
     }
 
@@ -135,7 +139,11 @@ mod tests {
         let mut predictor = Predictor::new();
         let mut random = Random::new(3, 0);
         predictor.learn(at(5), 64, 512);
-        assert_eq!(predictor.predict(&mut random, 64), 512, "no answer has ended since");
+        assert_eq!(
+            predictor.predict(&mut random, 64),
+            512,
+            "no answer has ended since"
+        );
         predictor.learn(at(235), 4_096, 8);
         assert_eq!(predictor.predict(&mut random, 64), 512);
         predictor.learn(at(245), 4_096, 8);

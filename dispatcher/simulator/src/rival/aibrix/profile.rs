@@ -78,9 +78,7 @@ impl GpuProfile {
     /// more than any pod has.
     pub(super) fn consumption(&self, features: Features) -> Result<f64, LookupError> {
         let tput = self.at(Some(&self.tputs), features);
-        let tput = tput
-            .filter(|&tput| tput > 0.0)
-            .ok_or(LookupError::Infeasible)?;
+        let tput = tput.filter(|&tput| tput > 0.0).ok_or(LookupError::Infeasible)?;
         let e2e = self.at(self.e2e.as_ref(), features);
         Ok(e2e.map_or(0.0, |e2e| 1.0 / (tput * e2e)))
     }
@@ -136,41 +134,15 @@ fn nearest(logs: &[f64], log: f64) -> Option<usize> {
 const HALFWAY: f64 = 0.5;
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
+    use crate::rival::stage;
 
-    /// Ticks 4..512 and 128..2048, as the published grid; the figures of its cells are the callers'.
-    pub(in crate::rival) fn profile(cell: impl Fn(usize, usize) -> (f64, f64)) -> Profile {
-        let matrix = |pick: fn((f64, f64)) -> f64| {
-            (0..8)
-                .map(|output| (0..5).map(|input| pick(cell(output, input))).collect())
-                .collect::<Vec<Vec<f64>>>()
-        };
-        Profile {
-            gpu: "fast".to_owned(),
-            cost: 1.0,
-            tputs: matrix(|(tput, _)| tput),
-            indexes: vec![
-                (2..10).map(|log| f64::from(1 << log)).collect(),
-                (7..12).map(|log| f64::from(1 << log)).collect(),
-            ],
-            created: 1.0,
-            e2e: Some(matrix(|(_, e2e)| e2e)),
-            ttft: None,
-            tpot: None,
-            slos: Some(ProfileSlos {
-                e2e: Some(5.0),
-                ..ProfileSlos::default()
-            }),
-            tpot_by_batch: None,
-            prefill_tokens_per_s: None,
-            load_seconds_by_tier: None,
-            samples: None,
-            source: None,
-        }
+    fn profile(cell: impl Fn(usize, usize) -> (f64, f64)) -> Profile {
+        stage::profile("fast", cell)
     }
 
-    pub(in crate::rival) fn features(output_tokens: u32, prompt_tokens: u32) -> Features {
+    fn features(output_tokens: u32, prompt_tokens: u32) -> Features {
         Features {
             output_tokens,
             prompt_tokens,

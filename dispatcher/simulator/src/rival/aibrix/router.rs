@@ -19,7 +19,7 @@ pub(super) struct Router {
 /// The pods of one deployment.
 #[derive(Debug)]
 pub(super) struct Group {
-    pub(super) profile: Option<GpuProfile>,
+    pub(super) profile: GpuProfile,
     pub(super) pods: Vec<usize>,
 }
 
@@ -66,8 +66,10 @@ impl Router {
     ) -> Result<f64, LookupError> {
         let features = self.features(random, prompt_tokens);
         let group = self.groups.iter().find(|group| group.pods.contains(&pod));
-        let profile = group.and_then(|group| group.profile.as_ref());
-        profile.ok_or(LookupError::NotRankable)?.consumption(features)
+        group
+            .ok_or(LookupError::NotRankable)?
+            .profile
+            .consumption(features)
     }
 
     /// Ranks the heads and tries them in turn; `None` when nobody can go.
@@ -109,10 +111,9 @@ impl Router {
         let prompt_tokens = head.arriving.prompt_tokens;
         let groups = self.groups.iter().enumerate();
         let ranks = groups.filter_map(|(index, group)| {
-            let profile = group.profile.as_ref()?;
             let features = self.features(random, prompt_tokens);
             let for_target = self.predictor.predict(random, prompt_tokens);
-            let overrun = profile.overrun(features, for_target).ok()?;
+            let overrun = group.profile.overrun(features, for_target).ok()?;
             Some((waited_s + overrun, index))
         });
         let mut ranks: Vec<_> = ranks.collect();
@@ -136,8 +137,7 @@ impl Router {
             let group = &self.groups[index];
             let consumption = || {
                 let features = self.features(random, candidate.prompt_tokens);
-                let profile = group.profile.as_ref().ok_or(LookupError::NotRankable)?;
-                profile.consumption(features)
+                group.profile.consumption(features)
             };
             match picker.pick(&group.pods, loads, consumption) {
                 Ok(pod) => return Ok(pod),
