@@ -13,10 +13,12 @@
 //! | [`device`] | one worker with one device, out of the worker's own cores |
 //! | [`policy`] | who decides: the real dispatcher, or a rival |
 //! | [`rival`] | the rivals, each out of what is published about it |
+//! | [`bound`] | what nobody can exceed |
 //! | [`run`] | the clock and everything on its way |
 //! | [`profiling`] | profiles of simulated devices, measured |
 //! | [`outcome`] | what became of each request and device, and the figures of it |
 
+pub mod bound;
 pub mod device;
 pub mod fleet;
 pub mod outcome;

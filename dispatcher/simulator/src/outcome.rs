@@ -9,7 +9,7 @@ use flotilla_protocol::{Class, ModelName, Moment, RequestId, Tenant, WorkerId};
 
 use crate::trace::TraceRequest;
 pub use figures::{Figures, Part, Percentiles};
-pub(crate) use target::hold;
+pub(crate) use target::{Limits, hold};
 pub use target::meets_targets;
 
 /// What a run led to.

@@ -440,7 +440,7 @@ fn arriving(index: usize, request: &TraceRequest) -> Arriving {
 }
 
 /// What has not ended this long after the last publish is called unfinished: no target is as loose.
-const PATIENCE: Duration = Duration::from_secs(3_600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3_600);
 /// More inputs at one moment than any trace of a simulation has.
 const INPUTS_AT_ONCE_MAX: u64 = 10_000_000;
 const SECONDS_PER_HOUR: f64 = 3_600.0;

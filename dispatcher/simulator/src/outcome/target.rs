@@ -21,20 +21,50 @@ pub fn meets_targets(request: &TraceRequest, record: &RequestRecord, of_model: O
     else {
         return false;
     };
-    let slo = request.slo.or(of_model).unwrap_or_default();
-    request.deadline.is_none_or(|deadline| total <= deadline) && hold(&slo, request, total, first)
+    Limits::of(request, of_model).hold(total, first)
 }
 
 /// Whether every target holds for a request that took `total` in all and `first` to its first token.
 pub(crate) fn hold(slo: &Slo, request: &TraceRequest, total: Duration, first: Duration) -> bool {
-    let output = f64::from(request.output_tokens);
-    let tokens = f64::from(request.prompt_tokens) + output;
-    let tpot_ms = slo.tpot_ms.map(|tpot| tpot * output + slo.ttft_ms.unwrap_or(0.0));
-    let within = |limit_ms: Option<f64>, taken| limit_ms.is_none_or(|limit_ms| ms(taken) <= limit_ms);
-    within(tpot_ms, total)
-        && within(slo.ttft_ms, first)
-        && within(slo.tpat_ms.map(|tpat| tpat * tokens), total)
-        && within(slo.e2e_ms, total)
+    Limits::of_targets(slo, request).hold(total, first)
+}
+
+/// How long a request may take from its publish, in milliseconds; infinite where nothing is set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Limits {
+    /// The whole answer.
+    pub(crate) total_ms: f64,
+    /// The first token.
+    pub(crate) first_token_ms: f64,
+}
+
+impl Limits {
+    /// Of a request with its deadline; `of_model` are the targets of its model.
+    pub(crate) fn of(request: &TraceRequest, of_model: Option<Slo>) -> Self {
+        let slo = request.slo.or(of_model).unwrap_or_default();
+        let targets = Self::of_targets(&slo, request);
+        let deadline_ms = request.deadline.map_or(f64::INFINITY, ms);
+        Self {
+            total_ms: targets.total_ms.min(deadline_ms),
+            ..targets
+        }
+    }
+
+    fn of_targets(slo: &Slo, request: &TraceRequest) -> Self {
+        let output = f64::from(request.output_tokens);
+        let tokens = f64::from(request.prompt_tokens) + output;
+        let tpot_ms = slo.tpot_ms.map(|tpot| tpot * output + slo.ttft_ms.unwrap_or(0.0));
+        let tpat_ms = slo.tpat_ms.map(|tpat| tpat * tokens);
+        let total_ms = [tpot_ms, tpat_ms, slo.e2e_ms].into_iter().flatten();
+        Self {
+            total_ms: total_ms.fold(f64::INFINITY, f64::min),
+            first_token_ms: slo.ttft_ms.unwrap_or(f64::INFINITY),
+        }
+    }
+
+    fn hold(self, total: Duration, first: Duration) -> bool {
+        ms(total) <= self.total_ms && ms(first) <= self.first_token_ms
+    }
 }
 
 fn ms(span: Duration) -> f64 {
