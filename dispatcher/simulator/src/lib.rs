@@ -14,6 +14,7 @@
 //! | [`policy`] | who decides: the real dispatcher, or a rival |
 //! | [`rival`] | the rivals, each out of what is published about it |
 //! | [`bound`] | what nobody can exceed |
+//! | [`plot`] | pictures of a comparison |
 //! | [`run`] | the clock and everything on its way |
 //! | [`profiling`] | profiles of simulated devices, measured |
 //! | [`outcome`] | what became of each request and device, and the figures of it |
@@ -22,6 +23,7 @@ pub mod bound;
 pub mod device;
 pub mod fleet;
 pub mod outcome;
+pub mod plot;
 pub mod policy;
 pub mod profiling;
 mod random;

@@ -9,8 +9,8 @@ use flotilla_protocol::{Class, ModelName, Moment, RequestId, Tenant, WorkerId};
 
 use crate::trace::TraceRequest;
 pub use figures::{Figures, Part, Percentiles};
-pub(crate) use target::{Limits, hold};
 pub use target::meets_targets;
+pub(crate) use target::{Limits, hold};
 
 /// What a run led to.
 #[derive(Debug, Clone, PartialEq)]
