@@ -38,7 +38,10 @@ pub struct Plot {
 #[must_use]
 pub fn plots(scenario: &Scenario, compared: &[Compared<'_>], bound: Option<&Bound>) -> Vec<Plot> {
     let pictures = [
-        ("latency-per-token.svg", pictures::latency_per_token(scenario, compared)),
+        (
+            "latency-per-token.svg",
+            pictures::latency_per_token(scenario, compared),
+        ),
         ("slo-by-minute.svg", pictures::slo_by_minute(scenario, compared)),
         ("goodput.svg", pictures::goodput(scenario, compared, bound)),
         ("cost-and-slo.svg", pictures::cost_and_slo(scenario, compared)),

@@ -71,8 +71,12 @@ impl Chart {
         let background = [("width", "100%"), ("height", "100%"), ("fill", "#ffffff")];
         let background = background.each_ref().map(|(name, value)| (*name, value as _));
         chart.svg.element("rect", &background);
-        let bold: &[super::svg::Attribute<'_>] =
-            &[("x", &LEFT), ("y", &24.0), ("font-size", &17.0), ("font-weight", &"600")];
+        let bold: &[super::svg::Attribute<'_>] = &[
+            ("x", &LEFT),
+            ("y", &24.0),
+            ("font-size", &17.0),
+            ("font-weight", &"600"),
+        ];
         chart.svg.labelled("text", bold, titles.title);
         chart.coloured(LEFT, 43.0, "start", "#555555", titles.subtitle);
         for tick in across.ticks() {
@@ -187,8 +191,12 @@ impl Chart {
         ];
         let (size, turn) = (MARKER * 1.8, format!("rotate(45 {} {})", pixels(x), pixels(y)));
         let corner = [x, y].map(|centre| pixels(centre - size / 2.0));
-        let square: [super::svg::Attribute<'_>; 4] =
-            [("x", &corner[0]), ("y", &corner[1]), ("width", &size), ("height", &size)];
+        let square: [super::svg::Attribute<'_>; 4] = [
+            ("x", &corner[0]),
+            ("y", &corner[1]),
+            ("width", &size),
+            ("height", &size),
+        ];
         match style.marker {
             Marker::Circle => {
                 let (x, y) = (pixels(x), pixels(y));
@@ -198,7 +206,8 @@ impl Chart {
             Marker::Square => self.svg.element("rect", &[&common[..], &square].concat()),
             Marker::Diamond => {
                 let turned: [super::svg::Attribute<'_>; 1] = [("transform", &turn)];
-                self.svg.element("rect", &[&common[..], &square, &turned].concat());
+                self.svg
+                    .element("rect", &[&common[..], &square, &turned].concat());
             }
         }
     }
@@ -211,7 +220,12 @@ impl Chart {
         let place = [x, y].map(pixels);
         self.svg.labelled(
             "text",
-            &[("x", &place[0]), ("y", &place[1]), ("text-anchor", &anchor), ("fill", &colour)],
+            &[
+                ("x", &place[0]),
+                ("y", &place[1]),
+                ("text-anchor", &anchor),
+                ("fill", &colour),
+            ],
             label,
         );
     }
@@ -219,7 +233,13 @@ impl Chart {
     fn grid_line(&mut self, x1: String, y1: String, x2: String, y2: String) {
         self.svg.element(
             "line",
-            &[("x1", &x1), ("y1", &y1), ("x2", &x2), ("y2", &y2), ("stroke", &"#dddddd")],
+            &[
+                ("x1", &x1),
+                ("y1", &y1),
+                ("x2", &x2),
+                ("y2", &y2),
+                ("stroke", &"#dddddd"),
+            ],
         );
     }
 

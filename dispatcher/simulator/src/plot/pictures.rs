@@ -13,7 +13,10 @@ use crate::run::Scenario;
 
 /// How many requests have taken at most so long for each token of their answer.
 pub(super) fn latency_per_token(scenario: &Scenario, compared: &[Compared<'_>]) -> String {
-    let curves: Vec<_> = compared.iter().map(|one| (one.policy, shares(one.outcome))).collect();
+    let curves: Vec<_> = compared
+        .iter()
+        .map(|one| (one.policy, shares(one.outcome)))
+        .collect();
     let target_s = agreed_tpot_s(scenario);
     let values = curves.iter().flat_map(|(_, curve)| curve.iter().map(|(x, _)| *x));
     let titles = Titles {
@@ -222,7 +225,12 @@ fn waiting(outcome: &Outcome, until_s: f64) -> Vec<(f64, f64)> {
     };
     let records = &outcome.requests;
     let began = sorted(records.iter().map(|record| seconds(record.published)).collect());
-    let ended = sorted(records.iter().map(|record| seconds(waits_until(outcome, record))).collect());
+    let ended = sorted(
+        records
+            .iter()
+            .map(|record| seconds(waits_until(outcome, record)))
+            .collect(),
+    );
     let moments = (0..=QUEUE_POINTS).map(|index| until_s * index as f64 / QUEUE_POINTS as f64);
     moments
         .map(|at_s| {

@@ -30,7 +30,8 @@ impl Scale {
     /// From 0 to at least the largest of the values.
     pub(super) fn linear(values: impl Iterator<Item = f64>) -> Self {
         let most = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
-        let step = nice_step(if most > 0.0 { most } else { 1.0 } / TICKS);
+        let most = if most > 0.0 { most } else { 1.0 };
+        let step = nice_step(most / TICKS);
         Self::Linear {
             from: 0.0,
             to: step * (most / step).ceil().max(1.0),
@@ -100,7 +101,11 @@ pub(super) fn written(value: f64) -> String {
     }
     let text = format!("{value:.6}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text.is_empty() { "0".to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        "0".to_owned()
+    } else {
+        text.to_owned()
+    }
 }
 
 fn decades(from: f64, to: f64) -> Vec<f64> {
@@ -155,6 +160,9 @@ mod tests {
 
     #[test]
     fn ticks_are_written_as_short_as_they_can_be() {
-        assert_eq!([0.0, 0.001, 0.25, 1.0, 20.0, 1e4].map(written), ["0", "0.001", "0.25", "1", "20", "10000"]);
+        assert_eq!(
+            [0.0, 0.001, 0.25, 1.0, 20.0, 1e4].map(written),
+            ["0", "0.001", "0.25", "1", "20", "10000"]
+        );
     }
 }

@@ -3,12 +3,12 @@ use std::time::Duration;
 use super::*;
 use crate::trace::{BuiltinTrace, Recipe};
 
-/// Every policy on a minute and a half of a built-in trace, with the bound.
+/// Every policy on some seconds of a built-in trace, with the bound.
 fn drawn(built_in: BuiltinTrace) -> Vec<Plot> {
     let recipe = Recipe {
         seed: 1,
         rate: 0.5,
-        duration: Duration::from_secs(90),
+        duration: Duration::from_secs(20),
     };
     let scenario = Scenario::new(built_in.make(&recipe), built_in.fleet()).unwrap();
     let runs: Vec<_> = PolicyName::ALL
@@ -39,9 +39,17 @@ fn every_picture_is_well_formed_and_shows_every_policy() {
             for policy in PolicyName::ALL {
                 let mark = format!("data-policy=\"{policy}\"");
                 assert!(plot.svg.contains(&mark), "{} lacks {policy}", plot.file);
-                assert!(plot.svg.contains(&format!(">{policy}</text>")), "{} does not name {policy}", plot.file);
+                assert!(
+                    plot.svg.contains(&format!(">{policy}</text>")),
+                    "{} does not name {policy}",
+                    plot.file
+                );
             }
-            assert!(!plot.svg.contains("NaN") && !plot.svg.contains("inf"), "{}", plot.file);
+            assert!(
+                !plot.svg.contains("NaN") && !plot.svg.contains("inf"),
+                "{}",
+                plot.file
+            );
         }
     }
 }
@@ -53,7 +61,10 @@ fn the_target_and_the_bound_are_marked_where_there_is_one() {
     assert!(svg(&composite, "latency-per-token.svg").contains("target 50 ms"));
     assert!(svg(&composite, "goodput.svg").contains("nobody exceeds"));
     let overload = drawn(BuiltinTrace::Overload);
-    assert!(!svg(&overload, "latency-per-token.svg").contains("target"), "its requests have several");
+    assert!(
+        !svg(&overload, "latency-per-token.svg").contains("target"),
+        "its requests have several"
+    );
 }
 
 #[test]
@@ -63,7 +74,11 @@ fn everything_is_drawn_inside_the_picture() {
             let mark = format!(" {attribute}=\"");
             for rest in plot.svg.split(&mark).skip(1) {
                 let value: f64 = rest.split('"').next().unwrap().parse().unwrap();
-                assert!((0.0..=960.0).contains(&value), "{}: {attribute} is {value}", plot.file);
+                assert!(
+                    (0.0..=960.0).contains(&value),
+                    "{}: {attribute} is {value}",
+                    plot.file
+                );
             }
         }
     }
@@ -101,7 +116,10 @@ fn assert_well_formed(svg: &str) {
         while !attributes.trim().is_empty() {
             let (attribute, value) = attributes.split_once("=\"").expect("a value is quoted");
             let attribute = attribute.trim();
-            assert!(attribute.chars().all(|c| c.is_alphanumeric() || c == '-'), "{attribute}");
+            assert!(
+                attribute.chars().all(|c| c.is_alphanumeric() || c == '-'),
+                "{attribute}"
+            );
             let (value, left) = value.split_once('"').expect("a value ends");
             assert_entities(value);
             attributes = left;

@@ -19,8 +19,10 @@
 //! What it is given beyond that: every device is a pod of every model that fits, although AIBrix itself gives a pod
 //! one model; whose client has left is dropped when it comes to the head of its line, where the code routes it; and
 //! a profile's targets are replaced by those that the trace's requests agree on, as its operator would have
-//! written them. Targets of single requests are unknown to it. Only one gateway is modelled, and no restart.
+//! written them; and cells that only the dispatcher's own reading of its targets calls infeasible are not
+//! (`generated`). Targets of single requests are unknown to it. Only one gateway is modelled, and no restart.
 
+mod generated;
 mod picker;
 mod predictor;
 mod profile;
@@ -44,6 +46,7 @@ use crate::fleet::{FleetSpec, ModelSpec};
 use crate::policy::{Arriving, EndReason, Intake, Order, Policy};
 use crate::random::Random;
 use crate::run::Scenario;
+use generated::generated;
 pub use picker::Picker;
 use predictor::Predictor;
 use profile::GpuProfile;
@@ -256,9 +259,13 @@ fn groups(fleet: &FleetSpec, model: &ModelSpec, targets: Option<&ProfileSlos>) -
     let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
     for (pod, device) in fleet.devices.iter().enumerate() {
         if memory::can_hold(device, model) {
-            let group = groups.entry(&device.kind).or_insert_with(|| Group {
-                profile: GpuProfile::new(fleet.profile(model, device).document(), targets),
-                pods: Vec::new(),
+            let group = groups.entry(&device.kind).or_insert_with(|| {
+                let profile = fleet.profile(model, device);
+                let targets = targets.unwrap_or(profile.slos());
+                Group {
+                    profile: GpuProfile::new(&generated(profile, targets)),
+                    pods: Vec::new(),
+                }
             });
             group.pods.push(pod);
         }

@@ -96,7 +96,7 @@ fn met(scenario: &Scenario, policy: PolicyName) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn nobody_exceeds_the_bound(

@@ -39,8 +39,8 @@ pub(super) enum LookupError {
 }
 
 impl GpuProfile {
-    /// A profile under targets that replace its own, if there are any.
-    pub(super) fn new(profile: &Profile, slos: Option<&ProfileSlos>) -> Self {
+    /// Reads a profile.
+    pub(super) fn new(profile: &Profile) -> Self {
         let logs = |axis: usize| {
             let ticks = profile.indexes.get(axis).into_iter().flatten();
             ticks.map(|tick| tick.log2()).collect()
@@ -51,7 +51,7 @@ impl GpuProfile {
             tputs: profile.tputs.clone(),
             e2e: profile.e2e.clone(),
             ttft: profile.ttft.clone(),
-            target: slos.or(profile.slos.as_ref()).and_then(Target::of),
+            target: profile.slos.as_ref().and_then(Target::of),
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn ticks_are_found_and_what_lies_between_goes_to_the_nearest_in_log_space() {
-        let profile = GpuProfile::new(&profile(|_, _| (1.0, 1.0)), None);
+        let profile = GpuProfile::new(&profile(|_, _| (1.0, 1.0)));
         let cell = |output, input| profile.cell(features(output, input)).unwrap();
         assert_eq!(cell(64, 256), (4, 1));
         assert_eq!(cell(256, 128), (6, 0));
@@ -161,14 +161,14 @@ mod tests {
 
     #[test]
     fn lengths_beyond_the_grid_are_priced_as_its_last_cell() {
-        let profile = GpuProfile::new(&profile(|_, _| (1.0, 1.0)), None);
+        let profile = GpuProfile::new(&profile(|_, _| (1.0, 1.0)));
         assert_eq!(profile.cell(features(0, 2_049)), Some((0, 4)));
         assert_eq!(profile.cell(features(9_999, 32_768)), Some((7, 4)));
     }
 
     #[test]
     fn consumption_is_one_over_throughput_times_time() {
-        let profile = GpuProfile::new(&profile(|_, _| (62.477, 0.099_53)), None);
+        let profile = GpuProfile::new(&profile(|_, _| (62.477, 0.099_53)));
         let consumption = profile.consumption(features(4, 128)).unwrap();
         assert!((consumption - 0.1608).abs() < 1e-4);
         assert!(consumption * 6.0 <= 1.0 && consumption * 7.0 > 1.0);
@@ -176,17 +176,14 @@ mod tests {
 
     #[test]
     fn a_cell_without_throughput_is_infeasible_and_one_without_time_costs_nothing() {
-        let none = GpuProfile::new(&profile(|_, _| (0.0, 1.0)), None);
+        let none = GpuProfile::new(&profile(|_, _| (0.0, 1.0)));
         assert_eq!(none.consumption(features(4, 128)), Err(LookupError::Infeasible));
-        let timeless = GpuProfile::new(
-            &Profile {
-                e2e: None,
-                ..profile(|_, _| (1.0, 1.0))
-            },
-            None,
-        );
+        let timeless = GpuProfile::new(&Profile {
+            e2e: None,
+            ..profile(|_, _| (1.0, 1.0))
+        });
         assert_eq!(timeless.consumption(features(4, 128)), Ok(0.0));
-        let immediate = GpuProfile::new(&profile(|_, _| (1.0, 0.0)), None);
+        let immediate = GpuProfile::new(&profile(|_, _| (1.0, 0.0)));
         assert!(immediate.consumption(features(4, 128)).unwrap() > 1.0);
     }
 
@@ -200,7 +197,10 @@ mod tests {
             ..ProfileSlos::default()
         };
         let overrun = |slos: &ProfileSlos| {
-            let profile = GpuProfile::new(&profile(|_, _| (1.0, 3.0)), Some(slos));
+            let profile = GpuProfile::new(&Profile {
+                slos: Some(slos.clone()),
+                ..profile(|_, _| (1.0, 3.0))
+            });
             profile.overrun(features(10, 20), 8)
         };
         assert_eq!(overrun(&all), Ok(3.0 - (0.5 * 8.0 + 2.0)));

@@ -154,19 +154,24 @@ fn whoever_does_not_fit_is_passed_by_smaller_ones() {
 
 #[test]
 fn what_the_last_deployment_says_decides_between_waiting_and_an_error() {
-    // The slow kind would be in time, but only long answers are feasible there: its error is the last.
+    // The slow kind would be in time, but its tokens are too slow unless they are many: its error is the last.
     let only_long = |seconds| move |output, _| (if output == 7 { 1.0 } else { 0.0 }, seconds);
-    let mut rejects = gateway(two_kinds(only_long(0.5)), Picker::LeastLoad, e2e(1.0));
+    let slo = Some(Slo {
+        ttft_ms: Some(1_000.0),
+        tpot_ms: Some(0.1),
+        ..Slo::default()
+    });
+    let mut rejects = gateway(two_kinds(only_long(0.5)), Picker::LeastLoad, slo);
     assert_eq!(come(&mut rejects, 0.0, &["a", "b"]), ["a>fast-0", "b!refused"]);
     // It promises to be faster than the fast one, so it is asked first.
-    let mut waits = gateway(two_kinds(only_long(0.1)), Picker::LeastLoad, e2e(1.0));
+    let mut waits = gateway(two_kinds(only_long(0.1)), Picker::LeastLoad, slo);
     assert_eq!(come(&mut waits, 0.0, &["a", "b"]), ["a>fast-0"]);
 }
 
 #[test]
 fn an_answer_that_is_predicted_into_an_infeasible_cell_is_an_error() {
     let cell = profile("fast", |output, _| (if output == 7 { 0.0 } else { 8.0 }, 0.25));
-    let mut gateway = gateway(fleet(devices(&cell, 2), &["chat"]), Picker::LeastLoad, e2e(5.0));
+    let mut gateway = gateway(fleet(devices(&cell, 2), &["chat"]), Picker::LeastLoad, e2e(0.2));
     gateway.handle_arrival(seconds(0.0), &arriving("first", "chat", seconds(0.0), 2_048));
     assert_eq!(
         orders(&mut gateway),
