@@ -3,14 +3,18 @@
 mod inputs;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::thread;
+use std::{fs, thread};
 
+use anyhow::Context as _;
 use clap::Args;
-use flotilla_simulator::outcome::Figures;
-use flotilla_simulator::policy::{PolicyName, UnknownPolicy};
+use flotilla_simulator::bound::Bound;
+use flotilla_simulator::outcome::{Figures, Outcome};
+use flotilla_simulator::plot;
+use flotilla_simulator::policy::PolicyName;
 use flotilla_simulator::run::Scenario;
+use thiserror::Error;
 
 use crate::context::Context;
 use crate::exit::Exit;
@@ -24,7 +28,7 @@ pub(crate) struct SimulateArguments {
     /// The fleet (TOML) [default: that of the built-in trace]
     #[arg(long, value_name = "FILE")]
     fleet: Option<PathBuf>,
-    /// Policies to compare, separated by commas, or all
+    /// Policies to compare, separated by commas, or all; bound is what nobody exceeds, knowing the future
     #[arg(long, value_name = "NAMES", default_value = "all", value_delimiter = ',')]
     policy: Vec<Choice>,
     /// Of all that is random in a built-in trace and in policies
@@ -39,30 +43,53 @@ pub(crate) struct SimulateArguments {
     /// Writes the requests as a trace file too
     #[arg(long, value_name = "FILE")]
     write_trace: Option<PathBuf>,
+    /// Draws pictures into a folder, as SVG
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
 }
 
 /// One word of `--policy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Choice {
     All,
+    Bound,
     One(PolicyName),
 }
 
-impl FromStr for Choice {
-    type Err = UnknownPolicy;
+/// No policy has this name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("policy is {found:?}; give one of {}, bound, or all", PolicyName::names())]
+struct UnknownChoice {
+    found: String,
+}
 
-    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        match text {
-            "all" => Ok(Self::All),
-            name => name.parse().map(Self::One),
+impl FromStr for Choice {
+    type Err = UnknownChoice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match (text, text.parse()) {
+            ("all", _) => Ok(Self::All),
+            ("bound", _) => Ok(Self::Bound),
+            (_, Ok(policy)) => Ok(Self::One(policy)),
+            (found, Err(_)) => Err(UnknownChoice {
+                found: found.to_owned(),
+            }),
         }
     }
+}
+
+/// What everybody came to.
+#[derive(Debug)]
+struct Comparison {
+    runs: Vec<Compared>,
+    bound: Option<Bound>,
 }
 
 /// What one policy came to.
 #[derive(Debug)]
 struct Compared {
     policy: PolicyName,
+    outcome: Outcome,
     figures: Figures,
 }
 
@@ -77,9 +104,12 @@ pub(crate) fn run(context: &Context, arguments: &SimulateArguments) -> anyhow::R
         inputs::write_trace(path, &trace)?;
     }
     let scenario = Scenario::new(trace, fleet)?;
-    let compared = compare(&scenario, &chosen(&arguments.policy, &scenario), arguments.seed);
-    let report = report::Report::new(&scenario, &compared);
-    context.format.print(&report, |_| report::tables(&compared))?;
+    let comparison = compare(&scenario, &arguments.policy, arguments.seed);
+    if let Some(folder) = &arguments.plots {
+        write_plots(folder, &scenario, &comparison)?;
+    }
+    let report = report::Report::new(&scenario, &comparison);
+    context.format.print(&report, |_| report::tables(&comparison))?;
     Ok(Exit::Ok)
 }
 
@@ -99,22 +129,48 @@ fn chosen(choices: &[Choice], scenario: &Scenario) -> Vec<PolicyName> {
         .collect()
 }
 
-/// Runs each policy on a thread of its own.
-fn compare(scenario: &Scenario, policies: &[PolicyName], seed: u64) -> Vec<Compared> {
-    let simulate = |policy: PolicyName| Compared {
-        policy,
-        figures: Figures::of(scenario, &policy.simulate(scenario, seed)),
+/// Runs each policy on a thread of its own, and finds the bound on another.
+fn compare(scenario: &Scenario, choices: &[Choice], seed: u64) -> Comparison {
+    let simulate = |policy: PolicyName| {
+        let outcome = policy.simulate(scenario, seed);
+        let figures = Figures::of(scenario, &outcome);
+        Compared {
+            policy,
+            outcome,
+            figures,
+        }
     };
+    let wants_bound = choices.contains(&Choice::All) || choices.contains(&Choice::Bound);
     thread::scope(|scope| {
-        let runs: Vec<_> = policies
-            .iter()
-            .map(|policy| scope.spawn(move || simulate(*policy)))
-            .collect();
-        let ended = runs.into_iter().map(thread::ScopedJoinHandle::join);
-        ended
-            .map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        let bound = wants_bound.then(|| scope.spawn(|| Bound::of(scenario)));
+        let runs = chosen(choices, scenario).into_iter();
+        let runs: Vec<_> = runs.map(|policy| scope.spawn(move || simulate(policy))).collect();
+        Comparison {
+            runs: runs.into_iter().map(join).collect(),
+            bound: bound.map(join),
+        }
     })
+}
+
+fn join<T>(run: thread::ScopedJoinHandle<'_, T>) -> T {
+    run.join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Draws the pictures, each into a file of the folder.
+fn write_plots(folder: &Path, scenario: &Scenario, comparison: &Comparison) -> anyhow::Result<()> {
+    let runs = comparison.runs.iter().map(|run| plot::Compared {
+        policy: run.policy,
+        outcome: &run.outcome,
+        figures: &run.figures,
+    });
+    let runs: Vec<_> = runs.collect();
+    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    for plot in plot::plots(scenario, &runs, comparison.bound.as_ref()) {
+        let path = folder.join(plot.file);
+        fs::write(&path, plot.svg).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn above_zero(text: &str) -> Result<f64, String> {
@@ -149,7 +205,38 @@ mod tests {
         let chosen = |choices: &[Choice]| chosen(choices, &scenario);
         assert_eq!(chosen(&[one, other, one]), [PolicyName::Slo, PolicyName::Fifo]);
         assert_eq!(chosen(&[Choice::All, one]), chosen(&[Choice::All]));
-        assert!("lifo".parse::<Choice>().unwrap_err().to_string().contains("fifo"));
+        let unknown = "lifo".parse::<Choice>().unwrap_err().to_string();
+        assert!(unknown.contains("fifo") && unknown.contains("bound"), "{unknown}");
+    }
+
+    #[test]
+    fn the_bound_is_a_row_and_what_others_are_compared_with() {
+        let scenario = scenario();
+        let choices = ["bound", "slo", "random"].map(|name| name.parse().unwrap());
+        let comparison = compare(&scenario, &choices, 1);
+        let report = serde_json::to_value(report::Report::new(&scenario, &comparison)).unwrap();
+        let bound = &report["policies"]["bound"];
+        assert!(bound["slo_share"].as_f64().unwrap() > 0.0);
+        assert_eq!(bound["swaps"], serde_json::Value::Null);
+        let ratio = report["ratios"]["goodput_vs_bound"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&ratio), "{ratio}");
+        let table = report::tables(&comparison)[0].to_string();
+        let rows: Vec<_> = table
+            .lines()
+            .map(|line| line.split(' ').next().unwrap())
+            .collect();
+        assert_eq!(rows, ["POLICY", "slo", "random", "bound"]);
+    }
+
+    #[test]
+    fn pictures_are_written_into_a_new_folder() {
+        let scenario = scenario();
+        let comparison = compare(&scenario, &["fifo".parse().unwrap()], 1);
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("new").join("plots");
+        write_plots(&folder, &scenario, &comparison).unwrap();
+        let files = fs::read_dir(&folder).unwrap().count();
+        assert_eq!(files, 6);
     }
 
     #[test]
@@ -167,7 +254,7 @@ mod tests {
     #[test]
     fn json_has_the_figures_of_every_policy_that_was_run() {
         let scenario = scenario();
-        let compared = compare(&scenario, &[PolicyName::Slo, PolicyName::Fifo], 1);
+        let compared = compare(&scenario, &[PolicyName::Slo, PolicyName::Fifo].map(Choice::One), 1);
         let json = serde_json::to_value(report::Report::new(&scenario, &compared)).unwrap();
         assert_eq!(json["name"], "bursts");
         assert!(json["ratios"]["goodput_vs_bound"].is_null());

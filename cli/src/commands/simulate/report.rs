@@ -1,11 +1,13 @@
 //! What is printed of a comparison.
 
+use flotilla_simulator::bound::Bound;
 use flotilla_simulator::outcome::Figures;
+use flotilla_simulator::policy::PolicyName;
 use flotilla_simulator::run::Scenario;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::Compared;
+use super::{Compared, Comparison};
 use crate::commands::bench::machine;
 use crate::table::{Table, numbers, words};
 
@@ -21,34 +23,37 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(scenario: &Scenario, compared: &[Compared]) -> Self {
+    pub(super) fn new(scenario: &Scenario, comparison: &Comparison) -> Self {
         let trace = scenario.trace();
-        let policies = compared.iter();
+        let runs = comparison.runs.iter();
+        let runs = runs.map(|run| (run.policy.to_string(), row(&run.figures)));
+        let bound = comparison.bound.as_ref();
+        let bound = bound.map(|bound| (BOUND.to_owned(), bound_row(bound)));
+        let ratio = goodput_vs_bound(comparison);
         Self {
             name: trace.name.clone(),
             machine: machine::machine(),
             commit: machine::commit(),
-            ratios: Map::from_iter([("goodput_vs_bound".to_owned(), json!(goodput_vs_bound(compared)))]),
+            ratios: Map::from_iter([("goodput_vs_bound".to_owned(), json!(ratio))]),
             figures: Map::from_iter([
                 ("requests".to_owned(), json!(trace.requests.len())),
                 ("trace_s".to_owned(), json!(trace.duration().as_secs_f64())),
                 ("devices".to_owned(), json!(scenario.fleet().devices.len())),
             ]),
-            policies: policies
-                .map(|compared| (compared.policy.to_string(), row(&compared.figures)))
-                .collect(),
+            policies: runs.chain(bound).collect(),
         }
     }
 }
 
-/// A line for each policy.
-pub(super) fn tables(compared: &[Compared]) -> Vec<Table> {
+/// A line for each policy, and the bound below.
+pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
     let mut table = Table::new([
         words("POLICY"),
         numbers("SLO"),
         numbers("GOODPUT/S"),
+        numbers("OF BOUND"),
         numbers("S/TOKEN P50"),
-        numbers("P99"),
+        numbers("S/TOKEN P99"),
         numbers("TTFT P99"),
         numbers("E2E P99"),
         numbers("COST"),
@@ -57,11 +62,13 @@ pub(super) fn tables(compared: &[Compared]) -> Vec<Table> {
         numbers("WAIT MAX"),
         numbers("LATE"),
     ]);
-    for Compared { policy, figures } in compared {
+    let bound = comparison.bound.as_ref();
+    for Compared { policy, figures, .. } in &comparison.runs {
         table.row([
             policy.to_string(),
-            format!("{:.1} %", figures.slo_share * 1e2),
+            percent(figures.slo_share),
             format!("{:.2}", figures.goodput_rps),
+            of_bound(figures, bound).map_or_else(nothing, percent),
             seconds(figures.s_per_token.p50, 4),
             seconds(figures.s_per_token.p99, 4),
             seconds(figures.ttft_s.p99, 2),
@@ -72,6 +79,17 @@ pub(super) fn tables(compared: &[Compared]) -> Vec<Table> {
             seconds(Some(figures.max_wait_s), 2),
             figures.deadline_exceeded.to_string(),
         ]);
+    }
+    if let Some(bound) = bound {
+        let known = [
+            BOUND.to_owned(),
+            percent(bound.slo_share()),
+            format!("{:.2}", bound.goodput_rps),
+            percent(1.0),
+        ];
+        // It is no schedule, so nothing takes time in it, costs or is loaded.
+        let unknown = std::iter::repeat_with(nothing).take(9);
+        table.row(known.into_iter().chain(unknown));
     }
     vec![table]
 }
@@ -87,16 +105,40 @@ fn row(figures: &Figures) -> Value {
     })
 }
 
-/// How near the dispatcher comes to who knows everything; nothing unless both were run.
-fn goodput_vs_bound(compared: &[Compared]) -> Option<f64> {
-    let goodput = |name: &str| {
-        let found = compared.iter().find(|compared| compared.policy.as_str() == name);
-        found.map(|compared| compared.figures.goodput_rps)
-    };
-    let bound = goodput("bound").filter(|bound| *bound > 0.0)?;
-    Some(goodput("slo")? / bound)
+/// The bound in the shape of a policy; what only a schedule has is null.
+fn bound_row(bound: &Bound) -> Value {
+    json!({
+        "slo_share": bound.slo_share(),
+        "goodput_rps": bound.goodput_rps,
+        "p99_s_per_token": null,
+        "cost": null,
+        "swaps": null,
+        "max_wait_s": null,
+    })
+}
+
+/// How near the dispatcher comes to who knows everything; nothing unless both were asked for.
+fn goodput_vs_bound(comparison: &Comparison) -> Option<f64> {
+    let ours = comparison.runs.iter().find(|run| run.policy == PolicyName::Slo)?;
+    of_bound(&ours.figures, comparison.bound.as_ref())
+}
+
+fn of_bound(figures: &Figures, bound: Option<&Bound>) -> Option<f64> {
+    let bound = bound.filter(|bound| bound.goodput_rps > 0.0)?;
+    Some(figures.goodput_rps / bound.goodput_rps)
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 1e2)
+}
+
+fn nothing() -> String {
+    "-".to_owned()
 }
 
 fn seconds(value: Option<f64>, digits: usize) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$} s"))
+    value.map_or_else(nothing, |value| format!("{value:.digits$} s"))
 }
+
+/// What the bound is called among policies.
+const BOUND: &str = "bound";

@@ -102,7 +102,9 @@ impl PolicyName {
         }
     }
 
-    fn names() -> String {
+    /// The names of all, for messages.
+    #[must_use]
+    pub fn names() -> String {
         Self::ALL.map(Self::as_str).join(", ")
     }
 }
