@@ -135,15 +135,20 @@ impl Offer {
         for (work_s, window) in &self.parts {
             let least = cheapest.in_window(window);
             let stride = (window.end() - window.start() + 1).div_ceil(LOOKS_MAX);
-            let weight = |slot: usize| (1.0 - (prices[slot] - least) / margin).max(0.0);
-            let slots = || window.clone().step_by(stride);
-            let weights: f64 = slots().map(weight).sum();
-            // A sample may have missed everything cheap.
-            let (floor, weights) = match weights > 0.0 {
-                true => (0.0, weights),
-                false => (1.0, slots().count() as f64),
-            };
-            slots().for_each(|slot| load_s[slot] += part * work_s * weight(slot).max(floor) / weights);
+            let mut weights = [0.0; LOOKS_MAX];
+            let mut sum = 0.0;
+            for (weight, prices) in weights.iter_mut().zip(prices[window.clone()].chunks(stride)) {
+                *weight = (1.0 - (prices[0] - least) / margin).max(0.0);
+                sum += *weight;
+            }
+            if sum == 0.0 {
+                // The sample has missed everything cheap.
+                (weights, sum) = ([1.0; LOOKS_MAX], LOOKS_MAX as f64);
+            }
+            let each_s = part * work_s / sum;
+            for (weight, load_s) in weights.iter().zip(load_s[window.clone()].chunks_mut(stride)) {
+                load_s[0] += each_s * weight;
+            }
         }
     }
 }
@@ -172,7 +177,7 @@ const PACE_GROWTH: f64 = 1.2;
 /// What a turn leaves of a pace, as usual in resilient propagation.
 const PACE_TURN: f64 = 0.5;
 /// Most slots of a window that are looked at for spreading; a longer window is sampled evenly.
-const LOOKS_MAX: usize = 64;
+const LOOKS_MAX: usize = 128;
 
 #[cfg(test)]
 mod tests {

@@ -151,9 +151,9 @@ impl Chart {
         self.note(x, TOP - 5.0, "middle", label);
     }
 
-    /// Names of policies beside the picture, in this order.
-    pub(super) fn legend(&mut self, policies: impl Iterator<Item = PolicyName>, mark: Mark) {
-        for (index, policy) in policies.enumerate() {
+    /// Policies and what is said of them beside the picture, in this order.
+    pub(super) fn legend(&mut self, entries: impl Iterator<Item = (PolicyName, String)>, mark: Mark) {
+        for (index, (policy, entry)) in entries.enumerate() {
             let (x, y) = (RIGHT + 20.0, TOP + 10.0 + 22.0 * index as f64);
             match mark {
                 Mark::Line => {
@@ -173,7 +173,7 @@ impl Chart {
                 }
                 Mark::Point => self.marker(policy, x + 13.0, y),
             }
-            self.note(x + 34.0, y + 4.0, "start", policy.as_str());
+            self.note(x + 34.0, y + 4.0, "start", &entry);
         }
     }
 
@@ -260,7 +260,7 @@ pub(super) enum Mark {
 }
 
 // A picture in pixels: room for numbers on the left, for the legend on the right.
-const WIDTH: f64 = 960.0;
+const WIDTH: f64 = 1_010.0;
 const HEIGHT: f64 = 540.0;
 const LEFT: f64 = 110.0;
 const RIGHT: f64 = 770.0;

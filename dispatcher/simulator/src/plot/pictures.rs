@@ -1,4 +1,4 @@
-//! The pictures, each a function of the comparison.
+//! The pictures, each a function of the comparison. Policies are drawn last to first, so that the first is on top.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,7 @@ use super::chart::{Chart, Mark, Titles};
 use super::scale::Scale;
 use crate::bound::Bound;
 use crate::outcome::{Outcome, RequestEnd, RequestRecord, meets_targets};
+use crate::policy::PolicyName;
 use crate::run::Scenario;
 
 /// How many requests have taken at most so long for each token of their answer.
@@ -29,10 +30,10 @@ pub(super) fn latency_per_token(scenario: &Scenario, compared: &[Compared<'_>]) 
     if let Some(target_s) = target_s {
         chart.upright(target_s, &format!("target {} ms", target_s * MS_PER_S));
     }
-    for (policy, curve) in &curves {
+    for (policy, curve) in curves.iter().rev() {
         chart.line(*policy, curve);
     }
-    chart.legend(compared.iter().map(|one| one.policy), Mark::Line);
+    chart.legend(names(compared), Mark::Line);
     chart.finish()
 }
 
@@ -46,12 +47,12 @@ pub(super) fn slo_by_minute(scenario: &Scenario, compared: &[Compared<'_>]) -> S
         up: "% of the minute's requests",
     };
     let mut chart = Chart::new(&titles, Scale::linear([minutes].into_iter()), Scale::percent());
-    for one in compared {
+    for one in compared.iter().rev() {
         let points = minute_shares(scenario, one.outcome);
         chart.line(one.policy, &points);
         points.iter().for_each(|point| chart.point(one.policy, *point));
     }
-    chart.legend(compared.iter().map(|one| one.policy), Mark::Line);
+    chart.legend(names(compared), Mark::Line);
     chart.finish()
 }
 
@@ -99,11 +100,15 @@ pub(super) fn cost_and_slo(scenario: &Scenario, compared: &[Compared<'_>]) -> St
     };
     let costs = compared.iter().map(|one| one.figures.cost);
     let mut chart = Chart::new(&titles, Scale::linear(costs), Scale::percent());
-    for one in compared {
+    for one in compared.iter().rev() {
         let share = one.figures.slo_share * PERCENT;
         chart.point(one.policy, (one.figures.cost, share));
     }
-    chart.legend(compared.iter().map(|one| one.policy), Mark::Point);
+    let entries = compared.iter().map(|one| {
+        let (share, cost) = (one.figures.slo_share * PERCENT, one.figures.cost);
+        (one.policy, format!("{}: {share:.1} %, {cost:.3}", one.policy))
+    });
+    chart.legend(entries, Mark::Point);
     chart.finish()
 }
 
@@ -126,10 +131,10 @@ pub(super) fn queue(scenario: &Scenario, compared: &[Compared<'_>]) -> String {
         Scale::linear([until_s].into_iter()),
         Scale::count(counts),
     );
-    for (policy, curve) in &curves {
+    for (policy, curve) in curves.iter().rev() {
         chart.line(*policy, curve);
     }
-    chart.legend(compared.iter().map(|one| one.policy), Mark::Line);
+    chart.legend(names(compared), Mark::Line);
     chart.finish()
 }
 
@@ -148,6 +153,11 @@ pub(super) fn longest_wait(scenario: &Scenario, compared: &[Compared<'_>]) -> St
         chart.bar(one.policy, row, *wait_s, &format!("{wait_s:.2} s"));
     }
     chart.finish()
+}
+
+/// What a legend says where names are enough.
+fn names(compared: &[Compared<'_>]) -> impl Iterator<Item = (PolicyName, String)> {
+    compared.iter().map(|one| (one.policy, one.policy.to_string()))
 }
 
 fn subtitle(scenario: &Scenario) -> String {
