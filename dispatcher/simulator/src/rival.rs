@@ -4,7 +4,7 @@
 //! the same messages and the same workers as the real dispatcher. Where a rival's behaviour is not known, the
 //! choice that serves it better was made. What is modelled and what is not stands at the head of each file.
 //!
-//! Workers take as much as they are given ([`Intake::Unbounded`]), as an inference server's own queue does. A client whose
+//! Workers take as much as they are given ([`crate::policy::Intake::Unbounded`]), as an inference server's own queue does. A client whose
 //! deadline passes closes its connection: the server stops at once, and a router that still holds the request
 //! learns of it.
 
