@@ -51,8 +51,10 @@ fn code(rate: f64) -> Source {
 }
 
 /// Times the published 7 and 4 requests a second. At this pace, and on the fleet that goes with the trace, sharing
-/// out by the number of requests keeps the target for about two thirds of them, as was published of it.
-const PACE: f64 = 1.2;
+/// out by the number of requests misses the target of one in fourteen and draws lots for one in four, while all of
+/// them can be met. At `--rate 1.67` it misses every third, as was published of it; but there nobody does much better,
+/// as the devices themselves are full.
+const PACE: f64 = 0.72;
 /// The published target: 50 ms for each token of the answer, from publish to the last one.
 const PER_TOKEN: Slo = Slo {
     e2e_ms: None,
