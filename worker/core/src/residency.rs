@@ -25,7 +25,7 @@ use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{ModelName, Moment, RequestId};
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::{DeviceIndex, Ledger};
+use crate::ledger::{DeviceIndex, Ledger, PAGE_BYTES};
 use model::{Lease, Model, Ready, State, Stay};
 
 /// Shortest time until a failed load may be tried again; it doubles with each failure in a row.
@@ -55,6 +55,26 @@ pub struct ModelNeeds {
     pub kv_pages_min: u64,
     /// For keys and values, at best; models are evicted for the least only.
     pub kv_pages_wanted: u64,
+    /// What keys and values are kept in; `None` for a model that keeps none.
+    pub kv_block: Option<KvBlock>,
+}
+
+/// The unit in which a model's keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvBlock {
+    /// Tokens of one block.
+    pub tokens: u64,
+    /// Bytes of one block.
+    pub bytes: u64,
+}
+
+impl KvBlock {
+    /// Tokens that fit on this many pages.
+    #[must_use]
+    pub fn tokens_on(self, pages: u64) -> u64 {
+        let blocks = pages.saturating_mul(PAGE_BYTES) / self.bytes.max(1);
+        blocks.saturating_mul(self.tokens)
+    }
 }
 
 /// Pages that a model got.
@@ -228,6 +248,19 @@ impl Residency {
         self.settle(now);
     }
 
+    /// Somebody who sees the whole fleet says which models nobody will want here soon, the least wanted first:
+    /// should `model`, which is about to be wanted, need room, those of them that are idle leave before others.
+    /// The newest word about a model counts, until it is loaded; a model that is wanted again leaves the lists
+    /// of the others.
+    pub fn handle_evict_first(&mut self, model: &ModelName, evict_first: &[ModelName]) {
+        let known = evict_first.iter().filter(|name| self.models.contains_key(*name));
+        let known = known.cloned().collect();
+        for entry in self.models.values_mut() {
+            entry.evict_first.retain(|name| name != model);
+        }
+        self.model_mut(model).evict_first = known;
+    }
+
     /// Somebody ordered a model to be resident, without a request. An order tries again at once what failed.
     pub fn handle_load_order(&mut self, now: Moment, model: &ModelName, keep_alive: Option<KeepAlive>) {
         let keep_alive = keep_alive.unwrap_or(self.settings.keep_alive);
@@ -308,6 +341,7 @@ impl Residency {
         match needs {
             Ok(needs) => {
                 entry.weights_pages = needs.weights_pages;
+                entry.kv_block = needs.kv_block;
                 entry.state = State::WaitingForRoom { needs, ticket };
             }
             Err(reason) => self.fail(now, model, reason),

@@ -202,6 +202,7 @@ impl Desk {
         self.runs.insert(assignment.request.clone(), run);
         self.reporting.changes += 1;
         let (request, model) = (&assignment.request, &assignment.model);
+        self.residency.handle_evict_first(model, &assignment.evict_first);
         self.residency.handle_wanted(now, request, model, keep_alive);
         AssignReply::Accepted { report_seq }
     }

@@ -7,7 +7,7 @@ use flotilla_protocol::assignment::{AssignReply, Assignment, Refusal};
 use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
-use flotilla_worker_core::residency::{self, ModelNeeds, ResidencySettings};
+use flotilla_worker_core::residency::{self, KvBlock, ModelNeeds, ResidencySettings};
 use flotilla_worker_core::worker::{Action, Desk, DeskSettings, Progress};
 use proptest::prelude::*;
 
@@ -235,12 +235,29 @@ fn changes_travel_together_and_silence_is_broken_every_interval() {
     assert!(desk.is_report_due(at(520)), "a new leader's question is one");
 }
 
+/// 5 pages are 10 MiB, which hold three whole blocks.
+#[test]
+fn a_report_tells_for_how_many_tokens_a_model_has_room_from_its_load_on() {
+    let mut desk = desk();
+    desk.handle_assignment(at(0), &assignment(1, 1, 5), None);
+    let residency = desk.residency_mut();
+    assert_eq!(residency.model_reports(at(0))[0].kv_tokens_max, None);
+    residency.handle_inspected(at(0), &model(), Ok(needs()));
+    assert_eq!(residency.model_reports(at(0))[0].kv_tokens_max, Some(48));
+    residency.handle_loaded(at(1), &model(), Ok(()), Duration::from_millis(1));
+    assert_eq!(desk.report(at(1)).models[0].kv_tokens_max, Some(48));
+}
+
 fn needs() -> ModelNeeds {
     ModelNeeds {
         weights_pages: 10,
         workspace_pages: 1,
         kv_pages_min: 1,
         kv_pages_wanted: 5,
+        kv_block: Some(KvBlock {
+            tokens: 16,
+            bytes: 3 << 20,
+        }),
     }
 }
 

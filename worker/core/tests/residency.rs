@@ -80,6 +80,7 @@ fn needs(model: &ModelName) -> ModelNeeds {
         workspace_pages: 2,
         kv_pages_min: 5,
         kv_pages_wanted: 20,
+        kv_block: None,
     }
 }
 
@@ -336,6 +337,7 @@ impl Bench {
             workspace_pages: 0,
             kv_pages_min: 1,
             kv_pages_wanted: 1,
+            kv_block: None,
         };
         let model = ModelName::new(model).unwrap();
         self.residency.handle_inspected(self.now, &model, Ok(needs));
@@ -624,6 +626,7 @@ fn keys_and_values_take_what_is_free_and_evict_for_the_least_only() {
         workspace_pages: 5,
         kv_pages_min: 5,
         kv_pages_wanted: 50,
+        kv_block: None,
     };
     bench.residency.handle_inspected(bench.now, &model, Ok(needs));
     assert_eq!(bench.actions(), ["inspect b", "load b kv 25"]);
@@ -740,6 +743,7 @@ fn keys_and_values_leave_what_an_earlier_model_claims() {
         workspace_pages: 0,
         kv_pages_min: 1,
         kv_pages_wanted: 30,
+        kv_block: None,
     };
     bench.residency.handle_inspected(bench.now, &model, Ok(needs));
     let seen = bench.actions();

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use flotilla_protocol::request::KeepAlive;
-use flotilla_protocol::{Moment, RequestId};
+use flotilla_protocol::{ModelName, Moment, RequestId};
 
-use super::{ModelNeeds, Pin, RETRY_MAX, RETRY_MIN};
-use crate::ledger::{DeviceIndex, Reservation};
+use super::{KvBlock, ModelNeeds, Pin, RETRY_MAX, RETRY_MIN};
+use crate::ledger::{DeviceIndex, Purpose, Reservation};
 
 /// A model that is wanted, resident, pinned or in back-off.
 #[derive(Debug)]
@@ -22,6 +22,10 @@ pub(super) struct Model {
     pub(super) failures: u32,
     pub(super) load_time: Option<Duration>,
     pub(super) weights_pages: u64,
+    /// As it was inspected last.
+    pub(super) kv_block: Option<KvBlock>,
+    /// Idle models that are to leave before others if it needs room, in this order.
+    pub(super) evict_first: Vec<ModelName>,
 }
 
 /// A request's claim on a model.
@@ -99,6 +103,8 @@ impl Default for Model {
             failures: 0,
             load_time: None,
             weights_pages: 0,
+            kv_block: None,
+            evict_first: Vec::new(),
         }
     }
 }
@@ -151,6 +157,15 @@ impl Model {
     pub(super) fn pages(&self) -> u64 {
         let reservations = self.place().map_or(&[][..], |(_, reservations)| reservations);
         reservations.iter().map(Reservation::pages).sum()
+    }
+
+    /// Tokens that its keys and values have room for; `None` while it has no room, or keeps none.
+    pub(super) fn kv_tokens_max(&self) -> Option<u64> {
+        let (_, reservations) = self.place()?;
+        let kv = reservations
+            .iter()
+            .filter(|reservation| reservation.purpose() == Purpose::Kv);
+        Some(self.kv_block?.tokens_on(kv.map(Reservation::pages).sum()))
     }
 
     pub(super) fn is_leaving(&self) -> bool {

@@ -60,7 +60,7 @@ fn report(now: Moment, name: &ModelName, model: &Model) -> Option<ModelReport> {
         weights_bytes: model.weights_pages.saturating_mul(PAGE_BYTES),
         expires_in_ms: expires_at.map(|at| millis(at.since(now))),
         load_ms: model.load_time.map(millis),
-        kv_tokens_max: None,
+        kv_tokens_max: model.kv_tokens_max(),
     })
 }
 

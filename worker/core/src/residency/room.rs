@@ -7,7 +7,7 @@ use std::fmt;
 
 use flotilla_protocol::{ModelName, Moment};
 
-use super::model::{Model, State, Stay};
+use super::model::{Model, Ready, State, Stay};
 use super::{Action, Grant, ModelNeeds, Residency};
 use crate::ledger::{DeviceIndex, Ledger, PAGE_BYTES, Purpose};
 
@@ -149,9 +149,10 @@ impl Residency {
         }
     }
 
-    /// The models whose leaving makes up for what is missing: idle ones, least recently used first, then busy
-    /// ones, those with the fewest leases first as the likeliest to be idle soon. Empty when all together do
-    /// not suffice. One whose leaving is not needed beside the others' is spared.
+    /// The models whose leaving makes up for what is missing: idle ones, those first that the newcomer's hint
+    /// names, then the least recently used, then busy ones, those with the fewest leases first as the likeliest
+    /// to be idle soon. Empty when all together do not suffice. One whose leaving is not needed beside the
+    /// others' is spared.
     fn victims(&self, newcomer: &ModelName, device: DeviceIndex, missing: Room) -> Vec<ModelName> {
         let ready = self
             .models
@@ -159,7 +160,13 @@ impl Residency {
             .filter_map(|(name, model)| Some((name, model, model.ready_on(device)?)));
         let ready = ready.filter(|(name, model, _)| *name != newcomer && !model.is_pinned_down());
         let mut candidates: Vec<_> = ready.collect();
-        candidates.sort_by_key(|(_, _, ready)| (ready.leases.len(), ready.used));
+        let evict_first = &self.models[newcomer].evict_first;
+        let hinted_at = |name: &ModelName, ready: &Ready| {
+            let is_idle = ready.leases.is_empty();
+            let at = evict_first.iter().position(|hinted| hinted == name);
+            at.filter(|_| is_idle).unwrap_or(usize::MAX)
+        };
+        candidates.sort_by_key(|(name, _, ready)| (ready.leases.len(), hinted_at(name, ready), ready.used));
         let suffices = |chosen: &[(&ModelName, &Model)]| {
             let pages: u64 = chosen.iter().map(|(_, model)| model.pages()).sum();
             pages >= missing.pages && chosen.len() >= missing.places
@@ -208,7 +215,9 @@ impl Residency {
             .expect("no more is granted than is free");
         let device = ledger.device();
         self.changes += 1;
-        self.model_mut(model).state = State::Loading {
+        let entry = self.model_mut(model);
+        entry.evict_first = Vec::new();
+        entry.state = State::Loading {
             device,
             reservations,
             stay: Stay::ByKeepAlive,
