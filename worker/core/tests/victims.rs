@@ -68,7 +68,8 @@ impl Full {
         };
         for (number, standing) in (0..).zip(standings) {
             let first = full.want(number, &[]);
-            full.residency.handle_inspected(now(), &name(number), Ok(needs(1)));
+            full.residency
+                .handle_inspected(now(), &name(number), Ok(needs(1)));
             full.residency
                 .handle_loaded(now(), &name(number), Ok(()), Duration::ZERO);
             let more = match standing {
@@ -225,11 +226,14 @@ fn a_hint_lasts_for_one_load() {
     assert_eq!(full.unloads(), [name(RESIDENT)]);
     full.residency.handle_unloaded(now(), &name(RESIDENT));
     let next = RequestId::from_random(1000);
-    full.residency
-        .handle_wanted(now(), &next, &name(RESIDENT), None);
+    full.residency.handle_wanted(now(), &next, &name(RESIDENT), None);
     full.residency
         .handle_inspected(now(), &name(RESIDENT), Ok(needs(2)));
-    assert_eq!(full.unloads(), [name(0)], "one place is free, and the first word is used up");
+    assert_eq!(
+        full.unloads(),
+        [name(0)],
+        "one place is free, and the first word is used up"
+    );
 }
 
 #[test]

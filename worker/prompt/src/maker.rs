@@ -1,4 +1,4 @@
-//! Rendering and tokenising, by the files of a model's folder.
+//! Rendering and tokenising, by the files of a model's folder, or by rule for a model that is simulated.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -7,7 +7,8 @@ use flotilla_protocol::catalog::ModelTask;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input};
 use flotilla_text::{
-    ChatError, ChatOptions, ChatTemplate, GenerationPrompt, SpecialTokens, Tokenizer, TokenizerError,
+    ChatError, ChatOptions, ChatTemplate, GenerationPrompt, SimulatedVocabulary, SpecialTokens, Tokenizer,
+    TokenizerError,
 };
 use serde_json::Value;
 use thiserror::Error;
@@ -18,8 +19,19 @@ use crate::{ModelBounds, invalid};
 #[derive(Debug)]
 pub struct PromptMaker {
     tokenizer: Tokenizer,
-    chat: Option<ChatTemplate>,
+    chat: ChatSide,
     bounds: ModelBounds,
+}
+
+/// How chats become text.
+#[derive(Debug)]
+enum ChatSide {
+    /// Not at all.
+    None,
+    /// By the model's template.
+    Template(Box<ChatTemplate>),
+    /// Role and content of each message in turn: a simulated model has been trained on nothing else.
+    Plain,
 }
 
 /// What is to be run.
@@ -79,9 +91,23 @@ impl PromptMaker {
                     Tokenizer::open_truncating(folder, tokens_max)?
                 }
             },
-            chat: ChatTemplate::open(folder)?,
+            chat: match ChatTemplate::open(folder)? {
+                Some(template) => ChatSide::Template(Box::new(template)),
+                None => ChatSide::None,
+            },
             bounds,
         })
+    }
+
+    /// What makes the prompts of a model that has no text files here: its tokens are words by rule, so whoever
+    /// counts by the same bounds counts the same.
+    #[must_use]
+    pub fn simulated(bounds: ModelBounds) -> Self {
+        Self {
+            tokenizer: Tokenizer::simulated(SimulatedVocabulary::new(bounds.vocabulary_size)),
+            chat: ChatSide::Plain,
+            bounds,
+        }
     }
 
     /// The model's tokenizer, for its answers.
@@ -131,9 +157,13 @@ impl PromptMaker {
     }
 
     fn render(&self, chat: &Chat, now: SystemTime) -> Result<String, RequestError> {
-        let Some(template) = &self.chat else {
-            let message = "the model has no chat template; send a prompt instead of messages";
-            return Err(invalid("messages", message));
+        let template = match &self.chat {
+            ChatSide::Template(template) => template,
+            ChatSide::Plain => return Ok(plain(chat)),
+            ChatSide::None => {
+                let message = "the model has no chat template; send a prompt instead of messages";
+                return Err(invalid("messages", message));
+            }
         };
         let messages: Vec<Value> = chat.messages.iter().map(ChatMessage::to_value).collect();
         let tools = (!chat.tools.is_empty()).then(|| Value::from(chat.tools.clone()));
@@ -144,6 +174,28 @@ impl PromptMaker {
         };
         template.render(&messages, options).map_err(unrendered)
     }
+}
+
+/// A chat as a simulated model reads it. One that grows by a turn begins with the same words, so that what was
+/// read of it before is found again.
+fn plain(chat: &Chat) -> String {
+    let mut text = String::new();
+    let mut add = |part: &str| {
+        text.push_str(part);
+        text.push(' ');
+    };
+    for tool in &chat.tools {
+        add(&tool.to_string());
+    }
+    for message in &chat.messages {
+        add(&message.role);
+        message.content.as_deref().into_iter().for_each(&mut add);
+        for call in &message.tool_calls {
+            add(&call.to_string());
+        }
+    }
+    add("assistant");
+    text
 }
 
 /// A template that fails on some messages may be right for others: that is the request's fault, as far as

@@ -235,3 +235,64 @@ fn bytes_of_a_prompt_are_those_of_its_text() {
     let long = text_bytes(&request(&chat(&"1".repeat(100))).input);
     assert!((100..120).contains(&long), "{long}");
 }
+
+fn simulated(body: &Value) -> Prompt {
+    let bounds = ModelBounds {
+        task: ModelTask::Generate,
+        vocabulary_size: 32_000,
+        context_tokens_max: 512,
+    };
+    let maker = PromptMaker::simulated(bounds);
+    match maker.make(&request(body), SystemTime::UNIX_EPOCH).unwrap() {
+        Made::Generate(prompt) => prompt,
+        embed @ Made::Embed(_) => panic!("{embed:?}"),
+    }
+}
+
+#[test]
+fn simulated_model_takes_texts_tokens_and_chats_without_any_file() {
+    let of_text = simulated(&json!({"prompt": "ba zu doni"}));
+    assert_eq!(of_text.tokens.len(), 3);
+    assert_eq!(simulated(&json!({"prompt": of_text.tokens})), of_text);
+    let of_chat = simulated(&chat("ba zu doni"));
+    let whole = simulated(&json!({"prompt": "user ba zu doni assistant"}));
+    assert_eq!(of_chat, whole);
+}
+
+/// So that the keys and values of the turns before are found again.
+#[test]
+fn simulated_chat_that_goes_on_begins_with_what_was_read_and_answered() {
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let first = simulated(&json!({"messages": [turn("user", "how many sheep")]}));
+    let answer = "ba zu doni";
+    let next = simulated(&json!({"messages": [
+        turn("user", "how many sheep"), turn("assistant", answer), turn("user", "and goats")
+    ]}));
+    let read = [first.tokens, simulated(&json!({"prompt": answer})).tokens].concat();
+    assert_eq!(next.tokens[..read.len()], read);
+}
+
+#[test]
+fn simulated_model_refuses_what_its_numbers_forbid_as_others_do() {
+    let bounds = ModelBounds {
+        vocabulary_size: 32_000,
+        ..BOUNDS
+    };
+    let maker = PromptMaker::simulated(bounds);
+    let refused = |body: &Value| {
+        let error = maker.make(&request(body), SystemTime::UNIX_EPOCH).unwrap_err();
+        (error.code, error.param.unwrap_or_default())
+    };
+    let cases = [
+        (json!({"prompt": " "}), ErrorCode::InvalidRequest, "prompt"),
+        (json!({"prompt": [32_000]}), ErrorCode::InvalidRequest, "prompt"),
+        (
+            json!({"prompt": vec![3; 32]}),
+            ErrorCode::ContextExceeded,
+            "prompt",
+        ),
+    ];
+    for (body, code, field) in cases {
+        assert_eq!(refused(&body), (code, field.to_owned()), "{body}");
+    }
+}

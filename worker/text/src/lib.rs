@@ -7,6 +7,7 @@
 mod answer;
 mod chat;
 mod file;
+mod simulated;
 mod spelling;
 mod stop;
 mod strftime;
@@ -17,6 +18,7 @@ mod utf8;
 pub use answer::{AnswerError, AnswerText, Emitted};
 pub use chat::{ChatError, ChatOptions, ChatTemplate, GenerationPrompt};
 pub use file::FileError;
+pub use simulated::SimulatedVocabulary;
 pub use stop::{StopStrings, StopStringsError};
 pub use strftime::StrftimeError;
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerError, TokenizerOp};

@@ -6,13 +6,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::file::{FILE_BYTES_MAX, FileError, read_bounded};
+use crate::simulated::SimulatedVocabulary;
 use crate::spelling::{Spelling, byte_level_bytes, fallback_byte};
 use crate::tokenizer_config::{ConfigError, TokenizerConfig};
 
 /// A model's tokenizer. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub struct Tokenizer {
-    shared: Arc<Shared>,
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    /// By the files of a model's folder.
+    Files(Arc<Shared>),
+    /// By rule.
+    Simulated(SimulatedVocabulary),
 }
 
 /// Whether the tokens that a model wants around every text are added, such as `<s>`.
@@ -124,14 +133,23 @@ impl Tokenizer {
         };
         let (bos_id, eos_id) = (special_id("bos_token"), special_id("eos_token"));
         let spelling = Spelling::of(inner.get_decoder());
+        let shared = Arc::new(Shared {
+            inner,
+            spelling,
+            bos_id,
+            eos_id,
+        });
         Ok(Self {
-            shared: Arc::new(Shared {
-                inner,
-                spelling,
-                bos_id,
-                eos_id,
-            }),
+            kind: Kind::Files(shared),
         })
+    }
+
+    /// The tokenizer of a model that is simulated and has no files.
+    #[must_use]
+    pub fn simulated(vocabulary: SimulatedVocabulary) -> Self {
+        Self {
+            kind: Kind::Simulated(vocabulary),
+        }
     }
 
     /// The tokens of a text.
@@ -139,9 +157,10 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Failed`] for a text outside the vocabulary of a tokenizer without an unknown token.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, TokenizerError> {
-        let add = special == SpecialTokens::Add;
-        let encoding = guarded(TokenizerOp::Encode, || self.shared.inner.encode_fast(text, add))?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.kind {
+            Kind::Files(shared) => shared.encode(text, special),
+            Kind::Simulated(vocabulary) => Ok(vocabulary.encode(text)),
+        }
     }
 
     /// How many tokens a text has.
@@ -149,8 +168,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn count(&self, text: &str, special: SpecialTokens) -> Result<usize, TokenizerError> {
-        let add = special == SpecialTokens::Add;
-        Ok(guarded(TokenizerOp::Encode, || self.shared.inner.encode_fast(text, add))?.len())
+        Ok(self.encode(text, special)?.len())
     }
 
     /// The text of all tokens at once, without special ones. [`AnswerText`](crate::AnswerText) streams it.
@@ -158,29 +176,37 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError`] where the tokenizer's file is inconsistent.
     pub fn decode_all(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
-        if !tokens
-            .iter()
-            .any(|&token| self.shared.token_text(token).is_some())
-        {
-            // The library's decoder for `</w>` counts on a token.
-            return Ok(String::new());
+        match &self.kind {
+            Kind::Files(shared) => shared.decode_all(tokens),
+            Kind::Simulated(vocabulary) => {
+                let words = tokens.iter().filter_map(|token| vocabulary.word(*token));
+                Ok(words.collect::<Vec<_>>().join(" "))
+            }
         }
-        self.decode(tokens)
     }
 
     /// Number of tokens, special ones and those added to the model's own included.
     pub fn vocabulary_size(&self) -> usize {
-        self.shared.inner.get_vocab_size(true)
+        match &self.kind {
+            Kind::Files(shared) => shared.inner.get_vocab_size(true),
+            Kind::Simulated(vocabulary) => usize::try_from(vocabulary.size()).unwrap_or(usize::MAX),
+        }
     }
 
     /// The token that begins a text, where `tokenizer_config.json` names one.
     pub fn bos_id(&self) -> Option<u32> {
-        self.shared.bos_id
+        match &self.kind {
+            Kind::Files(shared) => shared.bos_id,
+            Kind::Simulated(_) => None,
+        }
     }
 
     /// The token that ends an answer, where `tokenizer_config.json` names one.
     pub fn eos_id(&self) -> Option<u32> {
-        self.shared.eos_id
+        match &self.kind {
+            Kind::Files(shared) => shared.eos_id,
+            Kind::Simulated(_) => Some(SimulatedVocabulary::END),
+        }
     }
 
     /// The bytes that a token adds to the text after `previous`, the last token that was in the text.
@@ -188,10 +214,37 @@ impl Tokenizer {
     /// `None` for a special or an unknown token, which is not in the text at all. Looks at two tokens at
     /// most, so the cost does not grow with the answer.
     pub(crate) fn spell(&self, previous: Option<u32>, token: u32) -> Result<Option<Vec<u8>>, TokenizerError> {
-        let Some(text) = self.shared.token_text(token) else {
+        match &self.kind {
+            Kind::Files(shared) => shared.spell(previous, token),
+            Kind::Simulated(vocabulary) => {
+                let blank = if previous.is_some() { " " } else { "" };
+                let word = vocabulary.word(token);
+                Ok(word.map(|word| [blank, &word].concat().into_bytes()))
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, TokenizerError> {
+        let add = special == SpecialTokens::Add;
+        let encoding = guarded(TokenizerOp::Encode, || self.inner.encode_fast(text, add))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn decode_all(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
+        if !tokens.iter().any(|&token| self.token_text(token).is_some()) {
+            // The library's decoder for `</w>` counts on a token.
+            return Ok(String::new());
+        }
+        self.decode(tokens)
+    }
+
+    fn spell(&self, previous: Option<u32>, token: u32) -> Result<Option<Vec<u8>>, TokenizerError> {
+        let Some(text) = self.token_text(token) else {
             return Ok(None);
         };
-        let bytes = match self.shared.spelling {
+        let bytes = match self.spelling {
             Spelling::ByteLevel => byte_level_bytes(&text),
             Spelling::ByteFallback => match fallback_byte(&text) {
                 // At the beginning the decoder may strip a space, however it was written.
@@ -217,16 +270,25 @@ impl Tokenizer {
     }
 
     fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
-        guarded(TokenizerOp::Decode, || self.shared.inner.decode(tokens, true))
+        guarded(TokenizerOp::Decode, || self.inner.decode(tokens, true))
+    }
+
+    /// The vocabulary's entry of a token that belongs into text.
+    fn token_text(&self, token: u32) -> Option<String> {
+        let text = self.inner.id_to_token(token)?;
+        (!self.inner.get_added_vocabulary().is_special_token(&text)).then_some(text)
     }
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tokenizer")
-            .field("vocabulary_size", &self.vocabulary_size())
-            .field("spelling", &self.shared.spelling)
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Tokenizer");
+        debug.field("vocabulary_size", &self.vocabulary_size());
+        match &self.kind {
+            Kind::Files(shared) => debug.field("spelling", &shared.spelling),
+            Kind::Simulated(_) => debug.field("spelling", &"words"),
+        };
+        debug.finish_non_exhaustive()
     }
 }
 
@@ -253,14 +315,6 @@ struct Shared {
     spelling: Spelling,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
-}
-
-impl Shared {
-    /// The vocabulary's entry of a token that belongs into text.
-    fn token_text(&self, token: u32) -> Option<String> {
-        let text = self.inner.id_to_token(token)?;
-        (!self.inner.get_added_vocabulary().is_special_token(&text)).then_some(text)
-    }
 }
 
 /// Calls the library, which trusts its file: a `Strip` decoder panics on a token shorter than its cut.

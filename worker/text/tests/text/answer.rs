@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use flotilla_text::{AnswerError, AnswerText, SpecialTokens, StopStrings, Tokenizer};
+use flotilla_text::{AnswerError, AnswerText, SimulatedVocabulary, SpecialTokens, StopStrings, Tokenizer};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -123,6 +123,19 @@ proptest! {
     ) {
         let tokens = BYTE_LEVEL.encode(&text, SpecialTokens::Skip).unwrap();
         prop_assert_eq!(streamed(&BYTE_LEVEL, &tokens, &strings, &changes), cut(&text, &strings));
+    }
+
+    #[test]
+    fn simulated_text_is_that_of_all_tokens_and_its_tokens_come_back(
+        tokens in prop::collection::vec(0_u32..110, 0..24),
+        strings in prop::collection::vec("[a-e u]{1,3}", 0..3),
+        changes in changes(),
+    ) {
+        let simulated = Tokenizer::simulated(SimulatedVocabulary::new(100));
+        streamed_equals_whole(&simulated, &tokens, &strings, &changes)?;
+        let text = simulated.decode_all(&tokens).unwrap();
+        let words: Vec<u32> = tokens.into_iter().filter(|token| (1..100).contains(token)).collect();
+        prop_assert_eq!(simulated.encode(&text, SpecialTokens::Add).unwrap(), words);
     }
 
     #[test]
