@@ -130,6 +130,9 @@ fn read_sections(reader: &mut Reader<'_>) -> Option<Sections> {
     if let Some(dispatcher) = &dispatcher {
         relation::check_dispatcher(dispatcher, reader);
     }
+    if let Some(worker) = &worker {
+        relation::check_worker(worker, reader);
+    }
     if let (Some(dispatcher), Some(worker)) = (&dispatcher, &worker) {
         relation::check_reports(dispatcher, worker, reader);
     }

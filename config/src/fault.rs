@@ -131,6 +131,12 @@ pub enum Problem {
         /// Longest name allowed, in characters.
         max: usize,
     },
+    /// The same is given more than once.
+    #[error("gives {what} twice; keep one")]
+    Twice {
+        /// What.
+        what: String,
+    },
     /// An address of a server cannot be used. The address is not repeated: it may hold a password.
     #[error("address {position} of the list {reason}")]
     BadAddress {

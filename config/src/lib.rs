@@ -19,10 +19,10 @@ mod source;
 pub use config::{Config, ConfigFile, LoadOptions};
 pub use fault::{ConfigErrors, Fault, Problem};
 pub use report::{Report, ReportedSetting, ReportedValue};
-pub use rule::{KeepAlive, LogFormat, LogLevel, Storage};
+pub use rule::{KeepAlive, LogFormat, LogLevel, ProfileFile, Storage, WorkerEngine};
 pub use secret::Secret;
 pub use section::{
     Dispatcher, DispatcherCorrection, DispatcherPolicy, DispatcherPredictor, Log, Nats, NatsTls, Worker,
-    WorkerCpu,
+    WorkerCpu, WorkerSimulated,
 };
 pub use source::Source;

@@ -1,7 +1,7 @@
 //! Settings that must go together.
 
 use crate::schema::Reader;
-use crate::{Dispatcher, Nats, Worker};
+use crate::{Dispatcher, Nats, Worker, WorkerEngine};
 
 /// Notes credentials that exclude each other or lack their other half.
 pub(crate) fn check_nats(nats: &Nats, reader: &mut Reader<'_>) {
@@ -65,6 +65,17 @@ pub(crate) fn check_reports(dispatcher: &Dispatcher, worker: &Worker, reader: &m
             "dispatcher.worker_lost_after_ms",
             "worker.report_interval_ms",
             "one report may be lost; make it at least twice the interval",
+        );
+    }
+}
+
+/// Notes a simulated engine that nobody told how fast it is.
+pub(crate) fn check_worker(worker: &Worker, reader: &mut Reader<'_>) {
+    if worker.engine == WorkerEngine::Simulated && worker.simulated.profile.is_none() {
+        reader.conflict(
+            "worker.engine",
+            "worker.simulated.profile",
+            "a simulated device takes its times from a profile; give a file",
         );
     }
 }

@@ -9,6 +9,11 @@ use serde::Serialize;
 
 use crate::{Problem, Secret};
 
+mod profile_files;
+
+pub use profile_files::ProfileFile;
+pub(crate) use profile_files::ProfileFiles;
+
 /// How long an idle model stays resident after its last lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepAlive {
@@ -16,6 +21,16 @@ pub enum KeepAlive {
     For(Duration),
     /// Stays until its memory is needed.
     UntilEvicted,
+}
+
+/// What runs the models of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerEngine {
+    /// The machine's processor.
+    Cpu,
+    /// Nothing: answers are made up, and take the time that a profile says.
+    Simulated,
 }
 
 /// Where a stream keeps its messages.

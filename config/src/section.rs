@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use crate::rule::{
     Addresses, BYTES_MAX, Bytes, BytesInMemory, Choice, FilePath, Fraction, Hidden, KeepAliveSeconds, Millis,
-    Name, OneOf, Seconds, Switch, Text, Whole,
+    Name, OneOf, ProfileFiles, Seconds, Switch, Text, Whole,
 };
 use crate::schema::{optional, required, section};
 pub use policy::{DispatcherCorrection, DispatcherPolicy, DispatcherPredictor};
 
-use crate::{KeepAlive, LogFormat, LogLevel, Secret, Storage};
+use crate::{KeepAlive, LogFormat, LogLevel, ProfileFile, Secret, Storage, WorkerEngine};
 
 section! {
     /// `[nats]`: how to reach the server, and the limits of what is kept on it.
@@ -173,6 +173,13 @@ section! {
         /// the host name. Two workers must not share one.
         id: Option<String> = "id", optional(Name { chars_max: 64 });
 
+        /// What runs the models. Default cpu; a simulated engine makes up its answers in the time that a
+        /// profile says, to try a fleet that one does not have.
+        engine: WorkerEngine = "engine", required(Choice(&[
+            ("cpu", WorkerEngine::Cpu),
+            ("simulated", WorkerEngine::Simulated),
+        ]), "cpu");
+
         /// Folder whose subfolders are models. Unset: only models of the catalog.
         models_dir: Option<PathBuf> = "models_dir", optional(FilePath);
 
@@ -218,6 +225,8 @@ section! {
     } with {
         /// `[worker.cpu]`.
         cpu: WorkerCpu;
+        /// `[worker.simulated]`.
+        simulated: WorkerSimulated;
     }
 }
 
@@ -237,6 +246,31 @@ section! {
 
         /// Threads that compute, 1 to 1024. Unset: the cores that the system offers this process.
         threads: Option<usize> = "threads", optional(Whole { min: 1, max: 1_024_usize });
+    }
+}
+
+section! {
+    /// `[worker.simulated]`: the device of a worker whose engine is simulated.
+    pub struct WorkerSimulated at "worker.simulated" {
+        /// Files with the device's profiles, separated by commas on the wire: `FILE` is for every model,
+        /// `MODEL=FILE` for one. All are of one device kind. Unset: none; a simulated engine needs one.
+        profile: Option<Vec<ProfileFile>> = "profile", optional(ProfileFiles);
+
+        /// Workers in this process, each with a device of its own. Default 1; from 2 on worker n is called
+        /// `<id>-<n>`, from 000.
+        count: usize = "count", required(Whole { min: 1, max: 1_000_usize }, 1_u64);
+
+        /// Memory of each device, in bytes. Default 80 GiB, that of a large accelerator.
+        memory_bytes: u64 = "memory_bytes", required(Bytes { min: 2 << 20, max: BYTES_MAX }, "80GiB");
+
+        /// What the tokens of all answers follow from, beside each request's own seed. Default 0; workers of
+        /// one fleet must have the same, or answers that go on elsewhere are others.
+        seed: u64 = "seed", required(Whole { min: 0, max: BYTES_MAX }, 0_u64);
+
+        /// Mean length of an answer, in tokens: a model ends its answer after a number of tokens that is
+        /// drawn from the request's seed, exponentially distributed. Unset: every answer has as many as its
+        /// request allows.
+        answer_tokens_mean: Option<u32> = "answer_tokens_mean", optional(Whole { min: 1, max: 1_000_000_u32 });
     }
 }
 

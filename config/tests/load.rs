@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_config::{
-    Config, ConfigErrors, ConfigFile, Fault, KeepAlive, LoadOptions, LogFormat, Problem, Source,
+    Config, ConfigErrors, ConfigFile, Fault, KeepAlive, LoadOptions, LogFormat, Problem, ProfileFile, Source,
 };
 use tempfile::TempDir;
 
@@ -254,6 +254,16 @@ fn bounds_of_values_are_kept() {
         "worker.cpu.enabled=yes",
         "worker.cpu.threads=0",
         "worker.cpu.threads=1025",
+        "worker.engine=gpu",
+        "worker.simulated.profile=a.json,",
+        "worker.simulated.profile=a.json,b.json",
+        "worker.simulated.profile=m=a.json,m=b.json",
+        "worker.simulated.profile==a.json",
+        "worker.simulated.count=0",
+        "worker.simulated.count=1001",
+        "worker.simulated.seed=-1",
+        "worker.simulated.memory_bytes=1MiB",
+        "worker.simulated.answer_tokens_mean=0",
     ];
     for flag in refused {
         let problem = problem_of_flag(flag);
@@ -297,6 +307,7 @@ fn settings_that_exclude_or_need_each_other_are_refused() {
             "dispatcher.request_bytes_max",
         ),
         (&["worker.report_interval_ms=3000"], "worker.report_interval_ms"),
+        (&["worker.engine=simulated"], "worker.simulated.profile"),
     ];
     for (flags, other_expected) in conflicts {
         let options = LoadOptions {
@@ -334,6 +345,30 @@ fn broken_toml_is_told_with_its_line_beside_other_faults() {
     let place = format!("{}:3: not valid TOML", file.path.display());
     assert!(errors.to_string().contains(&place), "{errors}");
     assert_eq!(errors.faults().len(), 2);
+}
+
+#[test]
+fn profiles_are_read_with_the_models_that_they_are_for() {
+    let config =
+        from_flag("worker.simulated.profile=all.json, org/large:7b = dir/large.json").expect("it is a list");
+    let file = |model: Option<&str>, path: &str| ProfileFile {
+        model: model.map(str::to_owned),
+        path: path.into(),
+    };
+    assert_eq!(
+        config.worker.simulated.profile,
+        Some(vec![
+            file(None, "all.json"),
+            file(Some("org/large:7b"), "dir/large.json")
+        ])
+    );
+    let told = from_flag("worker.simulated.profile=m=a,m=b")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        told.contains(r#"gives a file for model "m" twice; keep one"#),
+        "{told}"
+    );
 }
 
 #[test]
