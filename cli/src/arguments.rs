@@ -30,6 +30,9 @@ pub(crate) struct Global {
     /// Overrides one setting; may be repeated
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Settings that the command's own flags stand for, as `key=value`.
+    #[arg(skip)]
+    of_command: Vec<String>,
     /// Address of the NATS server (= --set nats.url=URL)
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) nats: Option<String>,
@@ -50,7 +53,23 @@ impl Global {
         let mut settings = self.set.clone();
         settings.extend(self.nats.iter().map(|url| format!("nats.url={url}")));
         settings.extend(self.namespace.iter().map(|name| format!("nats.namespace={name}")));
+        settings.extend(self.of_command.clone());
         settings
+    }
+}
+
+impl Arguments {
+    /// The flags of every command, with the settings that the command's own flags stand for, and the command.
+    pub(crate) fn split(self) -> (Global, Command) {
+        let mut of_command = Vec::new();
+        if let Command::Worker(arguments) = &self.command {
+            of_command = arguments.settings();
+        }
+        let global = Global {
+            of_command,
+            ..self.global
+        };
+        (global, self.command)
     }
 }
 
@@ -62,7 +81,7 @@ pub(crate) enum Command {
     /// Runs one dispatcher
     Dispatcher(role::RoleArguments),
     /// Runs one worker
-    Worker(role::RoleArguments),
+    Worker(role::WorkerArguments),
     /// Generates, and prints the answer as it comes
     Run(Box<run::RunArguments>),
     /// Lists workers, their devices and the models on them
@@ -132,6 +151,25 @@ mod tests {
                 "nats.namespace=b"
             ]
         );
+    }
+
+    #[test]
+    fn flags_of_a_worker_are_settings_too() {
+        let (global, _) = parse(
+            "flotilla worker --engine simulated --profile all.json --profile m=own.json --count 3 --namespace b",
+        )
+        .split();
+        assert_eq!(
+            global.settings(),
+            [
+                "nats.namespace=b",
+                "worker.engine=simulated",
+                "worker.simulated.profile=all.json,m=own.json",
+                "worker.simulated.count=3",
+            ]
+        );
+        let (global, _) = parse("flotilla worker").split();
+        assert!(global.settings().is_empty());
     }
 
     #[test]

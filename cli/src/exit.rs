@@ -11,6 +11,7 @@ use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_simulator::fleet::FleetFaults;
 use flotilla_simulator::run::ScenarioError;
 use flotilla_simulator::trace::TraceFaults;
+use flotilla_worker::WorkerError;
 
 use crate::admin::AdminError;
 use crate::commands::{Interrupted, UsageError};
@@ -74,6 +75,9 @@ impl Exit {
         }
         if cause.is::<BadProfile>() {
             return Some(Self::Refused);
+        }
+        if let Some(WorkerError::Simulation(_)) = cause.downcast_ref() {
+            return Some(Self::Usage);
         }
         if cause.is::<Interrupted>() {
             return Some(Self::Interrupted);

@@ -34,10 +34,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let context = Context::load(arguments.global)?;
-    telemetry::start(&context, &arguments.command);
-    let runtime = runtime(&arguments.command)?;
-    let ended = runtime.block_on(commands::run(&context, arguments.command));
+    let (global, command) = arguments.split();
+    let context = Context::load(global)?;
+    telemetry::start(&context, &command);
+    let runtime = runtime(&command)?;
+    let ended = runtime.block_on(commands::run(&context, command));
     // A read of standard input cannot be interrupted: waiting for it would hang the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended

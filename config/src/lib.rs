@@ -19,7 +19,7 @@ mod source;
 pub use config::{Config, ConfigFile, LoadOptions};
 pub use fault::{ConfigErrors, Fault, Problem};
 pub use report::{Report, ReportedSetting, ReportedValue};
-pub use rule::{KeepAlive, LogFormat, LogLevel, ProfileFile, Storage, WorkerEngine};
+pub use rule::{KeepAlive, LogFormat, LogLevel, ProfileFile, Storage, WorkerEngine, parse_bytes};
 pub use secret::Secret;
 pub use section::{
     Dispatcher, DispatcherCorrection, DispatcherPolicy, DispatcherPredictor, Log, Nats, NatsTls, Worker,

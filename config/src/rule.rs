@@ -433,6 +433,12 @@ fn small_whole(number: Num) -> Option<f64> {
     Some(f64::from(whole))
 }
 
+/// The number of bytes in words, read as in a file: `512`, `512KiB`, `4 GiB`; `None` where it is not one.
+#[must_use]
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    bytes_of(text).and_then(|bytes| u64::try_from(bytes).ok())
+}
+
 fn bytes(value: &Value) -> Result<i128, Problem> {
     let found = match value.as_str() {
         Some(text) => bytes_of(text),

@@ -71,8 +71,11 @@ pub(crate) async fn count(
 }
 
 async fn open(entry: &CatalogEntry) -> Option<Arc<PromptMaker>> {
-    let ModelSource::Folder(folder) = entry.source.clone();
     let (model, bounds) = (entry.name.clone(), ModelBounds::from(&entry.facts));
+    let folder = match &entry.source {
+        ModelSource::Folder(folder) => folder.clone(),
+        ModelSource::Simulated { .. } => return Some(Arc::new(PromptMaker::simulated(bounds))),
+    };
     let opened = tokio::task::spawn_blocking(move || open_folder(&model, &folder, bounds)).await;
     match opened {
         Ok(maker) => maker,
@@ -108,3 +111,58 @@ fn number(tokens: usize) -> u32 {
 const INLINE_BYTES_MAX: usize = 1024;
 /// Of English prose with a vocabulary of some 100,000; others differ by a factor of two.
 const BYTES_PER_TOKEN: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use flotilla_protocol::Encoding;
+    use flotilla_protocol::catalog::{ModelFacts, ModelTask};
+
+    use super::*;
+
+    async fn counted(source: ModelSource, body: &str) -> PromptTokens {
+        let entry = CatalogEntry {
+            name: ModelName::new("m").unwrap(),
+            source,
+            facts: ModelFacts {
+                architecture: "A".to_owned(),
+                context_tokens_max: 1024,
+                vocabulary_size: 32_000,
+                weights_bytes: 1,
+                task: ModelTask::Generate,
+            },
+            slots: None,
+            keep_alive: None,
+            pin: false,
+            slo: None,
+            quantize: None,
+            policy: None,
+            output_tokens_prior: None,
+        };
+        let request = InferenceRequest::decode(&entry.name, Encoding::Json, body.as_bytes(), 1 << 20);
+        count(&entry, &TextCell::default(), request.unwrap())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn prompts_of_simulated_models_are_counted_as_their_workers_do_and_never_estimated() {
+        let simulated = || ModelSource::Simulated {
+            kv_bytes_per_token: 1,
+        };
+        let text = r#"{"prompt": "three short words"}"#;
+        assert_eq!(counted(simulated(), text).await, PromptTokens::Counted(3));
+        let tokens = r#"{"prompt": [1, 2, 3, 4, 5]}"#;
+        assert_eq!(counted(simulated(), tokens).await, PromptTokens::Counted(5));
+        let chat = r#"{"messages": [{"role": "user", "content": "hello"}]}"#;
+        assert_eq!(
+            counted(simulated(), chat).await,
+            PromptTokens::Counted(4),
+            "user, hello, and assistant in two pieces"
+        );
+        let elsewhere = ModelSource::Folder("/nowhere".into());
+        assert!(matches!(
+            counted(elsewhere, text).await,
+            PromptTokens::Estimated(_)
+        ));
+    }
+}

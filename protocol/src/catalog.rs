@@ -149,6 +149,12 @@ impl FromStr for Quantize {
 pub enum ModelSource {
     /// A Hugging Face folder at this path of the worker's machine.
     Folder(PathBuf),
+    /// Nowhere: the model has no files, only the facts of its entry. Workers whose engine is simulated serve
+    /// it; its tokens are short words.
+    Simulated {
+        /// Bytes of the keys and values of one token; at least 1.
+        kv_bytes_per_token: u64,
+    },
 }
 
 /// What a model's files say about it, read once when it is added.

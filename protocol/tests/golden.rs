@@ -337,6 +337,12 @@ fn what_the_dispatcher_decides_by_keeps_its_shape() {
         },
     );
     golden(
+        "model-source-simulated",
+        &ModelSource::Simulated {
+            kv_bytes_per_token: 131_072,
+        },
+    );
+    golden(
         "policy",
         &[Policy::Slo, Policy::Pack, Policy::Spread, Policy::Fifo],
     );

@@ -7,11 +7,13 @@ mod fleet;
 mod models;
 mod process;
 mod server;
+mod simulated;
 
 pub use fleet::{Fleet, FleetBuilder, Question};
 pub use models::{ModelFolderBuilder, demo_models_dir, golden_encoder, write_encoder};
 pub use process::{Process, Signal, flotilla_binary};
 pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary};
+pub use simulated::{sample_profile, simulated_model, write_profile};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

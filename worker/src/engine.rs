@@ -1,4 +1,5 @@
-//! The engine's thread: one for a device. It owns every loaded model of the device and a batch for each.
+//! The engine's thread: one for a device. It owns every loaded model of the device and a batch for each. In the
+//! place of a simulated device's thread stands a task ([`simulated`]), behind the same handle.
 //!
 //! The thread never waits for NATS, a disk or a request. Commands come through a bounded channel; each
 //! request has a bounded channel of its own for what was made. A request whose channel is full is left out of
@@ -11,6 +12,8 @@
 mod load;
 mod model;
 mod round;
+mod runs;
+mod simulated;
 mod texts;
 mod vectors;
 
@@ -23,13 +26,14 @@ use std::thread;
 
 use flotilla_protocol::{Class, ModelName};
 use flotilla_worker_core::batch::{AddError, NewSequence, SequenceId};
-use flotilla_worker_engine::{CpuThreads, LogitEdits, Logprobs, Sampling};
+use flotilla_worker_engine::{LogitEdits, Logprobs, Sampling};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info};
 
 pub(crate) use load::{LoadFault, LoadLimits, LoadedModel, load};
 use model::EngineModel;
+pub(crate) use simulated::{Drawing, LoadedSimulated};
 use texts::{JoiningTexts, VectorsReply};
 pub(crate) use texts::{NewTexts, TextsRun, VectorsEnd};
 use vectors::VectorsModel;
@@ -44,7 +48,6 @@ pub struct EngineEnded;
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
     next_sequence: Arc<AtomicU64>,
-    threads: Arc<CpuThreads>,
 }
 
 /// A request that joins the batch of its model.
@@ -160,8 +163,8 @@ impl Engine {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn start(device: u32, threads: Arc<CpuThreads>) -> io::Result<(Self, oneshot::Receiver<()>)> {
-        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+    pub(crate) fn start(device: u32) -> io::Result<(Self, oneshot::Receiver<()>)> {
+        let (handle, inbox) = Self::with_inbox();
         let (alive, ended) = oneshot::channel();
         let engine = Thread {
             inbox,
@@ -174,20 +177,18 @@ impl Engine {
                 let _alive = alive;
                 engine.run();
             })?;
-        let next_sequence = Arc::new(AtomicU64::new(0));
-        Ok((
-            Self {
-                commands,
-                next_sequence,
-                threads,
-            },
-            ended,
-        ))
+        Ok((handle, ended))
     }
 
-    /// The threads that the device's operations run on.
-    pub(crate) fn threads(&self) -> &Arc<CpuThreads> {
-        &self.threads
+    /// A handle, and what comes through it.
+    fn with_inbox() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let next_sequence = Arc::new(AtomicU64::new(0));
+        let handle = Self {
+            commands,
+            next_sequence,
+        };
+        (handle, inbox)
     }
 
     /// Hands a loaded model to the thread. When cancelled, it may be handed over all the same.
@@ -322,6 +323,9 @@ impl Resident {
         match loaded {
             LoadedModel::Text(loaded) => Self::Text(Box::new(EngineModel::new(*loaded))),
             LoadedModel::Vectors(loaded) => Self::Vectors(Box::new(VectorsModel::new(*loaded))),
+            LoadedModel::Simulated(_) => {
+                unreachable!("who has this engine refuses simulated models when they are inspected")
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::engine::EngineEnded;
 use crate::memory::MemoryError;
+use crate::simulated::SimulationError;
 
 /// Why a worker could not start, or had to end.
 #[derive(Debug, Error)]
@@ -23,6 +24,9 @@ pub enum WorkerError {
     /// The size of the CPU device is not known.
     #[error("the memory of the CPU device is not known")]
     Memory(#[from] MemoryError),
+    /// A simulated device cannot be made.
+    #[error(transparent)]
+    Simulation(#[from] SimulationError),
     /// The system gives no thread for a device.
     #[error("cannot start the engine's thread")]
     Thread(#[source] io::Error),

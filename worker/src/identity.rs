@@ -17,22 +17,28 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The configured id, or one made of the host name.
+    /// Those of so many workers of one process: the configured id, or one made of the host name, with a number
+    /// behind it when there are several.
     ///
     /// # Errors
-    /// [`IdError`] when the configured id is none; the configuration checks the same rule.
-    pub(crate) fn new(config: &Worker) -> Result<Self, IdError> {
+    /// [`IdError`] when the configured id is none, or leaves no room for a number; the configuration checks the
+    /// first.
+    pub(crate) fn all(config: &Worker, count: usize) -> Result<Vec<Self>, IdError> {
         let host = host_name();
-        let incarnation = random_bits();
-        let worker = match &config.id {
-            Some(id) => WorkerId::new(id)?,
-            None => WorkerId::new(made_id(&host, incarnation))?,
+        let stem = match &config.id {
+            Some(id) => id.clone(),
+            None => made_id(&host, random_bits()),
         };
-        Ok(Self {
+        let ids = (0..count).map(|number| match count {
+            1 => WorkerId::new(&stem),
+            _ => WorkerId::new(format!("{stem}-{number:03}")),
+        });
+        let identity = |worker| Self {
             worker,
-            incarnation,
-            host,
-        })
+            incarnation: random_bits(),
+            host: host.clone(),
+        };
+        ids.map(|id| id.map(identity)).collect()
     }
 }
 
@@ -69,6 +75,26 @@ mod tests {
             assert!(WorkerId::new(made_id(host, u64::MAX)).is_ok(), "{host:?}");
         }
         assert_eq!(made_id("gpu-1.lan", 0xa), "gpu-1lan-0000000a");
+    }
+
+    #[test]
+    fn workers_of_one_process_are_numbered_and_a_single_one_is_not() {
+        let config = flotilla_config::Config::load(&flotilla_config::LoadOptions {
+            flags: vec!["worker.id=w".to_owned()],
+            ..flotilla_config::LoadOptions::default()
+        });
+        let config = config.unwrap().worker;
+        let ids = |count| -> Vec<String> {
+            let all = Identity::all(&config, count).unwrap().into_iter();
+            all.map(|identity| identity.worker.to_string()).collect()
+        };
+        assert_eq!(ids(1), ["w"]);
+        assert_eq!(ids(3), ["w-000", "w-001", "w-002"]);
+        let too_long = Worker {
+            id: Some("x".repeat(62)),
+            ..config.clone()
+        };
+        assert!(Identity::all(&too_long, 1).is_ok() && Identity::all(&too_long, 2).is_err());
     }
 
     #[test]

@@ -1,35 +1,39 @@
-//! What takes long and concerns a model: looking at its files, loading it, unloading it.
+//! What takes long and concerns a model: looking at it, loading it, unloading it, and bringing its weights near.
 //!
 //! Each is a task that ends with a [`JobDone`]; panics inside are turned into reasons, so that residency always
 //! learns how it went.
 
-use std::path::PathBuf;
+mod inspection;
+mod prefetch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_client::Catalog;
 use flotilla_protocol::ModelName;
-use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
+use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_worker_core::residency::{Grant, ModelNeeds};
-use flotilla_worker_engine::StepLimits;
+use flotilla_worker_engine::CpuThreads;
 use thiserror::Error;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 
-use crate::engine::{Engine, EngineEnded, LoadFault, LoadLimits, load};
+use crate::engine::{Engine, EngineEnded, LoadFault, LoadLimits, LoadedModel, LoadedSimulated, load};
 use crate::model::{OpenError, OpenedModel};
+use crate::simulated::SimulatedModelError;
+pub(crate) use inspection::{Inspected, Inspection};
+pub(crate) use prefetch::{PrefetchFault, prefetch_folder};
 
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) enum JobDone {
-    /// A model's files were looked at.
+    /// A model was looked at.
     Inspected {
         /// The model.
         model: ModelName,
         /// Its entry as it was then, if the worker had seen it.
-        entry: Option<Box<CatalogEntry>>,
-        /// The files and what they need, or why they cannot be used.
-        result: Result<(Arc<OpenedModel>, ModelNeeds), JobFault>,
+        entry: Option<Arc<CatalogEntry>>,
+        /// What was found and what it needs, or why it cannot be used.
+        result: Result<(Arc<Inspected>, ModelNeeds), JobFault>,
     },
     /// A load ended.
     Loaded {
@@ -46,6 +50,13 @@ pub(crate) enum JobDone {
         model: ModelName,
         /// Whether the engine is still there.
         result: Result<(), EngineEnded>,
+    },
+    /// A model's weights were read into the system's file cache.
+    Prefetched {
+        /// The model.
+        model: ModelName,
+        /// How many bytes, or why not.
+        result: Result<u64, PrefetchFault>,
     },
 }
 
@@ -64,6 +75,12 @@ pub(crate) enum JobFault {
     /// The files cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It exists in the catalog only.
+    #[error("the model is simulated and has no weights; workers with worker.engine = \"simulated\" serve it")]
+    NoWeights,
+    /// It cannot be simulated.
+    #[error(transparent)]
+    Simulated(#[from] SimulatedModelError),
     /// The weights could not be placed.
     #[error(transparent)]
     Load(#[from] LoadFault),
@@ -75,96 +92,60 @@ pub(crate) enum JobFault {
     Broke(#[from] JoinError),
 }
 
-/// A model to look at.
-#[derive(Debug)]
-pub(crate) struct Inspection {
-    /// The model.
-    pub(crate) model: ModelName,
-    /// Its entry, if the worker has seen it.
-    pub(crate) entry: Option<CatalogEntry>,
-    /// Where its entry is otherwise.
-    pub(crate) catalog: Catalog,
-    /// How long the catalog may take.
-    pub(crate) catalog_timeout: Duration,
-    /// Requests that run at once, unless the entry says fewer or more.
-    pub(crate) slots: usize,
-    /// Tokens of a step.
-    pub(crate) batch_tokens_max: usize,
-    /// Pages of the device.
-    pub(crate) device_pages: u64,
-}
-
-impl Inspection {
-    /// Opens the model's folder and counts what it needs.
-    pub(crate) async fn run(self) -> JobDone {
-        let (model, entry) = (self.model.clone(), self.entry.clone().map(Box::new));
-        let result = self.inspect().await;
-        JobDone::Inspected { model, entry, result }
-    }
-
-    async fn inspect(self) -> Result<(Arc<OpenedModel>, ModelNeeds), JobFault> {
-        let entry = match self.entry {
-            Some(entry) => entry,
-            // The dispatcher may know of a new model before this worker's watch does.
-            None => timeout(self.catalog_timeout, self.catalog.entry(&self.model))
-                .await
-                .map_err(|_| JobFault::CatalogTimedOut(self.catalog_timeout))??
-                .ok_or(JobFault::NotInCatalog)?,
-        };
-        let entry_slots = entry.slots.and_then(|slots| usize::try_from(slots).ok());
-        let slots = entry_slots.unwrap_or(self.slots).clamp(1, self.slots);
-        let limits = StepLimits {
-            batch_tokens_max: self.batch_tokens_max.max(slots),
-            sequences_max: slots,
-        };
-        let device_pages = self.device_pages;
-        let (folder, quantize) = (folder(entry.source), entry.quantize);
-        spawn_blocking(move || {
-            let opened = OpenedModel::open(&folder, limits, quantize)?;
-            let needs = opened.needs(slots, device_pages);
-            Ok((Arc::new(opened), needs))
-        })
-        .await?
-    }
-}
-
-fn folder(source: ModelSource) -> PathBuf {
-    match source {
-        ModelSource::Folder(path) => path,
-    }
-}
-
 /// Loads a model beside whatever runs and hands it to the engine.
 pub(crate) async fn load_model(
     model: ModelName,
     opened: Arc<OpenedModel>,
     grant: Grant,
     limits: LoadLimits,
+    threads: Arc<CpuThreads>,
     engine: Engine,
 ) -> JobDone {
     let started = Instant::now();
-    let result = place(model.clone(), opened, grant, limits, engine).await;
+    let placed = async {
+        let loaded = spawn_blocking(move || load(&opened, grant, &limits, &threads)).await??;
+        Ok(engine.install(model.clone(), loaded).await?)
+    };
     JobDone::Loaded {
-        model,
-        result,
+        result: placed.await,
         elapsed: started.elapsed(),
+        model,
     }
 }
 
-async fn place(
+/// Lets the time of a simulated load pass and hands the model to the engine.
+pub(crate) async fn load_simulated(
     model: ModelName,
-    opened: Arc<OpenedModel>,
-    grant: Grant,
+    loaded: LoadedSimulated,
+    load_time: Duration,
+    timeout: Duration,
     limits: LoadLimits,
     engine: Engine,
-) -> Result<(), JobFault> {
-    let threads = Arc::clone(engine.threads());
-    let loaded = spawn_blocking(move || load(&opened, grant, &limits, &threads)).await??;
-    Ok(engine.install(model, loaded).await?)
+) -> JobDone {
+    let started = Instant::now();
+    let placed = async {
+        tokio::select! {
+            () = sleep(load_time.min(timeout)) => {}
+            () = limits.cancel.cancelled() => return Err(LoadFault::Cancelled.into()),
+        }
+        if load_time > timeout {
+            return Err(LoadFault::SimulatedTimedOut { load_time, timeout }.into());
+        }
+        let loaded = LoadedModel::Simulated(Box::new(loaded));
+        Ok(engine.install(model.clone(), loaded).await?)
+    };
+    JobDone::Loaded {
+        result: placed.await,
+        elapsed: started.elapsed(),
+        model,
+    }
 }
 
-/// Takes a model out of the engine.
-pub(crate) async fn unload_model(model: ModelName, engine: Engine) -> JobDone {
+/// Takes a model out of the engine, after this time.
+pub(crate) async fn unload_model(model: ModelName, engine: Engine, unload_time: Duration) -> JobDone {
+    if !unload_time.is_zero() {
+        sleep(unload_time).await;
+    }
     let result = engine.unload(model.clone()).await;
     JobDone::Unloaded { model, result }
 }

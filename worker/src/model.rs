@@ -8,10 +8,10 @@ use std::sync::Arc;
 use flotilla_prompt::{ModelBounds, OpenTextError, PromptMaker};
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask, Quantize};
-use flotilla_worker_core::residency::ModelNeeds;
+use flotilla_worker_core::residency::{KvBlock, ModelNeeds};
 use flotilla_worker_engine::{
-    EncoderConfig, EncoderPlan, MemoryPlan, ModelConfig, ModelError, ModelFolder, ModelKind, ModelPlan,
-    PlanError, Precision, SamplingDefaults, StepLimits,
+    BLOCK_TOKENS, EncoderConfig, EncoderPlan, MemoryPlan, ModelConfig, ModelError, ModelFolder, ModelKind,
+    ModelPlan, PlanError, Precision, SamplingDefaults, StepLimits,
 };
 use thiserror::Error;
 
@@ -24,6 +24,19 @@ pub(crate) struct ModelText {
     pub(crate) sampling_defaults: SamplingDefaults,
     /// Tokens that end an answer.
     pub(crate) stop_token_ids: Arc<[u32]>,
+}
+
+impl ModelText {
+    /// The text side of a model that is simulated: nothing of its own but prompts, and the token that ends an
+    /// answer, if there is one.
+    pub(crate) fn simulated(prompts: PromptMaker) -> Self {
+        let end = prompts.tokenizer().eos_id();
+        Self {
+            prompts,
+            sampling_defaults: SamplingDefaults::default(),
+            stop_token_ids: end.into_iter().collect(),
+        }
+    }
 }
 
 /// A model's folder with its files mapped, ready to be loaded.
@@ -204,6 +217,7 @@ impl OpenedModel {
                 workspace_pages: plan.workspace_pages() as u64,
                 kv_pages_min: 0,
                 kv_pages_wanted: 0,
+                kv_block: None,
             },
         }
     }
@@ -219,6 +233,10 @@ fn decoder_needs(plan: &MemoryPlan, slots: usize, device_pages: u64) -> ModelNee
         workspace_pages: plan.workspace_pages() as u64,
         kv_pages_min,
         kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+        kv_block: Some(KvBlock {
+            tokens: BLOCK_TOKENS as u64,
+            bytes: plan.kv_block_bytes() as u64,
+        }),
     }
 }
 
@@ -264,7 +282,7 @@ fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
 
 /// Keys and values of one model take at most this part of a device, or one full context where that is more,
 /// so that the first model to come does not take all that others could use.
-const KV_DEVICE_PARTS: u64 = 4;
+pub(crate) const KV_DEVICE_PARTS: u64 = 4;
 
 /// Texts of one step: far more would only make it longer, and each costs a vector of workspace.
 const STEP_TEXTS_MAX: usize = 256;
@@ -284,8 +302,7 @@ mod tests {
             (128, 16)
         );
         assert!(entry.facts.weights_bytes > 100_000);
-        let ModelSource::Folder(path) = entry.source;
-        assert!(path.is_absolute());
+        assert!(matches!(entry.source, ModelSource::Folder(path) if path.is_absolute()));
     }
 
     #[test]
@@ -307,6 +324,10 @@ mod tests {
         let small = model.needs(64, 8);
         assert_eq!(small.kv_pages_wanted, small.kv_pages_min.max(2));
         let large = model.needs(64, 1 << 20);
+        assert!(
+            large.kv_block.unwrap().tokens_on(large.kv_pages_min) >= 128,
+            "room for the context"
+        );
         let OpenedWeights::Decoder { plan, .. } = &model.weights else {
             panic!("the adder makes text")
         };

@@ -5,38 +5,38 @@
 
 mod attempts;
 mod inbox;
+mod models;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_client::{Catalog, CatalogChange, Connection};
+use flotilla_client::{Catalog, Connection};
 use flotilla_protocol::assignment::{Assignment, Cancel, Control, ControlReply, Done};
 use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{ModelName, Moment};
-use flotilla_worker_core::residency::{Action as ModelAction, Pin};
 use flotilla_worker_core::worker::{Action, Desk};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use crate::attempt::{AttemptContext, LeaseAnswer};
-use crate::engine::{EngineEnded, LoadLimits};
-use crate::error::{WorkerError, chain};
+use crate::attempt::AttemptContext;
+use crate::engine::EngineEnded;
+use crate::error::WorkerError;
+use crate::hardware::Hardware;
 use crate::identity::Identity;
-use crate::jobs::{Inspection, JobDone, JobFault, load_model, unload_model};
-use crate::model::{ModelText, OpenedModel};
+use crate::jobs::JobDone;
 use crate::outbox::Outbox;
 use crate::stop::Stop;
-use crate::watch::watch;
+use crate::watch::Change;
 use attempts::{Attempts, Finished};
 pub(crate) use inbox::Inbox;
 use inbox::Letter;
+use models::Models;
 
 /// What the owner needs to know of the configuration.
 #[derive(Debug, Clone)]
@@ -47,8 +47,6 @@ pub(crate) struct OwnerSettings {
     pub(crate) slots: usize,
     /// Tokens of one step.
     pub(crate) batch_tokens_max: usize,
-    /// Pages of the device.
-    pub(crate) device_pages: u64,
     /// Time that any load may take.
     pub(crate) load_timeout_floor: Duration,
     /// Slowest load that is not given up.
@@ -67,6 +65,10 @@ pub(crate) struct OwnerParts {
     pub(crate) inbox: Inbox,
     /// Closed when the engine's thread ends.
     pub(crate) engine_ended: oneshot::Receiver<()>,
+    /// What the models run on.
+    pub(crate) hardware: Hardware,
+    /// What happens to the catalog.
+    pub(crate) changes: mpsc::Receiver<Change>,
 }
 
 /// The state of a worker and everything that changes it.
@@ -80,14 +82,11 @@ pub(crate) struct Owner {
     outbox: Outbox,
     inbox: Inbox,
     engine_ended: oneshot::Receiver<()>,
-    changes: mpsc::Receiver<CatalogChange>,
-    _following: AbortOnDropHandle<()>,
+    changes: mpsc::Receiver<Change>,
     /// The catalog as far as it was seen.
-    entries: HashMap<ModelName, CatalogEntry>,
-    /// Models that were inspected and not loaded yet.
-    opened: HashMap<ModelName, Arc<OpenedModel>>,
-    /// What requests need of the loaded models.
-    texts: HashMap<ModelName, Arc<ModelText>>,
+    entries: HashMap<ModelName, Arc<CatalogEntry>>,
+    hardware: Hardware,
+    models: Models,
     attempts: Attempts,
     jobs: JoinSet<JobDone>,
     cancel_loads: CancellationToken,
@@ -100,7 +99,7 @@ pub(crate) struct Owner {
 enum Happened {
     Letter(Letter),
     ConnectionClosed,
-    Catalog(CatalogChange),
+    Catalog(Change),
     Job(Result<JobDone, JoinError>),
     Attempt(Finished),
     Due,
@@ -111,7 +110,6 @@ enum Happened {
 
 impl Owner {
     pub(crate) fn new(parts: OwnerParts) -> Self {
-        let (changes, following) = watch(parts.catalog.clone(), parts.connection.request_timeout * 2);
         let cancel_loads = CancellationToken::new();
         Self {
             settings: parts.settings,
@@ -123,11 +121,10 @@ impl Owner {
             outbox: parts.outbox,
             inbox: parts.inbox,
             engine_ended: parts.engine_ended,
-            changes,
-            _following: following,
+            changes: parts.changes,
             entries: HashMap::new(),
-            opened: HashMap::new(),
-            texts: HashMap::new(),
+            hardware: parts.hardware,
+            models: Models::default(),
             attempts: Attempts::default(),
             jobs: JoinSet::new(),
             _cancel_loads_at_end: cancel_loads.clone().drop_guard(),
@@ -213,60 +210,6 @@ impl Owner {
         }
     }
 
-    fn carry_out_for_model(&mut self, action: ModelAction) {
-        match action {
-            ModelAction::Inspect { model } => self.inspect(model),
-            ModelAction::Load { model, grant, .. } => {
-                let opened = self.opened.get(&model).map(Arc::clone);
-                let opened = opened.expect("a model is inspected before it is loaded");
-                let weights_bytes = opened.weights_bytes();
-                info!(%model, weights_bytes, kv_pages = grant.kv_pages, "loading");
-                let engine = self.context.engine.clone();
-                self.jobs
-                    .spawn(load_model(model, opened, grant, self.load_limits(), engine));
-            }
-            ModelAction::Unload { model, .. } => {
-                info!(%model, "unloading");
-                self.texts.remove(&model);
-                self.jobs.spawn(unload_model(model, self.context.engine.clone()));
-            }
-            ModelAction::LeaseGranted { request, model } => {
-                let text = self.texts.get(&model).map(Arc::clone);
-                let text = text.expect("only a loaded model grants leases");
-                self.attempts.answer_lease(&request, LeaseAnswer::Granted(text));
-            }
-            ModelAction::ModelFailed {
-                request,
-                reason,
-                retry_in,
-            } => {
-                let answer = LeaseAnswer::ModelFailed { reason, retry_in };
-                self.attempts.answer_lease(&request, answer);
-            }
-        }
-    }
-
-    fn inspect(&mut self, model: ModelName) {
-        let inspection = Inspection {
-            entry: self.entries.get(&model).cloned(),
-            model,
-            catalog: self.catalog.clone(),
-            catalog_timeout: self.connection.request_timeout,
-            slots: self.settings.slots,
-            batch_tokens_max: self.settings.batch_tokens_max,
-            device_pages: self.settings.device_pages,
-        };
-        self.jobs.spawn(inspection.run());
-    }
-
-    fn load_limits(&self) -> LoadLimits {
-        LoadLimits {
-            timeout_floor: self.settings.load_timeout_floor,
-            bytes_per_s_min: self.settings.load_bytes_per_s_min,
-            cancel: self.cancel_loads.clone(),
-        }
-    }
-
     fn report_if_due(&mut self) {
         if self.desk.is_report_due(self.now()) {
             self.report();
@@ -338,86 +281,15 @@ impl Owner {
                     .handle_load_order(now, &model, keep_alive);
             }
             Control::Unload { model } => self.desk.residency_mut().handle_unload_order(now, &model),
-            Control::Prefetch { .. } => {
-                return ControlReply::Refused {
-                    reason: "this worker keeps no weights in host memory".to_owned(),
-                };
+            Control::Prefetch { model } => {
+                if let Err(refusal) = self.prefetch(now, &model) {
+                    let reason = refusal.to_string();
+                    return ControlReply::Refused { reason };
+                }
             }
             Control::Drain => self.drain(),
         }
         ControlReply::Accepted
-    }
-
-    fn handle_change(&mut self, change: CatalogChange) {
-        let now = self.now();
-        match change {
-            CatalogChange::Put(entry) => {
-                let pin = if entry.pin { Pin::Pinned } else { Pin::Evictable };
-                self.desk.residency_mut().handle_pin(now, &entry.name, pin);
-                let name = entry.name.clone();
-                let before = self.entries.insert(name.clone(), *entry);
-                if before.is_some_and(|before| self.is_outdated(&before)) {
-                    info!(model = %name, "the model is another one now");
-                    self.desk.residency_mut().handle_unload_order(now, &name);
-                }
-            }
-            CatalogChange::Removed(model) => {
-                self.entries.remove(&model);
-                let residency = self.desk.residency_mut();
-                residency.handle_pin(now, &model, Pin::Evictable);
-                residency.handle_unload_order(now, &model);
-            }
-        }
-    }
-
-    /// Whether the catalog has other weights by now under an entry's name.
-    fn is_outdated(&self, entry: &CatalogEntry) -> bool {
-        let now = self.entries.get(&entry.name);
-        now.is_some_and(|now| !now.is_same_model(entry))
-    }
-
-    fn handle_job(&mut self, done: Result<JobDone, JoinError>) {
-        let now = self.now();
-        match done.expect("a job turns panics into reasons, and nobody aborts it") {
-            JobDone::Inspected {
-                model,
-                entry: Some(entry),
-                ..
-            } if self.is_outdated(&entry) => self.inspect(model),
-            JobDone::Inspected { model, result, .. } => {
-                let needs = result.map(|(opened, needs)| {
-                    self.opened.insert(model.clone(), opened);
-                    needs
-                });
-                let needs = needs.map_err(|fault| reason(&model, &fault));
-                self.desk.residency_mut().handle_inspected(now, &model, needs);
-            }
-            JobDone::Loaded {
-                model,
-                result,
-                elapsed,
-            } => {
-                let opened = self.opened.remove(&model);
-                if let (Ok(()), Some(opened)) = (&result, opened) {
-                    info!(%model, elapsed_ms = elapsed.as_millis(), "model ready");
-                    self.texts.insert(model.clone(), Arc::clone(&opened.text));
-                }
-                let result = result.map_err(|fault| reason(&model, &fault));
-                self.desk
-                    .residency_mut()
-                    .handle_loaded(now, &model, result, elapsed);
-            }
-            JobDone::Unloaded {
-                model,
-                result: Ok(()),
-            } => {
-                self.desk.residency_mut().handle_unloaded(now, &model);
-            }
-            // The engine's end is noticed for itself, and ends the worker.
-            JobDone::Unloaded {
-                result: Err(error), ..
-            } => debug!(%error, "a model was not unloaded"),
-        }
     }
 
     fn handle_finished(&mut self, finished: Finished) {
@@ -434,12 +306,6 @@ impl Owner {
         };
         self.outbox.send(self.connection.subjects.done(), &done);
     }
-}
-
-fn reason(model: &ModelName, fault: &JobFault) -> String {
-    let reason = chain(fault);
-    warn!(%model, error = reason, "a model cannot be served");
-    reason
 }
 
 async fn at(moment: Option<Instant>) {

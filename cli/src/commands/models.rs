@@ -1,6 +1,6 @@
 //! `flotilla models`: the catalog, and which of its models are loaded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -17,6 +17,10 @@ use crate::context::Context;
 use crate::exit::Exit;
 use crate::table::{Table, bytes, numbers, or_dash, span_ms, words};
 
+mod simulated;
+
+use simulated::SimulatedArguments;
+
 /// What to do with models.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
@@ -27,15 +31,19 @@ pub(crate) enum ModelsCommand {
         /// The model's name
         name: ModelName,
     },
-    /// Adds a Hugging Face folder
+    /// Adds a Hugging Face folder, or a model that is simulated
     Add {
         /// What clients call it
         name: ModelName,
         /// The folder, at the same path on every worker's machine
-        folder: PathBuf,
+        #[arg(required_unless_present = "simulated", conflicts_with_all = SimulatedArguments::NAMES)]
+        folder: Option<PathBuf>,
         /// Rounds the weights when they are loaded: int8 halves the memory of bf16, int4 takes a third
-        #[arg(long, value_name = "int8|int4")]
+        #[arg(long, value_name = "int8|int4", conflicts_with = "simulated")]
         quantize: Option<Quantize>,
+        /// What a model without files is said to be.
+        #[command(flatten)]
+        simulated: SimulatedArguments,
     },
     /// Removes a model from the catalog; its files stay
     Rm {
@@ -79,7 +87,14 @@ pub(crate) async fn run(context: &Context, command: ModelsCommand) -> anyhow::Re
             name,
             folder,
             quantize,
-        } => add(context, name, folder, quantize).await?,
+            simulated,
+        } => {
+            let entry = match folder {
+                Some(folder) => describe(name, &folder, quantize)?,
+                None => simulated.entry(name),
+            };
+            add(context, &entry).await?;
+        }
         ModelsCommand::Rm { name } => remove(context, &name).await?,
         ModelsCommand::Load(arguments) => {
             let question = ResidencyRequest {
@@ -206,24 +221,23 @@ fn held(shown: &Shown) -> Table {
     table
 }
 
-async fn add(
-    context: &Context,
-    name: ModelName,
-    folder: PathBuf,
-    quantize: Option<Quantize>,
-) -> anyhow::Result<()> {
-    let folder = std::path::absolute(&folder)
+fn describe(name: ModelName, folder: &Path, quantize: Option<Quantize>) -> anyhow::Result<CatalogEntry> {
+    let folder = std::path::absolute(folder)
         .with_context(|| format!("cannot find the path of {}", folder.display()))?;
-    let entry = CatalogEntry {
+    Ok(CatalogEntry {
         quantize,
         ..flotilla_worker::describe(name, &folder)?
-    };
+    })
+}
+
+async fn add(context: &Context, entry: &CatalogEntry) -> anyhow::Result<()> {
     let connection = context.connect("flotilla-models").await?;
-    Catalog::open(&connection).await?.add(&entry).await?;
-    context.format.print_line(
-        &entry,
-        format_args!("{} is in the catalog, from {}", entry.name, folder.display()),
-    )
+    Catalog::open(&connection).await?.add(entry).await?;
+    let sentence = match &entry.source {
+        ModelSource::Folder(folder) => format!("{} is in the catalog, from {}", entry.name, folder.display()),
+        ModelSource::Simulated { .. } => format!("{} is in the catalog, simulated", entry.name),
+    };
+    context.format.print_line(entry, sentence)
 }
 
 async fn remove(context: &Context, name: &ModelName) -> anyhow::Result<()> {
@@ -249,6 +263,7 @@ async fn order(context: &Context, verb: &'static str, question: &ResidencyReques
 fn source(entry: &CatalogEntry) -> String {
     match &entry.source {
         ModelSource::Folder(path) => path.display().to_string(),
+        ModelSource::Simulated { .. } => "simulated".to_owned(),
     }
 }
 

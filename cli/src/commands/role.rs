@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use flotilla_worker::Stop;
+use flotilla_config::WorkerEngine;
+use flotilla_worker::{Hardware, Stop};
 
+use crate::commands::UsageError;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::stop::{Asks, StdinWatch, run_until_asked};
@@ -26,6 +28,48 @@ impl RoleArguments {
     }
 }
 
+/// Arguments of `flotilla worker`; each but the role's stands for a setting.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArguments {
+    #[command(flatten)]
+    role: RoleArguments,
+    /// What runs the models: cpu or simulated (= --set worker.engine=ENGINE)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
+    /// Profile of a simulated device, for every model or for one; may be repeated
+    #[arg(long, value_name = "[MODEL=]FILE")]
+    profile: Vec<String>,
+    /// Simulated workers in this process, called ID-000, ID-001 and so on
+    #[arg(long, value_name = "WORKERS")]
+    count: Option<usize>,
+}
+
+impl WorkerArguments {
+    /// The settings that the flags stand for, as `key=value`.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        let engine = self.engine.iter();
+        let mut settings: Vec<String> = engine.map(|engine| format!("worker.engine={engine}")).collect();
+        if !self.profile.is_empty() {
+            settings.push(format!("worker.simulated.profile={}", self.profile.join(",")));
+        }
+        settings.extend(self.count.map(|count| format!("worker.simulated.count={count}")));
+        settings
+    }
+
+    /// Refuses flags that a real engine would leave unheard.
+    fn check(&self, engine: WorkerEngine) -> Result<(), UsageError> {
+        let flag = match (self.profile.is_empty(), self.count) {
+            _ if engine == WorkerEngine::Simulated => return Ok(()),
+            (false, _) => "--profile",
+            (true, Some(_)) => "--count",
+            (true, None) => return Ok(()),
+        };
+        Err(UsageError::new(format!(
+            "{flag} is for workers that are simulated; add --engine simulated"
+        )))
+    }
+}
+
 /// Runs a dispatcher until it is asked to stop.
 ///
 /// # Errors
@@ -41,22 +85,27 @@ pub(crate) async fn dispatcher(context: &Context, arguments: &RoleArguments) -> 
     Ok(Exit::Ok)
 }
 
-/// Runs a worker until it is asked to stop.
+/// Runs a worker, or several that are simulated, until it is asked to stop.
 ///
 /// # Errors
-/// When it cannot connect, fails, or was stopped before it had drained.
-pub(crate) async fn worker(context: &Context, arguments: &RoleArguments) -> anyhow::Result<Exit> {
-    let connection = context
-        .connect(&name("worker", context.config.worker.id.as_deref()))
-        .await?;
+/// When its device cannot be had, it cannot connect, fails, or was stopped before it had drained.
+pub(crate) async fn worker(context: &Context, arguments: &WorkerArguments) -> anyhow::Result<Exit> {
+    let config = &context.config.worker;
+    arguments.check(config.engine)?;
+    let hardware = Hardware::open(config)?;
+    let name = name("worker", config.id.as_deref());
+    let mut connections = Vec::new();
+    for _ in 0..hardware.connection_count() {
+        connections.push(context.connect(&name).await?);
+    }
     let stop = Stop::default();
     let asks = Asks {
         drain: stop.drain.clone(),
         now: Some(stop.now.clone()),
     };
-    let role = async { Ok(flotilla_worker::run(&context.config, connection, stop).await?) };
-    let drain_max = context.config.worker.drain_timeout + WORKER_END_MAX;
-    run_until_asked(role, asks, arguments.stdin(), drain_max).await?;
+    let role = async { Ok(flotilla_worker::run_all(&context.config, &hardware, &connections, stop).await?) };
+    let drain_max = config.drain_timeout + WORKER_END_MAX;
+    run_until_asked(role, asks, arguments.role.stdin(), drain_max).await?;
     Ok(Exit::Ok)
 }
 

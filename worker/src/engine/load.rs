@@ -13,6 +13,7 @@ use flotilla_worker_engine::{
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use super::simulated::LoadedSimulated;
 use crate::model::{OpenedModel, OpenedWeights};
 
 /// A model whose weights are in device memory.
@@ -22,6 +23,8 @@ pub(crate) enum LoadedModel {
     Text(Box<LoadedDecoder>),
     /// One that makes vectors, and the texts that wait for it.
     Vectors(Box<LoadedEncoder>),
+    /// One that is simulated, and its batch.
+    Simulated(Box<LoadedSimulated>),
 }
 
 #[derive(Debug)]
@@ -63,6 +66,14 @@ pub(crate) enum LoadFault {
         placed_bytes: u64,
         /// Bytes of all weights.
         weights_bytes: u64,
+        /// The limit.
+        timeout: Duration,
+    },
+    /// It would take too long.
+    #[error("the load takes {load_time:?}, as the profile says, and may take {timeout:?}")]
+    SimulatedTimedOut {
+        /// How long it takes.
+        load_time: Duration,
         /// The limit.
         timeout: Duration,
     },
@@ -137,7 +148,8 @@ fn place<C, P: ModelPlan>(
 }
 
 impl LoadLimits {
-    fn timeout(&self, weights_bytes: u64) -> Duration {
+    /// Time that the load of so many bytes may take.
+    pub(crate) fn timeout(&self, weights_bytes: u64) -> Duration {
         let by_size = Duration::from_secs(weights_bytes / self.bytes_per_s_min.max(1));
         self.timeout_floor.saturating_add(by_size)
     }

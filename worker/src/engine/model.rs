@@ -1,44 +1,41 @@
 //! One loaded decoder on the engine's thread: its batch, and where each request's tokens go.
 
-use std::collections::HashMap;
 use std::mem;
 
-use flotilla_worker_core::batch::{Batch, EndReason, Outcome, PlanEntry, SequenceId};
+use flotilla_worker_core::batch::{PlanEntry, SequenceId};
 use flotilla_worker_engine::{
     Backend, DecoderModel, LogitEdits, Logprobs, Sampling, SequenceStep, Step, StepError,
 };
-use tokio::sync::{mpsc, oneshot};
 
 use super::load::LoadedDecoder;
 use super::round::{self, RoundBuffers, recycled};
-use super::{Joining, Made, RunEnd, end};
+use super::runs::Runs;
+use super::{Joining, RunEnd, end};
 
 /// A model that makes text.
 #[derive(Debug)]
 pub(super) struct EngineModel {
     loaded: LoadedDecoder,
-    runs: HashMap<SequenceId, Running>,
+    runs: Runs<Drawing>,
     /// Kept between steps for their memory; empty there.
     buffers: RoundBuffers,
     steps: Vec<SequenceStep<'static>>,
 }
 
+/// How the tokens of a request are drawn.
 #[derive(Debug)]
-struct Running {
+struct Drawing {
     sampling: Sampling,
     edits: LogitEdits,
     /// Of the token that the step drew, until the batch has taken it.
     logprobs: Option<Box<Logprobs>>,
-    made: mpsc::Sender<Made>,
-    /// Where to tell what was reused; nothing once it is told.
-    reused: Option<oneshot::Sender<usize>>,
 }
 
 impl EngineModel {
     pub(super) fn new(loaded: LoadedDecoder) -> Self {
         Self {
             loaded,
-            runs: HashMap::new(),
+            runs: Runs::default(),
             buffers: RoundBuffers::default(),
             steps: Vec::new(),
         }
@@ -49,14 +46,12 @@ impl EngineModel {
         let id = new.sequence.id;
         match self.loaded.batch.add(new.sequence) {
             Ok(()) => {
-                let running = Running {
+                let drawing = Drawing {
                     sampling: new.sampling,
                     edits: new.edits,
                     logprobs: None,
-                    made: new.made,
-                    reused: Some(new.reused),
                 };
-                self.runs.insert(id, running);
+                self.runs.insert(id, drawing, new.made, new.reused);
             }
             Err(error) => end(&new.made, RunEnd::Refused(error)),
         }
@@ -64,13 +59,13 @@ impl EngineModel {
 
     /// Takes a request out; one that ended by itself is no fault.
     pub(super) fn leave(&mut self, sequence: SequenceId) {
-        self.runs.remove(&sequence);
+        self.runs.remove(sequence);
         self.loaded.batch.remove(sequence);
     }
 
     /// Runs one step; tells whether there was one.
     pub(super) fn advance(&mut self) -> bool {
-        self.regulate();
+        self.runs.regulate(&mut self.loaded.batch);
         let Self {
             loaded,
             runs,
@@ -83,47 +78,28 @@ impl EngineModel {
         };
         match round::advance(batch, buffers, run) {
             Some(outcomes) => {
-                outcomes.iter().for_each(|outcome| tell(runs, outcome));
+                for outcome in outcomes {
+                    runs.tell(outcome, Drawing::take_logprobs);
+                }
                 true
             }
             None => false,
         }
     }
-
-    /// Leaves out those whose channel is full, and takes out those whose task is gone.
-    fn regulate(&mut self) {
-        let batch = &mut self.loaded.batch;
-        self.runs.retain(|id, running| {
-            if running.made.is_closed() {
-                batch.remove(*id);
-                return false;
-            }
-            regulate_flow(batch, *id, running.made.capacity());
-            true
-        });
-    }
 }
 
-impl Drop for EngineModel {
-    fn drop(&mut self) {
-        for running in self.runs.values() {
-            end(&running.made, RunEnd::ModelGone);
-        }
-    }
-}
-
-fn regulate_flow(batch: &mut Batch, sequence: SequenceId, room: usize) {
-    if room < STEP_MESSAGES_MAX {
-        batch.pause(sequence);
-    } else {
-        batch.resume(sequence);
+impl Drawing {
+    /// Notes a token of the answer; what is known of it goes with it.
+    fn take_logprobs(&mut self, token: u32) -> Option<Box<Logprobs>> {
+        self.edits.push_answer(token);
+        self.logprobs.take()
     }
 }
 
 /// Runs entries and adds the token drawn for each to `drawn`. `steps` lends its memory.
 fn run_step<B: Backend>(
     decoder: &mut DecoderModel<B>,
-    runs: &mut HashMap<SequenceId, Running>,
+    runs: &mut Runs<Drawing>,
     steps: &mut Vec<SequenceStep<'static>>,
     entries: &[PlanEntry<'_>],
     drawn: &mut Vec<Option<u32>>,
@@ -138,15 +114,14 @@ fn run_step<B: Backend>(
     drawn.extend(output.sequences.iter().map(|sequence| sequence.token()));
     for (index, entry) in entries.iter().enumerate() {
         if let Some(logprobs) = output.logprobs(index) {
-            let running = runs.get_mut(&entry.sequence);
-            running.expect("who is planned runs").logprobs = Some(Box::new(*logprobs));
+            runs.kept_mut(entry.sequence).logprobs = Some(Box::new(*logprobs));
         }
     }
     Ok(())
 }
 
-fn sequence_step<'a>(runs: &'a HashMap<SequenceId, Running>, entry: &PlanEntry<'a>) -> SequenceStep<'a> {
-    let running = &runs[&entry.sequence];
+fn sequence_step<'a>(runs: &'a Runs<Drawing>, entry: &PlanEntry<'a>) -> SequenceStep<'a> {
+    let drawing = runs.kept(entry.sequence);
     let drawn_at = entry.start + entry.tokens.len();
     SequenceStep {
         tokens: entry.tokens,
@@ -154,52 +129,8 @@ fn sequence_step<'a>(runs: &'a HashMap<SequenceId, Running>, entry: &PlanEntry<'
         block_table: entry.blocks,
         sample: entry.sample.map(|_| Sampling {
             position: drawn_at as u64,
-            ..running.sampling
+            ..drawing.sampling
         }),
-        edits: Some(&running.edits),
+        edits: Some(&drawing.edits),
     }
 }
-
-fn tell(runs: &mut HashMap<SequenceId, Running>, outcome: &Outcome) {
-    match outcome {
-        Outcome::Reused { sequence, tokens } => {
-            let reused = runs.get_mut(sequence).and_then(|running| running.reused.take());
-            // Who left does not want to know.
-            let _ = reused.map(|reused| reused.send(*tokens));
-        }
-        Outcome::Token { sequence, token, .. } => {
-            let running = runs.get_mut(sequence).expect("who makes a token runs");
-            running.edits.push_answer(*token);
-            let made = Made::Token {
-                id: *token,
-                logprobs: running.logprobs.take(),
-            };
-            if let Err(error) = running.made.try_send(made) {
-                let is_closed = matches!(error, mpsc::error::TrySendError::Closed(_));
-                assert!(is_closed, "a request without room is paused before the step");
-            }
-        }
-        Outcome::Finished { sequence, reason, .. } => conclude(
-            runs,
-            *sequence,
-            match reason {
-                EndReason::Stop => RunEnd::Stop,
-                EndReason::Length => RunEnd::Length,
-                EndReason::NoToken => RunEnd::NoToken,
-            },
-        ),
-        Outcome::Panicked { sequence, message } => {
-            let message = message.clone();
-            conclude(runs, *sequence, RunEnd::Panicked { message });
-        }
-    }
-}
-
-fn conclude(runs: &mut HashMap<SequenceId, Running>, sequence: SequenceId, reason: RunEnd) {
-    if let Some(running) = runs.remove(&sequence) {
-        end(&running.made, reason);
-    }
-}
-
-/// What one step may send to a request: a token, and that it was the last.
-const STEP_MESSAGES_MAX: usize = 2;

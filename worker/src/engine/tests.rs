@@ -1,6 +1,6 @@
 use flotilla_text::SpecialTokens;
 use flotilla_worker_core::residency::Grant;
-use flotilla_worker_engine::{LogitBias, Penalties};
+use flotilla_worker_engine::{CpuThreads, LogitBias, Penalties};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ async fn loaded(kv_pages: u64) -> Loaded {
 }
 
 async fn loaded_from(folder: &Path, kv_pages: u64) -> Loaded {
-    let (engine, _ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
+    let (engine, _ended) = Engine::start(0).unwrap();
     let opened = OpenedModel::open(folder, demo_limits(), None).unwrap();
     let grant = Grant {
         weights_pages: 8,
@@ -34,7 +34,7 @@ async fn loaded_from(folder: &Path, kv_pages: u64) -> Loaded {
         cancel: CancellationToken::new(),
     };
     let model = ModelName::new("adder").unwrap();
-    let in_memory = load(&opened, grant, &limits, engine.threads()).unwrap();
+    let in_memory = load(&opened, grant, &limits, &Arc::new(CpuThreads::for_this_machine())).unwrap();
     engine.install(model.clone(), in_memory).await.unwrap();
     Loaded {
         engine,
@@ -232,7 +232,7 @@ async fn unloading_ends_what_runs_and_refuses_what_comes() {
 
 #[tokio::test]
 async fn thread_ends_with_its_last_handle_and_tells() {
-    let (engine, ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
+    let (engine, ended) = Engine::start(0).unwrap();
     drop(engine);
     assert!(timeout(PATIENCE, ended).await.unwrap().is_err());
 }

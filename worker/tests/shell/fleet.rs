@@ -5,11 +5,11 @@ use std::time::Duration;
 use async_nats::Subscriber;
 use async_nats::jetstream::{kv, stream};
 use bytes::Bytes;
-use flotilla_client::{Connection, Entry, Journal};
+use flotilla_client::{Connection, Entry, Journal, NewEntry};
 use flotilla_config::{Config, ConfigFile, LoadOptions};
 use flotilla_protocol::assignment::{AssignReply, Assignment, Done};
 use flotilla_protocol::codec::{decode_internal, encode_internal};
-use flotilla_protocol::event::Event;
+use flotilla_protocol::event::{Accepted, Event, Tokens};
 use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, RequestId, Strikes, WorkerId};
 pub use flotilla_tests::PATIENCE;
@@ -90,6 +90,36 @@ impl Fleet {
     pub async fn remove_journals(&self) {
         let stream = self.connection.subjects.journal_stream();
         self.connection.jetstream.delete_stream(stream).await.unwrap();
+    }
+
+    /// Writes what a first attempt elsewhere might have made of a request.
+    pub async fn write_begun(&self, assignment: &Assignment, text: &str, tokens: &[u32]) {
+        let begun = Event::Accepted(Accepted {
+            request: assignment.request.clone(),
+            model: assignment.model.clone(),
+            prompt_tokens: 9,
+        });
+        let some = Event::Tokens(Tokens {
+            offset: 0,
+            token_ids: tokens.to_vec(),
+            text: text.to_owned(),
+            logprobs: Vec::new(),
+        });
+        let elsewhere = WorkerId::new("w0").unwrap();
+        let journal = Journal::new(&self.connection);
+        let mut expected_last_sequence = 0;
+        for event in [&begun, &some] {
+            let entry = NewEntry {
+                request: &assignment.request,
+                expected_last_sequence,
+                attempt: Attempt(1),
+                worker: Some(&elsewhere),
+                strikes: Strikes(0),
+                encoding: Encoding::Json,
+                event,
+            };
+            expected_last_sequence = journal.append(entry).await.unwrap();
+        }
     }
 
     /// The journal of a request.

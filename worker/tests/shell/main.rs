@@ -2,12 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod fleet;
+mod simulated;
 
 use flotilla_client::{Catalog, Journal, NewEntry};
 use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Cancel, Control, ControlReply, Refusal};
 use flotilla_protocol::catalog::{CatalogEntry, Quantize};
 use flotilla_protocol::codec::{decode_internal, encode_internal};
-use flotilla_protocol::event::{Accepted, ErrorCode, Event, EventKind, FinishReason, Phase, Tokens};
+use flotilla_protocol::event::{Accepted, ErrorCode, Event, EventKind, FinishReason, Phase};
 use flotilla_protocol::fleet::{ModelState, WorkerState};
 use flotilla_protocol::subject::encode_token;
 use flotilla_protocol::{Attempt, Encoding, Epoch, ModelName, Strikes, WorkerId, headers};
@@ -99,32 +100,7 @@ async fn later_attempt_continues_the_answer_of_an_earlier_one() {
 
     let mut second = assignment("r1", "adder", SUM);
     second.attempt = Attempt(2);
-    let elsewhere = WorkerId::new("w0").unwrap();
-    let begun = Event::Accepted(Accepted {
-        request: second.request.clone(),
-        model: second.model.clone(),
-        prompt_tokens: 9,
-    });
-    let some = Event::Tokens(Tokens {
-        offset: 0,
-        token_ids: tokens[..1].to_vec(),
-        text: text[..1].to_owned(),
-        logprobs: Vec::new(),
-    });
-    let journal = Journal::new(&fleet.connection);
-    let mut expected_last_sequence = 0;
-    for event in [&begun, &some] {
-        let entry = NewEntry {
-            request: &second.request,
-            expected_last_sequence,
-            attempt: Attempt(1),
-            worker: Some(&elsewhere),
-            strikes: Strikes(0),
-            encoding: Encoding::Json,
-            event,
-        };
-        expected_last_sequence = journal.append(entry).await.unwrap();
-    }
+    fleet.write_begun(&second, &text[..1], &tokens[..1]).await;
     fleet.assign(&second).await;
     assert_eq!(fleet.done().await.end, AttemptEnd::Terminal);
     let continued = fleet.journal(&second.request).await;

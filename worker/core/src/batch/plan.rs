@@ -52,6 +52,20 @@ impl<'a> StepPlan<'a> {
         self.planned.len()
     }
 
+    /// Tokens that are read by those who read several: by prompts, in whole or in chunks.
+    #[must_use]
+    pub fn prefill_tokens(&self) -> usize {
+        let lengths = self.planned.iter().map(|planned| planned.end - planned.start);
+        lengths.filter(|&tokens| tokens > 1).sum()
+    }
+
+    /// How many read one token, as everyone who decodes does.
+    #[must_use]
+    pub fn decoding_count(&self) -> usize {
+        let lengths = self.planned.iter().map(|planned| planned.end - planned.start);
+        lengths.filter(|&tokens| tokens == 1).count()
+    }
+
     /// The parts, those that decode first.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = PlanEntry<'a>> + use<'a> {
         let sequences = self.sequences;

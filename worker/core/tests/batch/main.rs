@@ -66,6 +66,25 @@ fn decodes_come_first_and_prompts_share_what_is_left_interactive_before_batch() 
 }
 
 #[test]
+fn a_plan_tells_how_much_of_it_is_read_and_how_many_decode() {
+    let mut batch = Batch::new(settings());
+    batch.add(sequence(1, Class::Batch, 3, 5)).unwrap();
+    let sizes = |batch: &mut Batch| {
+        let plan = batch.plan().unwrap();
+        (plan.prefill_tokens(), plan.decoding_count())
+    };
+    assert_eq!(sizes(&mut batch), (3, 0));
+    batch.complete(&[Some(7)]);
+    batch.add(sequence(2, Class::Batch, 4, 2)).unwrap();
+    batch.add(sequence(3, Class::Batch, 1, 2)).unwrap();
+    assert_eq!(
+        sizes(&mut batch),
+        (4, 2),
+        "a prompt of one token is read as a decode is"
+    );
+}
+
+#[test]
 fn interactive_sequences_are_admitted_before_batch_ones_and_nobody_passes_the_first() {
     let mut batch = Batch::new(settings());
     batch.add(sequence(1, Class::Batch, 39, 20)).unwrap();
