@@ -16,4 +16,5 @@ mod load;
 mod profiles;
 mod sampling;
 mod services;
+mod simulated;
 mod slow;
