@@ -254,7 +254,11 @@ mod tests {
     #[test]
     fn json_has_the_figures_of_every_policy_that_was_run() {
         let scenario = scenario();
-        let compared = compare(&scenario, &[PolicyName::Slo, PolicyName::Fifo].map(Choice::One), 1);
+        let compared = compare(
+            &scenario,
+            &[PolicyName::Slo, PolicyName::Fifo].map(Choice::One),
+            1,
+        );
         let json = serde_json::to_value(report::Report::new(&scenario, &compared)).unwrap();
         assert_eq!(json["name"], "bursts");
         assert!(json["ratios"]["goodput_vs_bound"].is_null());

@@ -168,7 +168,9 @@ impl ModelSpec {
     pub fn entry(&self) -> CatalogEntry {
         CatalogEntry {
             name: self.name.clone(),
-            source: ModelSource::Folder(self.name.as_str().into()),
+            source: ModelSource::Simulated {
+                kv_bytes_per_token: self.kv_bytes_per_token,
+            },
             facts: ModelFacts {
                 architecture: "simulated".to_owned(),
                 context_tokens_max: self.context_tokens_max,

@@ -2,7 +2,7 @@
 
 use flotilla_worker_core::batch::BatchSettings;
 use flotilla_worker_core::ledger::PAGE_BYTES;
-use flotilla_worker_core::residency::{Grant, ModelNeeds};
+use flotilla_worker_core::residency::{Grant, KvBlock, ModelNeeds};
 
 use crate::fleet::{DeviceSpec, ModelSpec};
 
@@ -16,6 +16,10 @@ pub(super) fn needs(model: &ModelSpec, device: &DeviceSpec, device_pages: u64) -
         workspace_pages: WORKSPACE_PAGES,
         kv_pages_min,
         kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+        kv_block: Some(KvBlock {
+            tokens: BLOCK_TOKENS,
+            bytes: block_bytes(model),
+        }),
     }
 }
 
