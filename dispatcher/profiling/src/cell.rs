@@ -268,9 +268,9 @@ fn floor(requests: f64) -> usize {
 const FOLLOWED_MIN: f64 = 0.9;
 /// The same without targets, where the device is to be overloaded until every slot of it is taken all the time.
 const FOLLOWED_MIN_UNBOUND: f64 = 0.8;
-/// Times of a request that the device is given to fill: after one the first requests end, and the next ones find the
-/// load that there will be.
-const FILL_TIMES: f64 = 1.5;
+/// Times of a request that the device is given to fill. After one the first requests end; a device that is offered
+/// little more than it can do takes two to have all its slots taken, and longer ones than the point before knew.
+const FILL_TIMES: f64 = 2.5;
 /// Times of a request that those that count come in, at least: within fewer, growth cannot be told from chance.
 const SPAN_TIMES: f64 = 6.0;
 /// Fewest requests that a percentile is taken of when time is short.

@@ -35,4 +35,4 @@ const POINTS_UNBOUND: f64 = 2.0;
 /// Times of a request that those that count come in.
 const SPAN_TIMES: f64 = 6.0;
 /// Times of a request before and after them.
-const AROUND_TIMES: f64 = 3.5;
+const AROUND_TIMES: f64 = 4.5;

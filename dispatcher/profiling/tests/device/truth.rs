@@ -118,7 +118,7 @@ proptest! {
 
 proptest! {
     // Each case takes long runs to know the truth.
-    #![proptest_config(ProptestConfig { cases: 4, max_shrink_iters: 5, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3, max_shrink_iters: 5, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn with_a_target_the_rate_found_is_the_highest_that_keeps_it(made in made(), patience in 1.5_f64..6.0) {
@@ -135,7 +135,13 @@ proptest! {
             let (output, input) = profile.cell(cell);
             let found = profile.document().tputs[output][input];
             prop_assert!(off(found, truth) < 0.15, "{cell:?}: tput {found}, truth {truth} of {saturation}");
-            let times = &simulated.answer(cell, &poisson(found))[500..3_500];
+            let alone = simulated.answer(cell, &[Duration::ZERO]);
+            // Where a rate beyond that of requests one after the other does not pass, that is the answer.
+            let times = match found <= 1.01 / alone[0].end.as_secs_f64() {
+                true => alone,
+                false => simulated.answer(cell, &poisson(found))[500..3_500].to_vec(),
+            };
+            let times = &times[..];
             let (e2e, ttft) = (profile.e2e(cell).value.as_secs_f64(), profile.ttft(cell).value.as_secs_f64());
             let truth = mean(times, |it| it.end - it.started);
             prop_assert!(off(e2e, truth) < 0.1, "{cell:?}: e2e {e2e}, truth {truth}");
