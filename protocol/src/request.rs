@@ -29,6 +29,9 @@ pub struct InferenceRequest {
     pub sampling: SamplingParams,
     /// Texts that end the answer and are not part of it; at most [`STOP_COUNT_MAX`].
     pub stop: Vec<String>,
+    /// Whether the model's end tokens are tokens like any other, so that the answer ends at `max_tokens`, the end
+    /// of the context or a stop string: for measurements, which need answers of a known length.
+    pub ignore_eos: bool,
     /// How long the model stays resident after this request.
     pub keep_alive: Option<KeepAlive>,
     /// The request is worthless this many milliseconds after it was published.

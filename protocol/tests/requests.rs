@@ -97,6 +97,8 @@ fn each_refusal_names_its_field() {
         (r#"{"input":"x","dimensions":2}"#, "dimensions"),
         (r#"{"input":"x","max_tokens":2}"#, "max_tokens"),
         (r#"{"input":"x","stop":"a"}"#, "stop"),
+        (r#"{"input":"x","ignore_eos":false}"#, "ignore_eos"),
+        (r#"{"prompt":"x","ignore_eos":"yes"}"#, "ignore_eos"),
         (r#"{"input":"x","prompt":"x"}"#, "input"),
         (r#"{"input":[]}"#, "input"),
         (r#"{"prompt":"x","stop":[""]}"#, "stop"),
@@ -111,6 +113,14 @@ fn each_refusal_names_its_field() {
         assert_eq!(code, ErrorCode::InvalidRequest, "{body}");
         assert_eq!(param.as_deref(), Some(field), "{body}: {message}");
     }
+}
+
+#[test]
+fn end_tokens_end_the_answer_unless_they_are_ignored() {
+    let ignored = |body| decode(body).unwrap().ignore_eos;
+    assert!(!ignored(r#"{"prompt":"x"}"#));
+    assert!(!ignored(r#"{"prompt":"x","ignore_eos":false}"#));
+    assert!(ignored(r#"{"prompt":"x","ignore_eos":true}"#));
 }
 
 #[test]

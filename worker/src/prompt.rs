@@ -25,6 +25,17 @@ pub(crate) struct Prompt {
     pub(crate) edits: LogitEdits,
     /// Texts that end the answer.
     pub(crate) stops: StopStrings,
+    /// Whether the model's end tokens end it as well.
+    pub(crate) end_tokens: EndTokens,
+}
+
+/// What the end tokens of a model are to an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndTokens {
+    /// They end it.
+    End,
+    /// They are tokens like any other.
+    Ignored,
 }
 
 /// What a request wants, ready to run.
@@ -78,6 +89,10 @@ impl Prompt {
             sampling,
             edits,
             stops,
+            end_tokens: match request.ignore_eos {
+                true => EndTokens::Ignored,
+                false => EndTokens::End,
+            },
         })
     }
 }

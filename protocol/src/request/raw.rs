@@ -57,6 +57,8 @@ pub(super) struct RawRequest {
     #[serde(default)]
     stop: Option<OneOrMany>,
     #[serde(default)]
+    ignore_eos: Option<bool>,
+    #[serde(default)]
     tools: Option<Vec<Value>>,
     #[serde(default)]
     tool_choice: Option<Value>,
@@ -167,6 +169,7 @@ impl RawRequest {
             max_tokens,
             sampling,
             stop: check_stop(self.stop)?,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
             keep_alive: self.keep_alive.map(|RawKeepAlive(keep_alive)| keep_alive),
             deadline_ms: self.deadline_ms,
             slo,
@@ -221,6 +224,7 @@ impl RawRequest {
             ("top_logprobs", self.top_logprobs.is_some()),
             ("seed", self.seed.is_some()),
             ("stop", self.stop.is_some()),
+            ("ignore_eos", self.ignore_eos.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             Some((field, _)) => Err(invalid(field, "has no meaning for embeddings; leave it out")),

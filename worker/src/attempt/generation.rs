@@ -16,7 +16,7 @@ use super::{Attempt, count};
 use crate::engine::{Made, NewRun, Run, RunEnd};
 use crate::error::chain;
 use crate::model::ModelText;
-use crate::prompt::Prompt;
+use crate::prompt::{EndTokens, Prompt};
 
 /// An answer in the making.
 #[derive(Debug)]
@@ -114,7 +114,10 @@ impl Generation {
             tokens: [&self.prompt.tokens, made_before].concat(),
             prompt_tokens: self.prompt.tokens.len(),
             new_tokens_max,
-            stop_token_ids: Arc::clone(&self.model.stop_token_ids),
+            stop_token_ids: match self.prompt.end_tokens {
+                EndTokens::End => Arc::clone(&self.model.stop_token_ids),
+                EndTokens::Ignored => Arc::default(),
+            },
             sampling: self.prompt.sampling,
             edits: self.prompt.edits.clone(),
             ahead_tokens_max: attempt.context.ahead_tokens_max,
