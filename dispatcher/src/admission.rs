@@ -13,7 +13,7 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelTask};
 use flotilla_protocol::event::{ErrorCode, RequestError, embeddings_bytes_max};
 use flotilla_protocol::request::{InferenceRequest, Input, Slo};
 use flotilla_protocol::subject::{SubjectError, Subjects};
-use flotilla_protocol::{Class, Encoding, IdError, ModelName, RequestId, Tenant, headers};
+use flotilla_protocol::{Class, Encoding, IdError, ModelName, RequestId, Tenant, WorkerId, headers};
 use thiserror::Error;
 use tokio::time::timeout;
 use tracing::warn;
@@ -47,7 +47,7 @@ pub(crate) enum Unreadable {
 #[derive(Debug)]
 pub(crate) enum Admitted {
     /// A request.
-    Valid(Arrival),
+    Valid(Box<Arrival>),
     /// A request that is ended with an error.
     Invalid {
         sequence: StreamSequence,
@@ -110,12 +110,14 @@ impl Desk {
                 Some(entry) => entry,
                 None => self.find(&envelope.model).await?,
             };
+            let only_worker = only_worker(&envelope.pulled)?;
             let body = &envelope.pulled.message.payload;
             let request = InferenceRequest::decode(&envelope.model, encoding, body, self.body_bytes_max)?;
             let wishes = Wishes {
                 deadline: request.deadline_ms.map(Duration::from_millis),
                 slo: request.slo,
                 tenant: request.tenant.clone(),
+                only_worker,
                 max_tokens: request.max_tokens,
                 is_embedding: request.is_embedding(),
             };
@@ -125,14 +127,14 @@ impl Desk {
         match checked.await {
             Ok((wishes, tokens, context_tokens_max)) => {
                 let output_tokens_max = wishes.output_tokens_max(tokens, context_tokens_max);
-                Admitted::Valid(arrival(
+                Admitted::Valid(Box::new(arrival(
                     envelope,
                     origin,
                     answer_encoding,
                     wishes,
                     tokens,
                     output_tokens_max,
-                ))
+                )))
             }
             Err(error) => Admitted::Invalid {
                 sequence: envelope.pulled.sequence,
@@ -202,6 +204,7 @@ struct Wishes {
     deadline: Option<Duration>,
     slo: Option<Slo>,
     tenant: Option<Tenant>,
+    only_worker: Option<WorkerId>,
     max_tokens: Option<u32>,
     is_embedding: bool,
 }
@@ -244,10 +247,21 @@ fn arrival(
         output_tokens_max,
         tenant: wishes.tenant,
         slo: wishes.slo,
+        only_worker: wishes.only_worker,
         age,
         deadline_in: wishes.deadline.map(|deadline| deadline.saturating_sub(age)),
         origin,
     }
+}
+
+/// The worker that the message's header names.
+fn only_worker(pulled: &Pulled) -> Result<Option<WorkerId>, RequestError> {
+    let named = pulled.header(headers::WORKER).map(WorkerId::new);
+    named.transpose().map_err(|error| RequestError {
+        code: ErrorCode::InvalidRequest,
+        message: format!("the header {} names no worker: {error}", headers::WORKER),
+        param: Some(headers::WORKER.to_owned()),
+    })
 }
 
 /// All vectors of a request travel in one event: what the server would not take is refused before it is made.

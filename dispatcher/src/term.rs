@@ -256,7 +256,7 @@ impl Term {
 
     fn take_checked(&mut self, done: Result<Checked, JoinError>) -> Result<(), DispatcherError> {
         match done.map_err(panicked("checked a request"))? {
-            Checked::Admitted(Admitted::Valid(arrival)) => self.take_arrival(arrival),
+            Checked::Admitted(Admitted::Valid(arrival)) => self.take_arrival(*arrival),
             Checked::Admitted(Admitted::Invalid {
                 sequence,
                 request,

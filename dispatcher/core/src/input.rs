@@ -45,6 +45,8 @@ pub struct Arrival {
     pub tenant: Option<Tenant>,
     /// Its own latency targets.
     pub slo: Option<Slo>,
+    /// The only worker that may have it, whatever share of the device is booked: it measures that worker.
+    pub only_worker: Option<WorkerId>,
     /// Time since it was published.
     pub age: Duration,
     /// Time left to its deadline, when it has one; zero when it passed.

@@ -68,6 +68,7 @@ pub(crate) struct Job {
     pub(crate) encoding: Encoding,
     pub(crate) body: Bytes,
     pub(crate) tenant: Option<Tenant>,
+    pub(crate) only_worker: Option<WorkerId>,
     /// What profiles are asked; never changes.
     pub(crate) asked: Asked,
     pub(crate) output_tokens_max: u32,
@@ -138,6 +139,7 @@ impl Job {
     pub(crate) fn new(now: Moment, arrival: Arrival, asked: Asked) -> Self {
         Self {
             tenant: arrival.tenant,
+            only_worker: arrival.only_worker,
             asked,
             output_tokens_max: arrival.output_tokens_max,
             prompt_count: arrival.prompt_count,
@@ -169,6 +171,11 @@ impl Job {
     pub(crate) fn price(&self, kind: Kind) -> Option<&Price> {
         let priced = self.prices.iter().find(|(priced, _)| *priced == kind);
         priced.map(|(_, price)| price)
+    }
+
+    /// Whether a worker may have it at all.
+    pub(crate) fn may_go_to(&self, worker: &WorkerId) -> bool {
+        self.only_worker.as_ref().is_none_or(|only| only == worker)
     }
 
     /// Where it waits while it can be in time.

@@ -4,7 +4,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use flotilla_protocol::{Class, Encoding, ModelName, RequestId, headers};
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId, WorkerId, headers};
 use thiserror::Error;
 
 use crate::connection::Connection;
@@ -71,12 +71,36 @@ pub fn new_request_id() -> RequestId {
 /// # Errors
 /// [`SubmitError`].
 pub async fn submit(connection: &Connection, new: NewRequest) -> Result<(), SubmitError> {
+    publish(connection, new, None).await
+}
+
+/// Publishes a request that only one worker may have, whatever profiles say of its load, and waits until the server
+/// has stored it: for measurements. Where there is no such worker it waits; give it a deadline.
+///
+/// # Errors
+/// [`SubmitError`].
+pub async fn submit_to(
+    connection: &Connection,
+    new: NewRequest,
+    worker: &WorkerId,
+) -> Result<(), SubmitError> {
+    publish(connection, new, Some(worker)).await
+}
+
+async fn publish(
+    connection: &Connection,
+    new: NewRequest,
+    worker: Option<&WorkerId>,
+) -> Result<(), SubmitError> {
     let subject = connection.subjects.request(new.class, &new.model);
     let bytes = new.body.len();
-    let message = PublishMessage::build()
+    let mut message = PublishMessage::build()
         .payload(new.body)
         .message_id(new.request.as_str())
         .header(headers::CONTENT_TYPE, new.encoding.content_type());
+    if let Some(worker) = worker {
+        message = message.header(headers::WORKER, worker.as_str());
+    }
     let stored = match connection.jetstream.send_publish(subject.clone(), message).await {
         Ok(answer) => answer.await,
         Err(error) => Err(error),

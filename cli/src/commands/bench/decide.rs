@@ -222,6 +222,7 @@ impl Stand {
             tenant: Tenant::new(tenant).ok(),
             slo: Some(Slo {
                 e2e_ms: Some(60_000.0),
+                only_worker: None,
                 ..Slo::default()
             }),
             age: Duration::ZERO,

@@ -30,7 +30,7 @@ impl Dispatcher {
         claimed: &[(WorkerId, usize)],
     ) -> Vec<Candidate<'a>> {
         let excluded = self.exclusions.of(&job.model);
-        let may_take = |id: &WorkerId| !excluded.is_some_and(|ids| ids.contains_key(id));
+        let may_take = |id: &WorkerId| job.may_go_to(id) && !excluded.is_some_and(|ids| ids.contains_key(id));
         let holders = self.fleet.holders(&job.model);
         let holders = holders.filter(|(id, worker)| may_take(id) && worker.takes_work());
         let mut candidates: Vec<_> = holders
@@ -173,8 +173,12 @@ impl Dispatcher {
         price.is_measured() && !is_fifo && !is_tired
     }
 
-    /// How a request's model is placed.
+    /// How a request's model is placed. Who measures a worker is to find out what it can do, not what a profile says
+    /// of it.
     pub(super) fn policy_of(&self, job: &Job) -> Policy {
+        if job.only_worker.is_some() {
+            return Policy::Fifo;
+        }
         let model = self.models.get(&job.model);
         model.map_or(Policy::default(), |model| model.policy)
     }

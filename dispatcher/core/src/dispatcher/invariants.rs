@@ -137,7 +137,7 @@ impl Dispatcher {
         assert!(self.fleet.reserved_count() <= self.reserved.len());
     }
 
-    /// Who has a target may wait for a device that meets it; everybody else takes what is idle: a device that has the
+    /// Who has a target may wait for a device that meets it, and who measures a worker for that one; everybody else takes what is idle: a device that has the
     /// model, or for a model that nobody has one without any.
     fn no_request_waits_while_an_idle_device_could_take_it(&self) {
         if self.deposed {
@@ -147,7 +147,7 @@ impl Dispatcher {
         for request in heads.chain(self.reserved.iter().cloned()) {
             let job = self.waiting(&request);
             let model = &job.model;
-            if aim(job) == Aim::Target {
+            if aim(job) == Aim::Target || job.only_worker.is_some() {
                 continue;
             }
             let excluded = self.exclusions.of(model);

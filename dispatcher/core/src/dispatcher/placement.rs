@@ -90,7 +90,9 @@ impl Dispatcher {
                 Progress::Made => {}
                 Progress::Stuck => {
                     self.touched.remove(&model);
-                    self.stuck.insert(model);
+                    if !self.is_held_up_by_a_measurement(&model) {
+                        self.stuck.insert(model);
+                    }
                 }
             }
         }
@@ -211,6 +213,14 @@ impl Dispatcher {
         Progress::Made
     }
 
+    /// Whether the first request waits for one worker only: who comes next may go to others.
+    fn is_held_up_by_a_measurement(&self, model: &ModelName) -> bool {
+        let first = self.queue.next_of(model, 1);
+        first
+            .iter()
+            .any(|request| self.waiting(request).only_worker.is_some())
+    }
+
     fn decide(&self, now: Moment, request: &RequestId, claimed: &[(WorkerId, usize)]) -> Verdict {
         let job = self.waiting(request);
         let policy = self.policy_of(job);
@@ -253,7 +263,8 @@ impl Dispatcher {
                     |index: usize| candidates[index].room == Room::Now && !indices.contains(&index);
                 Verdict::WaitFor {
                     first_free: first.map(place),
-                    rest_has_room: (0..candidates.len()).any(has_room),
+                    // Those behind one that waits for its only worker may go to others.
+                    rest_has_room: job.only_worker.is_some() || (0..candidates.len()).any(has_room),
                     claimed: indices.iter().map(place).collect(),
                 }
             }
@@ -293,12 +304,12 @@ impl Dispatcher {
 
     /// The device with least load among those that may take a request whose model nobody has.
     fn emptiest_device(&self, request: &RequestId) -> Option<(WorkerId, usize)> {
-        let model = &self.waiting(request).model;
-        let excluded = self.exclusions.of(model);
+        let job = self.waiting(request);
+        let excluded = self.exclusions.of(&job.model);
         let workers = self
             .fleet
             .roomy()
-            .filter(|(id, _)| !excluded.is_some_and(|ids| ids.contains_key(*id)));
+            .filter(|(id, _)| job.may_go_to(id) && !excluded.is_some_and(|ids| ids.contains_key(*id)));
         let devices = workers.flat_map(|(id, worker)| {
             let devices = worker.devices.iter().enumerate();
             devices.map(move |(index, device)| (device.load, id, index))

@@ -10,13 +10,14 @@ mod bench;
 use std::time::Duration;
 
 use flotilla_dispatcher_core::{Action, Admission, Arrival, AssignOutcome, JournalState, StreamSequence};
+use flotilla_profile::DeviceProfile;
 use flotilla_protocol::admin::CancelReply;
 use flotilla_protocol::assignment::{AttemptEnd, Refusal};
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason, RequestError, Usage};
-use flotilla_protocol::fleet::{ModelState, Report, WorkerState};
+use flotilla_protocol::fleet::{DeviceDescription, ModelState, Registration, Report, WorkerState};
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, Strikes};
 
-use bench::{Bench, arrival, done, model, open, report, request, with_model};
+use bench::{Bench, arrival, done, model, open, report, request, with_model, worker};
 
 /// A bench whose worker `w` runs request `a`, first attempt, seen by report 2.
 fn running() -> Bench {
@@ -648,4 +649,70 @@ fn a_worker_beyond_the_limit_is_ignored() {
     }
     assert_eq!(bench.dispatcher.fleet(bench.now).count(), 4);
     assert_eq!(bench.dispatcher.stats().workers_turned_away, 1);
+}
+
+#[test]
+fn a_request_that_measures_a_worker_waits_for_it_and_holds_up_nobody() {
+    let mut bench = Bench::new();
+    bench.report(with_model(report("v", 1, 4, &[]), "m", ModelState::Ready));
+    bench.report(with_model(report("w", 1, 0, &[]), "m", ModelState::Ready));
+    bench.arrive_as(Arrival {
+        only_worker: Some(worker("w")),
+        ..arrival("measuring", 1)
+    });
+    bench.arrive_as(Arrival {
+        only_worker: Some(worker("gone")),
+        ..arrival("lost", 2)
+    });
+    bench.wait(3.0);
+    assert!(bench.actions().is_empty(), "v has room, and is not the one");
+    bench.arrive("other", 3);
+    assert_eq!(bench.actions(), ["assign other to v: attempt 1, 0 strikes"]);
+    bench.report(with_model(report("w", 2, 1, &[]), "m", ModelState::Ready));
+    assert_eq!(bench.actions(), ["assign measuring to w: attempt 1, 0 strikes"]);
+}
+
+#[test]
+fn what_a_profile_says_of_a_worker_is_no_limit_to_who_measures_it() {
+    let mut bench = Bench::new();
+    bench.report(with_model(report("w", 1, 9, &[]), "m", ModelState::Ready));
+    bench
+        .dispatcher
+        .handle_registration(bench.now, &registration("w"));
+    // One request a second of one second: one at a time.
+    bench
+        .dispatcher
+        .handle_profile(bench.now, &model("m"), profile_of_one_at_a_time());
+    bench.arrive("a", 1);
+    assert_eq!(bench.actions(), ["assign a to w: attempt 1, 0 strikes"]);
+    bench.arrive_as(Arrival {
+        only_worker: Some(worker("w")),
+        ..arrival("measuring", 2)
+    });
+    assert_eq!(bench.actions(), ["assign measuring to w: attempt 1, 0 strikes"]);
+    bench.arrive("b", 3);
+    assert!(bench.actions().is_empty(), "for others it is one");
+}
+
+fn registration(id: &str) -> Registration {
+    Registration {
+        worker: worker(id),
+        incarnation: 1,
+        host: "host".into(),
+        version: "1".into(),
+        devices: vec![DeviceDescription {
+            index: 0,
+            kind: "kind".into(),
+            name: "device".into(),
+            memory_bytes: 100,
+            memory_bytes_per_s: None,
+            cost: None,
+        }],
+    }
+}
+
+fn profile_of_one_at_a_time() -> DeviceProfile {
+    let document = r#"{"gpu": "kind", "cost": 1.0, "created": 1.0, "indexes": [[16], [16]], "tputs": [[1.0]],
+        "e2e": [[1.0]]}"#;
+    DeviceProfile::from_json(document.as_bytes(), None).unwrap()
 }

@@ -39,6 +39,7 @@ pub fn arrival(id: &str, sequence: u64) -> Arrival {
         output_tokens_max: 16,
         tenant: None,
         slo: None,
+        only_worker: None,
         age: Duration::ZERO,
         deadline_in: None,
         origin: Origin::Fresh,

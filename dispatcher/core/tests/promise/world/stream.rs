@@ -124,6 +124,7 @@ impl World {
                 tpot_ms: wish.tpot_ms.map(f64::from),
                 ..Slo::default()
             }),
+            only_worker: None,
             age: Duration::from_millis(age_ms),
             deadline_in: wish.deadline_ms.map(left),
             origin,
