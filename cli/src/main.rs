@@ -2,6 +2,7 @@
 
 mod admin;
 mod arguments;
+mod cancelling;
 mod commands;
 mod context;
 mod exit;

@@ -13,6 +13,7 @@ mod endings;
 mod foreign_client;
 mod journal;
 mod load;
+mod profile_runs;
 mod profiles;
 mod sampling;
 mod services;

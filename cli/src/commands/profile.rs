@@ -1,5 +1,8 @@
 //! `flotilla profile`: how fast each device kind serves each model.
 
+mod heat_map;
+mod run;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -19,6 +22,8 @@ use crate::table::{Table, numbers, or_dash, words};
 /// What to do with profiles.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ProfileCommand {
+    /// Measures a model on a worker of the running fleet, and stores its profile
+    Run(Box<run::RunArguments>),
     /// Stores a profile from a file in AIBrix's JSON, unless a newer one is there
     Import {
         /// The file
@@ -38,11 +43,17 @@ pub(crate) enum ProfileCommand {
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Lists the profiles
+    /// Lists the profiles, or draws one
     Show {
         /// Only those of this model
         #[arg(long)]
         model: Option<ModelName>,
+        /// Only those of this device kind
+        #[arg(long)]
+        kind: Option<String>,
+        /// Draws the grid of the one profile into this file
+        #[arg(long, value_name = "FILE", requires = "model", requires = "kind")]
+        svg: Option<PathBuf>,
     },
     /// Removes a profile
     #[command(visible_alias = "rm")]
@@ -73,7 +84,15 @@ pub(crate) async fn run(context: &Context, command: ProfileCommand) -> anyhow::R
             import(context, &file, &model, kind.as_deref()).await?
         }
         ProfileCommand::Export { which, output } => export(context, &which, output.as_deref()).await?,
-        ProfileCommand::Show { model } => show(context, model.as_ref()).await?,
+        ProfileCommand::Run(arguments) => run::run(context, &arguments).await?,
+        ProfileCommand::Show {
+            model: Some(model),
+            kind: Some(kind),
+            svg: Some(file),
+        } => draw(context, &Which { model, kind }, &file).await?,
+        ProfileCommand::Show { model, kind, svg: _ } => {
+            show(context, model.as_ref(), kind.as_deref()).await?
+        }
         ProfileCommand::Remove { which } => remove(context, &which).await?,
     }
     Ok(Exit::Ok)
@@ -94,8 +113,7 @@ async fn import(context: &Context, file: &Path, model: &ModelName, kind: Option<
 }
 
 async fn export(context: &Context, which: &Which, file: Option<&Path>) -> anyhow::Result<()> {
-    let found = open(context).await?.entry(&which.model, &which.kind).await?;
-    let profile = found.ok_or_else(|| which.unknown())?;
+    let profile = which.read(context).await?;
     let json = serde_json::to_string(profile.document())?;
     let Some(file) = file else {
         return output::line(json);
@@ -107,11 +125,22 @@ async fn export(context: &Context, which: &Which, file: Option<&Path>) -> anyhow
     )
 }
 
-async fn show(context: &Context, model: Option<&ModelName>) -> anyhow::Result<()> {
+async fn draw(context: &Context, which: &Which, file: &Path) -> anyhow::Result<()> {
+    let profile = which.read(context).await?;
+    let svg = heat_map::svg(&which.model, &profile);
+    std::fs::write(file, svg).with_context(|| format!("cannot write {}", file.display()))?;
+    context.format.print_line(
+        &serde_json::json!({"drawn": file}),
+        format_args!("drawn into {}", file.display()),
+    )
+}
+
+async fn show(context: &Context, model: Option<&ModelName>, kind: Option<&str>) -> anyhow::Result<()> {
     let stored = open(context).await?.list().await?;
     let wanted = stored
         .into_iter()
-        .filter(|stored| model.is_none_or(|model| stored.model == *model));
+        .filter(|stored| model.is_none_or(|model| stored.model == *model))
+        .filter(|stored| kind.is_none_or(|kind| stored.kind == kind));
     let mut rows = Vec::new();
     for StoredProfile { model, kind, profile } in wanted {
         match profile {
@@ -149,6 +178,11 @@ async fn remove(context: &Context, which: &Which) -> anyhow::Result<()> {
 }
 
 impl Which {
+    async fn read(&self, context: &Context) -> anyhow::Result<DeviceProfile> {
+        let found = open(context).await?.entry(&self.model, &self.kind).await?;
+        Ok(found.ok_or_else(|| self.unknown())?)
+    }
+
     fn unknown(&self) -> ProfilesError {
         ProfilesError::Unknown {
             model: self.model.clone(),

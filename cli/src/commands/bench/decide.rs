@@ -222,9 +222,9 @@ impl Stand {
             tenant: Tenant::new(tenant).ok(),
             slo: Some(Slo {
                 e2e_ms: Some(60_000.0),
-                only_worker: None,
                 ..Slo::default()
             }),
+            only_worker: None,
             age: Duration::ZERO,
             deadline_in: None,
             origin: Origin::Fresh,

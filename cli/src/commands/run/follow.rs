@@ -1,17 +1,12 @@
 //! One request from its publish to its end, told on the terminal.
 
-use std::time::Duration;
-
-use anyhow::Context as _;
 use flotilla_client::{
     Answer, AnswerBuilder, Connection, Delivered, Events, NewRequest, new_request_id, submit,
 };
-use flotilla_protocol::assignment::Cancel;
-use flotilla_protocol::codec::encode_internal;
 use flotilla_protocol::event::{Event, Progress};
-use flotilla_protocol::{Class, Encoding, ModelName, RequestId, headers};
-use tokio::time::timeout;
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId};
 
+use crate::cancelling::cancel;
 use crate::output::{self, Format, StatusLine};
 use crate::stop::Signals;
 use crate::table::span_ms;
@@ -72,7 +67,7 @@ impl<'a> Asked<'a> {
                 delivered = self.events.next() => delivered?,
                 () = signals.next() => {
                     screen.end()?;
-                    self.cancel().await?;
+                    cancel(self.connection, [self.request]).await?;
                     return Ok(Ended::Interrupted);
                 }
             };
@@ -83,23 +78,6 @@ impl<'a> Asked<'a> {
                 return Ok(Ended::Answered(answer));
             }
         }
-    }
-
-    async fn cancel(&self) -> anyhow::Result<()> {
-        let body = encode_internal(&Cancel {
-            request: self.request.clone(),
-        })?;
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert(headers::CONTENT_TYPE, Encoding::MessagePack.content_type());
-        let client = &self.connection.client;
-        client
-            .publish_with_headers(self.connection.subjects.cancel(), headers, body)
-            .await
-            .context("cannot cancel the request")?;
-        timeout(FLUSH_MAX, client.flush())
-            .await
-            .context("the server did not take the cancellation in time")??;
-        Ok(())
     }
 }
 
@@ -162,9 +140,6 @@ fn sentence(progress: &Progress) -> String {
     }
     sentence
 }
-
-/// How long the cancellation may take to leave this machine.
-const FLUSH_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
