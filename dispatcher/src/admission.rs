@@ -110,9 +110,9 @@ impl Desk {
                 Some(entry) => entry,
                 None => self.find(&envelope.model).await?,
             };
-            let only_worker = only_worker(&envelope.pulled)?;
             let body = &envelope.pulled.message.payload;
             let request = InferenceRequest::decode(&envelope.model, encoding, body, self.body_bytes_max)?;
+            let only_worker = only_worker(&envelope.pulled, request.deadline_ms)?;
             let wishes = Wishes {
                 deadline: request.deadline_ms.map(Duration::from_millis),
                 slo: request.slo,
@@ -254,14 +254,28 @@ fn arrival(
     }
 }
 
-/// The worker that the message's header names.
-fn only_worker(pulled: &Pulled) -> Result<Option<WorkerId>, RequestError> {
-    let named = pulled.header(headers::WORKER).map(WorkerId::new);
-    named.transpose().map_err(|error| RequestError {
+/// The worker that the message's header names. That worker may never come, and every wait has an end.
+fn only_worker(pulled: &Pulled, deadline_ms: Option<u64>) -> Result<Option<WorkerId>, RequestError> {
+    let refused = |param: &str, message| RequestError {
         code: ErrorCode::InvalidRequest,
-        message: format!("the header {} names no worker: {error}", headers::WORKER),
-        param: Some(headers::WORKER.to_owned()),
-    })
+        message,
+        param: Some(param.to_owned()),
+    };
+    let Some(named) = pulled.header(headers::WORKER) else {
+        return Ok(None);
+    };
+    let worker = WorkerId::new(named).map_err(|error| {
+        let message = format!("the header {} names no worker: {error}", headers::WORKER);
+        refused(headers::WORKER, message)
+    })?;
+    if deadline_ms.is_none() {
+        let message = format!(
+            "is missing; a request with the header {} needs one",
+            headers::WORKER
+        );
+        return Err(refused("deadline_ms", message));
+    }
+    Ok(Some(worker))
 }
 
 /// All vectors of a request travel in one event: what the server would not take is refused before it is made.

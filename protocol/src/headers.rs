@@ -7,7 +7,8 @@ pub const EVENT: &str = "Flotilla-Event";
 /// Attempt that wrote a journal message; 0 when the dispatcher wrote it.
 pub const ATTEMPT: &str = "Flotilla-Attempt";
 /// Worker that wrote a journal message; absent when the dispatcher wrote it. On a request: the only worker that may
-/// have it, which is for measurements. Such a request is no part of the load that profiles limit.
+/// have it, which is for measurements. Such a request needs a
+/// `deadline_ms`, and no profile limits how many of them run.
 pub const WORKER: &str = "Flotilla-Worker";
 /// On `accepted`: strikes that the request had when the attempt began.
 pub const STRIKES: &str = "Flotilla-Strikes";

@@ -233,23 +233,35 @@ async fn a_request_for_one_worker_waits_for_it_while_others_are_served() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_header_that_names_no_worker_is_refused_by_its_name() -> Result<()> {
+async fn a_request_for_one_worker_is_refused_without_its_name_or_an_end_of_the_wait() -> Result<()> {
     let fleet = Fleet::builder().start().await?;
-    let question = Question::prompt("adder", "1+1=");
-    let mut events = Events::subscribe(&fleet.connection, question.request.clone()).await?;
-    let subject = fleet.connection.subjects.request(question.class, &question.model);
-    let message = PublishMessage::build()
-        .payload(question.body.to_string().into())
-        .message_id(question.request.as_str())
-        .header("Flotilla-Worker", "not a worker!");
-    fleet
-        .connection
-        .jetstream
-        .send_publish(subject, message)
-        .await?
-        .await?;
-    let error = Answer::collect(&mut events).await?.end.expect_err("a refusal");
-    assert_eq!(error.code, ErrorCode::InvalidRequest);
-    assert_eq!(error.param.as_deref(), Some("Flotilla-Worker"));
+    let cases = [
+        (
+            "not a worker!",
+            json!({"prompt": "1+1=", "deadline_ms": 1000}),
+            "Flotilla-Worker",
+        ),
+        ("w0", json!({"prompt": "1+1="}), "deadline_ms"),
+    ];
+    for (worker, body, field) in cases {
+        let question = Question::new("adder", body);
+        let mut events = Events::subscribe(&fleet.connection, question.request.clone()).await?;
+        let subject = fleet.connection.subjects.request(question.class, &question.model);
+        let message = PublishMessage::build()
+            .payload(question.body.to_string().into())
+            .message_id(question.request.as_str())
+            .header("Flotilla-Worker", worker);
+        fleet
+            .connection
+            .jetstream
+            .send_publish(subject, message)
+            .await?
+            .await?;
+        let error = Answer::collect(&mut events).await?.end.expect_err("a refusal");
+        assert_eq!(
+            (error.code, error.param.as_deref()),
+            (ErrorCode::InvalidRequest, Some(field))
+        );
+    }
     Ok(())
 }

@@ -75,7 +75,7 @@ pub async fn submit(connection: &Connection, new: NewRequest) -> Result<(), Subm
 }
 
 /// Publishes a request that only one worker may have, whatever profiles say of its load, and waits until the server
-/// has stored it: for measurements. Where there is no such worker it waits; give it a deadline.
+/// has stored it: for measurements. Its body must have a `deadline_ms`, since that worker may never come.
 ///
 /// # Errors
 /// [`SubmitError`].
