@@ -115,6 +115,7 @@ impl Policy for Flotilla {
             slo: arriving.slo,
             age: now.since(arriving.published),
             deadline_in: left(now, arriving.deadline),
+            only_worker: None,
             origin: Origin::Fresh,
         };
         let admission = self.core.handle_arrival(now, arrival);
