@@ -13,7 +13,7 @@ test: ## everything: format, lints, unit and integration tests with a real nats-
 check: ## the fast loop: format, lints, tests that need no other process
 	@.ci/check.sh
 
-bench: ## the dispatcher against bare JetStream, the engine against memory and llama.cpp: ratios
+bench: ## dispatcher against JetStream, decisions, engine against memory and llama.cpp, policies against each other
 	@deploy/bench.sh
 
 build: ## the release binary

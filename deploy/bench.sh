@@ -16,6 +16,17 @@ bench_dispatch() {
     "$flotilla" bench dispatch "$@"
 }
 
+bench_decide() { "$flotilla" bench decide "$@"; }
+
+# Placement policies against each other and the bound, on the traces that are built in.
+bench_simulate() {
+    local trace traces=("$@")
+    [ $# -gt 0 ] || traces=(composite overload long-tail)
+    for trace in "${traces[@]}"; do
+        "$flotilla" simulate "$trace" --policy all
+    done
+}
+
 # llama.cpp is compiled for this very processor, which takes some minutes the first time.
 bench_engine() {
     local python peer=()
@@ -30,7 +41,7 @@ bench_engine() {
 
 cargo build --release -p flotilla-cli
 if [ $# = 0 ]; then
-    for name in dispatch engine; do
+    for name in dispatch decide engine simulate; do
         say "$name"
         "bench_$name"
     done
@@ -39,6 +50,6 @@ fi
 name=$1
 shift
 case $name in
-    dispatch | engine) "bench_$name" "$@" ;;
+    dispatch | decide | engine | simulate) "bench_$name" "$@" ;;
     *) exec "$flotilla" bench "$name" "$@" ;;
 esac

@@ -18,8 +18,10 @@ use crate::exit::Exit;
 use crate::table::{Table, bytes, numbers, or_dash, span_ms, words};
 
 mod simulated;
+mod treatment;
 
 use simulated::SimulatedArguments;
+use treatment::TreatmentArguments;
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
@@ -44,6 +46,9 @@ pub(crate) enum ModelsCommand {
         /// What a model without files is said to be.
         #[command(flatten)]
         simulated: SimulatedArguments,
+        /// How its requests are to be treated.
+        #[command(flatten)]
+        treatment: TreatmentArguments,
     },
     /// Removes a model from the catalog; its files stay
     Rm {
@@ -88,12 +93,13 @@ pub(crate) async fn run(context: &Context, command: ModelsCommand) -> anyhow::Re
             folder,
             quantize,
             simulated,
+            treatment,
         } => {
             let entry = match folder {
                 Some(folder) => describe(name, &folder, quantize)?,
                 None => simulated.entry(name),
             };
-            add(context, &entry).await?;
+            add(context, &treatment.apply(entry)).await?;
         }
         ModelsCommand::Rm { name } => remove(context, &name).await?,
         ModelsCommand::Load(arguments) => {
@@ -206,6 +212,9 @@ fn facts(shown: &Shown) -> Table {
     row("slots", or_dash(entry.slots));
     row("keep alive", or_dash(entry.keep_alive.map(keep_alive_text)));
     row("pin", yes_or_dash(entry.pin));
+    row("targets", or_dash(treatment::targets(entry)));
+    row("policy", entry.policy.unwrap_or_default().to_string());
+    row("answer tokens", or_dash(entry.output_tokens_prior));
     table
 }
 
