@@ -1,36 +1,42 @@
-//! How many requests anybody could serve within their targets, who knew every answer's length and every arrival.
+//! How many requests anybody could serve within their targets, who knew every answer's length and every
+//! arrival.
 //!
-//! An upper bound, not a policy: no schedule stands behind it. What is proved is that no run of this simulator,
-//! whoever decides in it, has more requests within their targets on the same fleet and trace.
+//! An upper bound, not a policy: no schedule stands behind it. What is proved is that no run of this
+//! simulator, whoever decides in it, has more requests within their targets on the same fleet and trace.
 //!
-//! **Work.** A step of a device takes `read/rate + step(n)` for the prompt tokens that it reads and the `n` requests that
-//! get a token (`step(0) = 0`). Let each prompt token account for `1/rate` of it and each of the `n` for `step(n)/n`; that is all
-//! of it. So a request with `p` prompt tokens and an answer of `q + 1` accounts for at least `p/rate` while it is read and
-//! at least `step(n_i)/n_i` in each of `q` later steps. The least convex function below the points `(step(n), step(n)/n)`
-//! that nowhere rises, call it `f`, gives by Jensen's inequality `q * f(mean of step(n_i))`; and the mean is at
-//! most the time that is left for the answer, divided by `q`. A step that is shared by more is longer.
+//! **Work.** A step of a device takes `read/rate + step(n)` for the prompt tokens that it reads and the `n`
+//! requests that get a token (`step(0) = 0`). Let each prompt token account for `1/rate` of it and each of
+//! the `n` for `step(n)/n`; that is all of it. So a request with `p` prompt tokens and an answer of `q + 1`
+//! accounts for at least `p/rate` while it is read and at least `step(n_i)/n_i` in each of `q` later steps.
+//! The least convex function below the points `(step(n), step(n)/n)` that nowhere rises, call it `f`, gives
+//! by Jensen's inequality `q * f(mean of step(n_i))`; and the mean is at most the time that is left for the
+//! answer, divided by `q`. A step that is shared by more is longer. (The engine counts a chunk of one prompt
+//! token as a token that is made; so of a prompt token the lesser of both is taken. Requests have no tokens in
+//! common, so nothing is read twice or found in a cache. An attempt that ended elsewhere only adds work.)
 //!
-//! **Windows.** A request within its targets is read between its arrival at a device and the last moment for its first
-//! token, and its later tokens are made before its last moment. Where only the first token has a limit, the engine sets
-//! one: a request that has its first token is part of every step of its model, and between two of these each other
-//! resident model has one at most.
+//! **Windows.** A request within its targets is read between its arrival at a device and the last moment for
+//! its first token, and its later tokens are made before its last moment. Where only the first token has a
+//! limit, the engine sets one: a request that has its first token is part of every step of its model, and
+//! between two of these each other resident model has one at most.
 //!
-//! **Prices.** Let `S` be the requests within their targets of some run, each on one kind of device. Put any price
-//! `y >= 0` on each second of each kind in each slot of time; `C` is what a kind has in a slot: its devices times the slot's
-//! length. Let `c_r` be what the least work of `r` costs in the cheapest slots of its windows, on its cheapest kind. Then
+//! **Prices.** Let `S` be the requests within their targets of some run, each on one kind of device. Put any
+//! price `y >= 0` on each second of each kind in each slot of time; `C` is what a kind has in a slot: its
+//! devices times the slot's length. Let `c_r` be what the least work of `r` costs in the cheapest slots of
+//! its windows, on its cheapest kind. Then
 //!
 //! ```text
 //! |S| = sum over S of 1 <= sum over S of max(0, 1 - c_r) + sum over S of c_r
 //!                       <= sum over all r of max(0, 1 - c_r) + sum over all slots of C * y
 //! ```
 //!
-//! as what the requests of `S` account for in a slot is at most `C`, and costs them at least `c_r` each. (This is weak duality
-//! of the linear program that serves fractions of requests, in any order, on devices that share all work.) Any
-//! prices give a bound; good ones are found by raising them where too much wants to go and lowering them elsewhere,
-//! and the best bound that comes by is kept.
+//! as what the requests of `S` account for in a slot is at most `C`, and costs them at least `c_r` each.
+//! (This is weak duality of the linear program that serves fractions of requests, in any order, on devices
+//! that share all work.) Any prices give a bound; good ones are found by raising them where too much wants to
+//! go and lowering them elsewhere, and the best bound that comes by is kept.
 //!
-//! What it leaves out makes it larger, never smaller: loads and memory, that a request's tokens come one after another,
-//! that a device serves whole requests, and that full batches need many requests of one model at once.
+//! What it leaves out makes it larger, never smaller: loads and memory, that a request's tokens come one
+//! after another, that a device serves whole requests, and that full batches need many requests of one model
+//! at once.
 
 mod prices;
 mod service;

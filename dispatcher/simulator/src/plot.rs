@@ -1,7 +1,7 @@
 //! Pictures of a comparison, as SVG.
 //!
-//! Each policy has one colour and one marker in all of them; colours are told apart without red and green (Okabe and
-//! Ito's), and beyond the eighth policy lines are dashed.
+//! Each policy has one colour and one marker in all of them; colours are told apart without red and green
+//! (Okabe and Ito's), and beyond the eighth policy lines are dashed.
 
 mod chart;
 mod pictures;

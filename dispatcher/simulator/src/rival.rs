@@ -1,12 +1,13 @@
 //! Rival policies, re-implemented from what is published about them.
 //!
-//! Each decides as the rival would, defects that its authors or users describe included, and gets the same fleet,
-//! the same messages and the same workers as the real dispatcher. Where a rival's behaviour is not known, the
-//! choice that serves it better was made. What is modelled and what is not stands at the head of each file.
+//! Each decides as the rival would, defects that its authors or users describe included, and gets the same
+//! fleet, the same messages and the same workers as the real dispatcher. Where a rival's behaviour is not
+//! known, the choice that serves it better was made. What is modelled and what is not stands at the head of
+//! each file.
 //!
-//! Workers take as much as they are given ([`crate::policy::Intake::Unbounded`]), as an inference server's own queue does. A client whose
-//! deadline passes closes its connection: the server stops at once, and a router that still holds the request
-//! learns of it.
+//! Workers take as much as they are given ([`crate::policy::Intake::Unbounded`]), as an inference server's
+//! own queue does. A client whose deadline passes closes its connection: the server stops at once, and a
+//! router that still holds the request learns of it.
 
 mod aibrix;
 mod departures;

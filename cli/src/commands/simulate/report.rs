@@ -63,22 +63,8 @@ pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
         numbers("LATE"),
     ]);
     let bound = comparison.bound.as_ref();
-    for Compared { policy, figures, .. } in &comparison.runs {
-        table.row([
-            policy.to_string(),
-            percent(figures.slo_share),
-            format!("{:.2}", figures.goodput_rps),
-            of_bound(figures, bound).map_or_else(nothing, percent),
-            seconds(figures.s_per_token.p50, 4),
-            seconds(figures.s_per_token.p99, 4),
-            seconds(figures.ttft_s.p99, 2),
-            seconds(figures.e2e_s.p99, 2),
-            format!("{:.4}", figures.cost),
-            figures.loads.to_string(),
-            figures.swaps.to_string(),
-            seconds(Some(figures.max_wait_s), 2),
-            figures.deadline_exceeded.to_string(),
-        ]);
+    for run in &comparison.runs {
+        table.row(cells(run, bound));
     }
     if let Some(bound) = bound {
         let known = [
@@ -92,6 +78,25 @@ pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
         table.row(known.into_iter().chain(unknown));
     }
     vec![table]
+}
+
+fn cells(run: &Compared, bound: Option<&Bound>) -> [String; 13] {
+    let figures = &run.figures;
+    [
+        run.policy.to_string(),
+        percent(figures.slo_share),
+        format!("{:.2}", figures.goodput_rps),
+        of_bound(figures, bound).map_or_else(nothing, percent),
+        seconds(figures.s_per_token.p50, 4),
+        seconds(figures.s_per_token.p99, 4),
+        seconds(figures.ttft_s.p99, 2),
+        seconds(figures.e2e_s.p99, 2),
+        format!("{:.4}", figures.cost),
+        figures.loads.to_string(),
+        figures.swaps.to_string(),
+        seconds(Some(figures.max_wait_s), 2),
+        figures.deadline_exceeded.to_string(),
+    ]
 }
 
 fn row(figures: &Figures) -> Value {

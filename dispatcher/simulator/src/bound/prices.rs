@@ -1,9 +1,9 @@
 //! Prices of device time that make a good bound.
 //!
-//! A market in rounds: every request looks for the cheapest slots, prices rise where more is asked for than there is,
-//! and fall elsewhere. Each price has a pace of its own, which grows while the price goes one way and halves when
-//! it turns, so that neither the scale of prices nor how full the fleet is has to be known. Nothing that is found this
-//! way has to be believed: whatever the prices, what they give is a bound.
+//! A market in rounds: every request looks for the cheapest slots, prices rise where more is asked for than
+//! there is, and fall elsewhere. Each price has a pace of its own, which grows while the price goes one way
+//! and halves when it turns, so that neither the scale of prices nor how full the fleet is has to be known.
+//! Nothing that is found this way has to be believed: whatever the prices, what they give is a bound.
 
 use std::ops::RangeInclusive;
 
@@ -80,8 +80,8 @@ impl Market {
         rows.map(|row| vec![value; row.len()]).collect()
     }
 
-    /// What is asked for at some prices. What costs about as much as the cheapest is asked for in parts; `width` says
-    /// how much more that is, as a part of what a request is worth.
+    /// What is asked for at some prices. What costs about as much as the cheapest is asked for in parts;
+    /// `width` says how much more that is, as a part of what a request is worth.
     fn demand(&self, prices: &PerSlot, width: f64) -> Demand {
         let cheapest: Vec<_> = prices.iter().map(|row| Cheapest::of(row)).collect();
         let slots = prices.iter().flatten().zip(self.capacity_s.iter().flatten());
@@ -158,11 +158,12 @@ fn width(round: u32) -> f64 {
     WIDTH_FIRST * (WIDTH_LAST / WIDTH_FIRST).powf(f64::from(round) / f64::from(ROUNDS))
 }
 
-/// Ten times as many make the bounds of the built-in traces smaller by one in five hundred at most.
+/// Ten times as many make the bounds of the built-in traces smaller by one in two hundred at most.
 const ROUNDS: u32 = 400;
 /// Of what a request is worth; wider at first than prices are wrong then.
 const WIDTH_FIRST: f64 = 0.2;
-/// Of what a request is worth; the bound is larger than the best one by about as much of the doubtful requests.
+/// Of what a request is worth; the bound is larger than the best one by about as much of the doubtful
+/// requests.
 const WIDTH_LAST: f64 = 0.01;
 /// Lowest price, from which it can rise again; a request is worth 1, and none needs a million seconds.
 const PRICE_MIN: f64 = 1e-7;

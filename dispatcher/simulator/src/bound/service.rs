@@ -41,7 +41,8 @@ pub(super) struct Need {
 }
 
 impl Service {
-    /// `neighbours` are the models that may be resident beside this one; each may have a step between two of its.
+    /// `neighbours` are the models that may be resident beside this one; each may have a step between two of
+    /// its.
     pub(super) fn new(
         fleet: &FleetSpec,
         model: &ModelSpec,

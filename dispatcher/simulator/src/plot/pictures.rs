@@ -1,4 +1,5 @@
-//! The pictures, each a function of the comparison. Policies are drawn last to first, so that the first is on top.
+//! The pictures, each a function of the comparison. Policies are drawn last to first, so that the first is on
+//! top.
 
 use std::collections::BTreeSet;
 

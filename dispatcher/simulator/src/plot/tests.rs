@@ -95,7 +95,8 @@ fn what_is_written_cannot_be_taken_for_markup() {
     assert!(!svg.contains("<script>") && svg.contains("&lt;b&gt;"));
 }
 
-/// Every tag is closed in its order, attributes have names and quoted values, and no bare `&` or `<` stands in text.
+/// Every tag is closed in its order, attributes have names and quoted values, and no bare `&` or `<` stands
+/// in text.
 fn assert_well_formed(svg: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = svg;

@@ -2,25 +2,29 @@
 //!
 //! What it does, as published and as its code of autumn 2026 does it:
 //!
-//! * One queue router a model. Requests wait in a line for each pair of rounded log2 of predicted answer and prompt,
-//!   first in first out; the heads are ranked by time waited + time expected - target on their best deployment,
-//!   lost ones first; a head that finds no room lets the next one pass.
+//! * One queue router a model. Requests wait in a line for each pair of rounded log2 of predicted answer and
+//!   prompt, first in first out; the heads are ranked by time waited + time expected - target on their best
+//!   deployment, lost ones first; a head that finds no room lets the next one pass.
 //! * A deployment is a device kind. The one with the most slack is always tried, another while its rank says
-//!   that the target is met. Within it the pod with the least (or, packed, the most) load that stays within 1.0.
-//! * A request's load is 1 / (throughput x time) of its nearest cell, booked when it is routed and given back when
-//!   it ends, nothing in between. Lengths beyond the grid are those of its last cell.
-//! * The answer's length is drawn from what such prompts got within 240 s, anew at each call: for the line, for
-//!   each rank, for each target, for each pod, and for the booking. Without history it is 1.
-//! * Lines move when a request of the model arrives or one ends whose pod is below 1.0 then, and at no other time.
+//!   that the target is met. Within it the pod with the least (or, packed, the most) load that stays within
+//!   1.0.
+//! * A request's load is 1 / (throughput x time) of its nearest cell, booked when it is routed and given back
+//!   when it ends, nothing in between. Lengths beyond the grid are those of its last cell.
+//! * The answer's length is drawn from what such prompts got within 240 s, anew at each call: for the line,
+//!   for each rank, for each target, for each pod, and for the booking. Without history it is 1.
+//! * Lines move when a request of the model arrives or one ends whose pod is below 1.0 then, and at no other
+//!   time.
 //! * A request whose pick fails for another reason than load is answered with an error. Without any profile
-//!   that can rank, the earliest head goes to the pod with the fewest requests. With one pod there is no queue.
+//!   that can rank, the earliest head goes to the pod with the fewest requests. With one pod there is no
+//!   queue.
 //! * Whoever waits for 60 s gets an error from the proxy in front.
 //!
-//! What it is given beyond that: every device is a pod of every model that fits, although AIBrix itself gives a pod
-//! one model; whose client has left is dropped when it comes to the head of its line, where the code routes it; and
-//! a profile's targets are replaced by those that the trace's requests agree on, as its operator would have
-//! written them; and cells that only the dispatcher's own reading of its targets calls infeasible are not
-//! (`generated`). Targets of single requests are unknown to it. Only one gateway is modelled, and no restart.
+//! What it is given beyond that: every device is a pod of every model that fits, although AIBrix itself gives
+//! a pod one model; whose client has left is dropped when it comes to the head of its line, where the code
+//! routes it; and a profile's targets are replaced by those that the trace's requests agree on, as its
+//! operator would have written them; and cells that only the dispatcher's own reading of its targets calls
+//! infeasible are not (`generated`). Targets of single requests are unknown to it. Only one gateway is
+//! modelled, and no restart.
 
 mod generated;
 mod picker;

@@ -1,7 +1,7 @@
 //! The server with the fewest requests, as most gateways and AIBrix's `least-request` have it.
 //!
-//! Among equals one is drawn. Servers are equal whatever their kind; every device that has room for the model is a
-//! server of it. Nothing waits at the router.
+//! Among equals one is drawn. Servers are equal whatever their kind; every device that has room for the model
+//! is a server of it. Nothing waits at the router.
 
 use super::Servers;
 use super::placed::Placed;

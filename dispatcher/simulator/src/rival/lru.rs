@@ -1,10 +1,10 @@
 //! A cache of models: who holds one serves it, and the least recently used one makes room.
 //!
-//! What multi-model servers with a distributed LRU cache do. A request goes to the least busy server that holds its
-//! model and has a free slot. Without one, the model is loaded on another server: where there is room, else where
-//! the idle model that was used longest ago would leave (the worker evicts idle models, least recently used first).
-//! When nobody has a free slot, the least busy holder takes it. Nothing waits at the router, nothing is prefetched,
-//! no target is looked at, and servers are equal whatever their kind.
+//! What multi-model servers with a distributed LRU cache do. A request goes to the least busy server that
+//! holds its model and has a free slot. Without one, the model is loaded on another server: where there is
+//! room, else where the idle model that was used longest ago would leave (the worker evicts idle models,
+//! least recently used first). When nobody has a free slot, the least busy holder takes it. Nothing waits at
+//! the router, nothing is prefetched, no target is looked at, and servers are equal whatever their kind.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

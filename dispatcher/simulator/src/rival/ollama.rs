@@ -2,21 +2,24 @@
 //!
 //! Modelled is version 0.3.14, whose defaults give a model four slots at once (later ones give it one):
 //!
-//! * One loop takes requests in the order of their arrival (512 may wait, more are refused), each to the end of
-//!   its placement before it looks at the next. Who is at the head and cannot be placed holds up everybody.
-//! * A model that is loaded takes its requests at once; beyond its slots they wait in a line of its own. A model
-//!   is loaded at most once, however many devices are idle.
-//! * A model that is not loaded goes to the device with the most free memory that holds it whole with keys and
-//!   values for four full contexts; if none does, for one. While any model is being loaded the loop waits, unless
-//!   the head's model is loaded.
-//! * When it fits nowhere, or three models for each device are loaded, one is evicted: the first idle one in the order
-//!   of keep-alive, equals in any order; without an idle one the first of all, which leaves when its requests have
-//!   ended. The loop waits until some model has left, which is noticed 250 ms later, and begins again.
+//! * One loop takes requests in the order of their arrival (512 may wait, more are refused), each to the end
+//!   of its placement before it looks at the next. Who is at the head and cannot be placed holds up
+//!   everybody.
+//! * A model that is loaded takes its requests at once; beyond its slots they wait in a line of its own. A
+//!   model is loaded at most once, however many devices are idle.
+//! * A model that is not loaded goes to the device with the most free memory that holds it whole with keys
+//!   and values for four full contexts; if none does, for one. While any model is being loaded the loop
+//!   waits, unless the head's model is loaded.
+//! * When it fits nowhere, or three models for each device are loaded, one is evicted: the first idle one in
+//!   the order of keep-alive, equals in any order; without an idle one the first of all, which leaves when
+//!   its requests have ended. The loop waits until some model has left, which is noticed 250 ms later, and
+//!   begins again.
 //! * An idle model leaves five minutes after its last request ended.
 //!
 //! Not modelled: layers on the CPU (a model that no empty device holds is refused), several devices for one
 //! model, readiness that is polled, memory that comes back slowly or is estimated wrongly, and the races and
-//! deadlocks of that version, all of which would only slow it down. A load outlives the client that asked first.
+//! deadlocks of that version, all of which would only slow it down. A load outlives the client that asked
+//! first.
 
 mod gpu;
 mod runner;
@@ -240,8 +243,8 @@ impl Ollama {
         self.place_pending(now);
     }
 
-    /// Once all devices have reported: what is resident from the start gets one runner each, on the device with the
-    /// most free memory of those that hold it. Further copies leave.
+    /// Once all devices have reported: what is resident from the start gets one runner each, on the device
+    /// with the most free memory of those that hold it. Further copies leave.
     fn adopt(&mut self, now: Moment) {
         for (name, model) in &self.models {
             let holders = (0..self.gpus.len()).filter(|&gpu| self.gpus[gpu].resident.contains(name));

@@ -23,7 +23,8 @@ pub(super) fn model_name(name: &str) -> ModelName {
     ModelName::new(name).unwrap()
 }
 
-/// A profile with 4..512 output and 128..2048 prompt tokens, as the published grid. `cell` gives throughput and time.
+/// A profile with 4..512 output and 128..2048 prompt tokens, as the published grid. `cell` gives throughput
+/// and time.
 pub(super) fn profile(kind: &str, cell: impl Fn(usize, usize) -> (f64, f64)) -> Profile {
     let matrix = |pick: fn((f64, f64)) -> f64| {
         let row = |output| (0..5).map(|input| pick(cell(output, input))).collect();
@@ -123,7 +124,8 @@ pub(super) fn in_trace(arriving: &Arriving) -> TraceRequest {
     }
 }
 
-/// What a policy has ordered since this was last asked, as `request>worker`, `request!reason` and `model-worker`.
+/// What a policy has ordered since this was last asked, as `request>worker`, `request!reason` and
+/// `model-worker`.
 pub(super) fn orders(policy: &mut dyn Policy) -> Vec<String> {
     std::iter::from_fn(|| policy.poll_order())
         .map(|order| match order {

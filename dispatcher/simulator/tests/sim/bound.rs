@@ -111,9 +111,9 @@ proptest! {
         }
     }
 
-    /// On one device that runs one request at a time, all of them there from the start and due at one moment, the
-    /// best that can be done is to run the shortest ones. The bound is that number, but for the slot of time that
-    /// the moment lies in.
+    /// On one device that runs one request at a time, all of them there from the start and due at one moment,
+    /// the best that can be done is to run the shortest ones. The bound is that number, but for the slot of
+    /// time that the moment lies in.
     #[test]
     fn requests_due_at_once_on_one_device_are_bounded_by_the_shortest(
         lengths in proptest::collection::vec((100_u32..3_000, 2_u32..120), 1..40),

@@ -1,11 +1,12 @@
 //! The profile that AIBrix's own generator would have left.
 //!
-//! The fleet's profiles are the dispatcher's: their targets hold for whole requests, so that the time of a long prompt
-//! counts towards the time of a short answer's tokens, and cells where it is too long have throughput 0. AIBrix's
-//! generator counts the time of a token without that of the first. As the router answers whatever is predicted into
-//! a cell of throughput 0 with an error, and predicts answers of one token for as long as none ended, it would
-//! refuse all long prompts for ever. So cells that its generator would have called feasible are given a
-//! throughput here: what their neighbours let expect, and no less than one request at a time.
+//! The fleet's profiles are the dispatcher's: their targets hold for whole requests, so that the time of a
+//! long prompt counts towards the time of a short answer's tokens, and cells where it is too long have
+//! throughput 0. AIBrix's generator counts the time of a token without that of the first. As the router
+//! answers whatever is predicted into a cell of throughput 0 with an error, and predicts answers of one token
+//! for as long as none ended, it would refuse all long prompts for ever. So cells that its generator would
+//! have called feasible are given a throughput here: what their neighbours let expect, and no less than one
+//! request at a time.
 
 use flotilla_profile::{DeviceProfile, Signature};
 use flotilla_protocol::profile::{Profile, ProfileSlos};

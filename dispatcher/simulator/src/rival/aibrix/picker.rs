@@ -23,8 +23,8 @@ pub(super) enum PickError {
 }
 
 impl Picker {
-    /// Picks one of `pods`. `consumption` is asked for each of them, as the prediction behind it is another each
-    /// time; an error that a full pod has caused is kept whatever the others say.
+    /// Picks one of `pods`. `consumption` is asked for each of them, as the prediction behind it is another
+    /// each time; an error that a full pod has caused is kept whatever the others say.
     pub(super) fn pick(
         self,
         pods: &[usize],

@@ -55,8 +55,8 @@ impl GpuProfile {
         }
     }
 
-    /// Seconds from the expected end to the target; above 0 when a violation is expected. `target_output_tokens` is a
-    /// prediction of its own, made after that of `features`.
+    /// Seconds from the expected end to the target; above 0 when a violation is expected.
+    /// `target_output_tokens` is a prediction of its own, made after that of `features`.
     pub(super) fn overrun(&self, features: Features, target_output_tokens: u32) -> Result<f64, LookupError> {
         let target = self.target.ok_or(LookupError::NotRankable)?;
         let matrix = match target {
@@ -74,8 +74,8 @@ impl GpuProfile {
         Ok(expected - allowed)
     }
 
-    /// Share of a pod that the request takes. A profile without `e2e` prices it at nothing, and an `e2e` of 0 at
-    /// more than any pod has.
+    /// Share of a pod that the request takes. A profile without `e2e` prices it at nothing, and an `e2e` of 0
+    /// at more than any pod has.
     pub(super) fn consumption(&self, features: Features) -> Result<f64, LookupError> {
         let tput = self.at(Some(&self.tputs), features);
         let tput = tput.filter(|&tput| tput > 0.0).ok_or(LookupError::Infeasible)?;

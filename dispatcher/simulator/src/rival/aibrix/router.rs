@@ -121,7 +121,8 @@ impl Router {
         ranks
     }
 
-    /// Tries the deployment with the most slack, and the others as long as they have any. The last error counts.
+    /// Tries the deployment with the most slack, and the others as long as they have any. The last error
+    /// counts.
     fn try_groups(
         &self,
         random: &mut Random,

@@ -8,8 +8,8 @@ use flotilla_protocol::request::Slo;
 
 use crate::run::Scenario;
 
-/// Of each model the targets that all its requests have, if they have the same. A model whose requests differ has
-/// none here: its profiles keep their own.
+/// Of each model the targets that all its requests have, if they have the same. A model whose requests differ
+/// has none here: its profiles keep their own.
 pub(super) fn agreed(scenario: &Scenario) -> BTreeMap<ModelName, ProfileSlos> {
     let mut of_model: BTreeMap<&ModelName, Option<Slo>> = BTreeMap::new();
     for request in &scenario.trace().requests {

@@ -26,7 +26,8 @@ fn e2e(seconds: f64) -> Option<Slo> {
     })
 }
 
-/// Two pods of one kind, on which every request takes a quarter of a second of which `fits` find room at once.
+/// Two pods of one kind, on which every request takes a quarter of a second of which `fits` find room at
+/// once.
 fn two_pods(fits: f64) -> FleetSpec {
     fleet(
         devices(&profile("fast", |_, _| (fits / 0.25, 0.25)), 2),
@@ -154,7 +155,8 @@ fn whoever_does_not_fit_is_passed_by_smaller_ones() {
 
 #[test]
 fn what_the_last_deployment_says_decides_between_waiting_and_an_error() {
-    // The slow kind would be in time, but its tokens are too slow unless they are many: its error is the last.
+    // The slow kind would be in time, but its tokens are too slow unless they are many: its error is the
+    // last.
     let only_long = |seconds| move |output, _| (if output == 7 { 1.0 } else { 0.0 }, seconds);
     let slo = Some(Slo {
         ttft_ms: Some(1_000.0),

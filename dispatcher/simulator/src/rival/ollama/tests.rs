@@ -3,8 +3,8 @@ use flotilla_protocol::fleet::ModelState::{Loading, Ready};
 use super::*;
 use crate::rival::stage::{arriving, devices, done, fleet, model_name, orders, profile, report, seconds};
 
-/// A scheduler before so many devices of 16 GiB, which hold two models each with keys and values for four contexts.
-/// All have reported to be empty.
+/// A scheduler before so many devices of 16 GiB, which hold two models each with keys and values for four
+/// contexts. All have reported to be empty.
 fn scheduler(device_count: usize, models: &[&str]) -> Ollama {
     let devices = devices(&profile("gpu", |_, _| (1.0, 1.0)), device_count);
     let mut scheduler = Ollama::before(&for_ollama(&fleet(devices, models)), 1);
