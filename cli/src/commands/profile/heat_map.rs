@@ -11,11 +11,11 @@ pub(super) fn svg(model: &ModelName, profile: &DeviceProfile) -> String {
     let (outputs, inputs) = (&document.indexes[0], &document.indexes[1]);
     let maps = [
         HeatMap {
-            title: "Throughput at saturation, requests a second",
+            title: "Sustained throughput, requests/s",
             matrix: &document.tputs,
         },
         HeatMap {
-            title: "Mean time of a whole request there, seconds",
+            title: "Mean time of a request there, s",
             matrix: document
                 .e2e
                 .as_ref()
@@ -23,7 +23,7 @@ pub(super) fn svg(model: &ModelName, profile: &DeviceProfile) -> String {
         },
     ];
     let [columns, rows] = [inputs.len(), outputs.len()].map(pixels);
-    let map_width = LEFT + columns * CELL_WIDTH + RIGHT;
+    let map_width = (LEFT + columns * CELL_WIDTH + RIGHT).max(MAP_WIDTH_MIN);
     let [width, height] = [map_width * pixels(maps.len()), TOP + rows * CELL_HEIGHT + BOTTOM];
     let title = format!(
         "{model} on {} ({}{})",
@@ -189,7 +189,8 @@ fn figure_text(figure: f64) -> String {
         it if it <= 0.0 => "-".to_owned(),
         it if it >= 100.0 => format!("{it:.0}"),
         it if it >= 10.0 => format!("{it:.1}"),
-        it if it >= 0.1 => format!("{it:.2}"),
+        it if it >= 1.0 => format!("{it:.2}"),
+        it if it >= 0.001 => format!("{it:.3}"),
         it => format!("{it:.1e}"),
     }
 }
@@ -213,6 +214,8 @@ const CELL_HEIGHT: f64 = 34.0;
 /// Room for the names and ticks of the axes, and for titles.
 const LEFT: f64 = 84.0;
 const RIGHT: f64 = 28.0;
+/// A title has room, and so has the picture's own above two maps.
+const MAP_WIDTH_MIN: f64 = 340.0;
 const TOP: f64 = 78.0;
 const BOTTOM: f64 = 56.0;
 
@@ -235,9 +238,9 @@ mod tests {
         for text in [
             "12.5",
             "3.25",
-            "0.50",
+            "0.500",
             ">-<",
-            "0.75",
+            "0.750",
             "123",
             ">16<",
             ">64<",
@@ -245,8 +248,8 @@ mod tests {
             ">2048<",
             "prompt, tokens",
             "answer, tokens",
-            "requests a second",
-            "seconds",
+            "requests/s",
+            "there, s",
             "org/m:1 on GPU (imported)",
         ] {
             assert!(drawn.contains(text), "{text}: {drawn}");

@@ -33,6 +33,19 @@ pub(super) struct Sent {
     pub(super) failure: Option<String>,
 }
 
+/// The requests of a point, each at its place.
+#[derive(Debug)]
+struct Batch {
+    /// What all times are counted from.
+    begin: Instant,
+    ids: Vec<RequestId>,
+    sent_at: Vec<Duration>,
+    /// Whether it has a task.
+    started: Vec<bool>,
+    outcomes: Vec<Option<Result<RequestTimes, String>>>,
+    tasks: JoinSet<(usize, Result<RequestTimes, String>)>,
+}
+
 /// One request and what it needs.
 #[derive(Debug)]
 struct Errand {
@@ -59,54 +72,57 @@ impl Sender {
     /// # Errors
     /// [`Interrupted`], or when the worker is gone; what was sent is cancelled.
     pub(super) async fn send(&self, point: &Point, signals: &mut Signals) -> anyhow::Result<Sent> {
-        let begin = Instant::now();
-        let arrivals = point.arrivals();
-        let ids: Vec<RequestId> = (0..point.requests).map(|_| new_request_id()).collect();
-        let mut outcomes = vec![None; point.requests];
-        let mut tasks = JoinSet::new();
-        let errand = |index: usize| self.errand(point, ids[index].clone(), begin);
-        match point.offered {
-            Offered::Alone => drop(tasks.spawn(errand(0)?.run_at(0, begin))),
-            Offered::PerSecond(_) => {
-                for (index, at) in arrivals.iter().enumerate() {
-                    tasks.spawn(errand(index)?.run_at(index, begin + *at));
-                }
+        let mut batch = Batch::new(point);
+        let told = tokio::select! {
+            told = self.carry_out(point, &mut batch) => told,
+            () = signals.next() => Err(Interrupted.into()),
+            error = self.lost() => Err(error),
+        };
+        if let Err(error) = told {
+            batch.tasks.shutdown().await;
+            cancel(&self.connection, batch.under_way()).await?;
+            return Err(error);
+        }
+        Ok(Sent::of(batch.outcomes, batch.begin.elapsed()))
+    }
+
+    /// Cancelled, it leaves what was sent under way.
+    async fn carry_out(&self, point: &Point, batch: &mut Batch) -> anyhow::Result<()> {
+        let at_once = match point.offered {
+            Offered::Alone => 1,
+            Offered::PerSecond(_) => point.requests,
+        };
+        for index in 0..at_once {
+            let errand = self.errand(point, batch, index)?;
+            batch.start(index, errand);
+        }
+        while let Some(done) = batch.tasks.join_next().await {
+            let (index, outcome) = done?;
+            batch.outcomes[index] = Some(outcome);
+            let next = index + 1;
+            if point.offered == Offered::Alone && next < point.requests {
+                batch.sent_at[next] = batch.begin.elapsed();
+                let errand = self.errand(point, batch, next)?;
+                batch.start(next, errand);
             }
         }
+        Ok(())
+    }
+
+    /// Ends when the worker is gone, or nobody has known of it for too long.
+    async fn lost(&self) -> anyhow::Error {
         let mut watch = interval(WATCH_INTERVAL);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen = Instant::now();
-        let interrupted: anyhow::Error = loop {
-            tokio::select! {
-                done = tasks.join_next() => match done {
-                    Some(done) => {
-                        let (index, outcome) = done?;
-                        outcomes[index] = Some(outcome);
-                        let next = index + 1;
-                        if point.offered == Offered::Alone && next < point.requests {
-                            tasks.spawn(errand(next)?.run_at(next, Instant::now()));
-                        }
-                    }
-                    None => return Ok(Sent::of(outcomes, begin.elapsed())),
-                },
-                () = signals.next() => break Interrupted.into(),
-                _ = watch.tick() => match self.place.is_there(&self.connection).await {
-                    Ok(true) => seen = Instant::now(),
-                    Ok(false) => break self.gone(),
-                    Err(_) if seen.elapsed() < UNSEEN_MAX => {}
-                    Err(error) => break error,
-                },
+        loop {
+            watch.tick().await;
+            match self.place.is_there(&self.connection).await {
+                Ok(true) => seen = Instant::now(),
+                Ok(false) => return self.gone(),
+                Err(_) if seen.elapsed() < UNSEEN_MAX => {}
+                Err(error) => return error,
             }
-        };
-        tasks.shutdown().await;
-        let sent = begin.elapsed();
-        let is_under_way = |index: usize| match point.offered {
-            Offered::Alone => index == 0 || outcomes[index - 1].is_some(),
-            Offered::PerSecond(_) => arrivals[index] <= sent,
-        };
-        let open = (0..point.requests).filter(|index| outcomes[*index].is_none() && is_under_way(*index));
-        cancel(&self.connection, open.map(|index| ids[index].clone())).await?;
-        Err(interrupted)
+        }
     }
 
     fn gone(&self) -> anyhow::Error {
@@ -114,7 +130,8 @@ impl Sender {
         PlaceError::Gone { worker }.into()
     }
 
-    fn errand(&self, point: &Point, request: RequestId, begin: Instant) -> anyhow::Result<Errand> {
+    fn errand(&self, point: &Point, batch: &Batch, index: usize) -> anyhow::Result<Errand> {
+        let request = batch.ids[index].clone();
         let body = Body {
             prompt: prompt(&request, point.signature.prompt_tokens, self.vocabulary_size),
             max_tokens: point.signature.output_tokens,
@@ -132,8 +149,43 @@ impl Sender {
                 encoding: Encoding::MessagePack,
                 body: Encoding::MessagePack.encode(&body)?,
             },
-            begin,
+            begin: batch.begin,
         })
+    }
+}
+
+impl Batch {
+    fn new(point: &Point) -> Self {
+        let sent_at = match point.offered {
+            // The others are sent when the one before them has ended.
+            Offered::Alone => (0..point.requests).map(|_| Duration::ZERO).collect(),
+            Offered::PerSecond(_) => point.arrivals(),
+        };
+        Self {
+            begin: Instant::now(),
+            ids: (0..point.requests).map(|_| new_request_id()).collect(),
+            sent_at,
+            started: vec![false; point.requests],
+            outcomes: vec![None; point.requests],
+            tasks: JoinSet::new(),
+        }
+    }
+
+    fn start(&mut self, index: usize, errand: Errand) {
+        let at = self.begin + self.sent_at[index];
+        self.started[index] = true;
+        self.tasks.spawn(async move {
+            sleep_until(at).await;
+            (index, errand.run().await)
+        });
+    }
+
+    /// What was sent and has not ended.
+    fn under_way(&self) -> impl Iterator<Item = RequestId> {
+        let now = self.begin.elapsed();
+        let is_sent = move |index: &usize| self.started[*index] && self.sent_at[*index] <= now;
+        let open = (0..self.ids.len()).filter(|index| self.outcomes[*index].is_none());
+        open.filter(is_sent).map(|index| self.ids[index].clone())
     }
 }
 
@@ -158,12 +210,7 @@ impl Sent {
 }
 
 impl Errand {
-    /// Sends the request when its time has come; its place, and what came of it.
-    async fn run_at(self, index: usize, at: Instant) -> (usize, Result<RequestTimes, String>) {
-        sleep_until(at).await;
-        (index, self.run().await)
-    }
-
+    /// Sends the request and follows it to its end.
     async fn run(self) -> Result<RequestTimes, String> {
         let Self {
             connection,
