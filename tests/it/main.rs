@@ -15,6 +15,7 @@ mod journal;
 mod load;
 mod profile_runs;
 mod profiles;
+mod reality;
 mod sampling;
 mod services;
 mod simulated;

@@ -184,28 +184,37 @@ impl Fleet {
     /// # Errors
     /// When it cannot be started.
     pub fn add_worker(&mut self) -> Result<()> {
-        let process = self.worker_process(self.workers.len())?;
+        self.add_worker_with(&[])
+    }
+
+    /// Starts one more worker with settings of its own, as `key=value`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn add_worker_with(&mut self, settings: &[String]) -> Result<()> {
+        let process = self.worker_process(self.workers.len(), settings)?;
         self.workers.push(process);
         Ok(())
     }
 
-    /// Starts a worker again in the place of one that a test has ended.
+    /// Starts a worker again, without settings of its own, in the place of one that a test has ended.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn restart_worker(&mut self, index: usize) -> Result<()> {
-        self.workers[index] = self.worker_process(index)?;
+        self.workers[index] = self.worker_process(index, &[])?;
         Ok(())
     }
 
-    fn worker_process(&self, index: usize) -> Result<Process> {
+    fn worker_process(&self, index: usize, own: &[String]) -> Result<Process> {
         let name = format!("w{index}");
-        let settings = [
+        let mut settings = vec![
             format!("worker.id={name}"),
             format!("worker.models_dir={}", self.models_dir.display()),
             format!("worker.data_dir={}", self.folder.path().join(&name).display()),
             "worker.cpu.memory_bytes=1GiB".to_owned(),
         ];
+        settings.extend_from_slice(own);
         self.role("worker", &name, &settings)
     }
 
