@@ -6,7 +6,7 @@ use flotilla_protocol::request::Slo;
 
 /// What the dispatcher decides by.
 #[derive(Debug, Args)]
-pub(super) struct TreatmentArguments {
+pub(crate) struct TreatmentArguments {
     /// Target of every request: milliseconds to the first token
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     slo_ttft_ms: Option<f64>,
