@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use async_nats::Subscriber;
 use flotilla_client::{Catalog, new_request_id};
-use flotilla_profile::{DeviceProfile, StepTimes};
+use flotilla_profile::{DeviceProfile, Signature, StepTimes};
 use flotilla_protocol::codec::decode_internal;
 use flotilla_protocol::event::FinishReason;
 use flotilla_protocol::fleet::{ModelState, Report};
-use flotilla_tests::{Fleet, PATIENCE, Process, Question, sample_profile, simulated_model, write_profile};
+use flotilla_tests::{
+    Fleet, PATIENCE, Process, Question, flotilla_binary, sample_profile, simulated_model, write_profile,
+};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -253,5 +256,42 @@ async fn bad_profile_is_told_with_its_file_and_field_before_anybody_is_asked() -
         log.contains("missing.json") && log.contains("No such file"),
         "{log}"
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_simulated_worker_is_found_to_do_what_its_profile_says() -> Result<()> {
+    let (fleet, _folder) = fleet(1, &["m"], &[]).await?;
+    let arguments = [
+        "profile",
+        "run",
+        "m",
+        "--inputs",
+        "64",
+        "--outputs",
+        "16",
+        "-o",
+        "found.json",
+    ];
+    let run = Command::new(flotilla_binary())
+        .args(fleet.arguments(&arguments))
+        .current_dir(fleet.folder())
+        .output()?;
+    let told = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{told}");
+    let read = |path: &Path| Ok::<_, anyhow::Error>(DeviceProfile::from_json(&std::fs::read(path)?, None)?);
+    let (truth, found) = (
+        read(&sample_profile())?,
+        read(&fleet.folder().join("found.json"))?,
+    );
+    let length = Signature {
+        prompt_tokens: 64,
+        output_tokens: 16,
+    };
+    let times = |profile: &DeviceProfile| [profile.work(length), profile.e2e(length).value];
+    for (truth, found) in times(&truth).into_iter().zip(times(&found)) {
+        let ratio = found.as_secs_f64() / truth.as_secs_f64();
+        assert!((ratio - 1.0).abs() < 0.15, "{found:?}, truth {truth:?}: {told}");
+    }
     Ok(())
 }
