@@ -53,8 +53,6 @@ pub(crate) struct Prospect {
     pub(crate) whole: Duration,
     /// How much later it could begin and still be in time, in microseconds, whether short or long.
     pub(crate) slack_us: i64,
-    /// Whether somebody who would be in time without it is late with it.
-    pub(crate) harms: bool,
 }
 
 impl<'a> Pace<'a> {
@@ -84,7 +82,7 @@ impl<'a> Pace<'a> {
         pace
     }
 
-    /// What would become of one more request that may begin in `starts_in`, and of the others.
+    /// What would become of one more request that may begin in `starts_in`.
     pub(crate) fn with(
         &self,
         model: &ModelName,
@@ -105,11 +103,17 @@ impl<'a> Pace<'a> {
         Prospect {
             whole: starts_in + span(end_s(asked.prediction.high)),
             slack_us,
-            harms: self.runs.iter().any(|(booking, of_run)| {
-                let alone = self.slack_of(booking, *of_run, self.reading_s, self.step_s);
-                alone >= 0 && self.slack_of(booking, *of_run, reading_s, step_s) < 0
-            }),
         }
+    }
+
+    /// Whether one more request with such a prompt makes somebody late who would be in time without it.
+    pub(crate) fn is_harmed_by(&self, model: &ModelName, steps: Steps<'_>, prompt_tokens: u32) -> bool {
+        let step_s = self.step_with(Some((model, steps)));
+        let reading_s = self.reading_s + prefill_s(steps, prompt_tokens);
+        self.runs.iter().any(|(booking, of_run)| {
+            self.slack_of(booking, *of_run, reading_s, step_s) < 0
+                && self.slack_of(booking, *of_run, self.reading_s, self.step_s) >= 0
+        })
     }
 
     /// How much time one of those who run has to spare, when prompts of `reading_s` are to be read and a step takes

@@ -11,7 +11,7 @@ use super::Dispatcher;
 use super::placement::aim;
 use crate::fleet::Worker;
 use crate::micros::micros;
-use crate::pace::{Pace, Prospect};
+use crate::pace::Pace;
 use crate::policy::{Aim, Candidate, Readiness, Room};
 use crate::price::Price;
 use crate::request::Job;
@@ -132,10 +132,16 @@ impl Dispatcher {
             free_slots: spot.worker.free_slots(),
             victims: spot.victims,
         };
-        if let Some(prospect) = self.prospect(now, job, spot.worker, spot.device, starts_in) {
+        let kind = device.kind;
+        if let Some(steps) = self.models.steps(&job.model, kind) {
+            let bookings = spot.worker.bookings().map(|(_, booking)| booking);
+            let here = bookings.filter(|booking| booking.device == spot.device);
+            let pace = Pace::new(now, device, here, |model| self.models.steps(model, kind));
+            let prospect = pace.with(&job.model, steps, &job.asked, job.published, starts_in);
             candidate.ends_in = prospect.whole;
             candidate.slack_us = prospect.slack_us;
-            if prospect.harms && spot.room == Room::Now && self.spares_others(now, job, spot.price) {
+            let spares = spot.room == Room::Now && self.spares_others(now, job, spot.price);
+            if spares && pace.is_harmed_by(&job.model, steps, job.asked.prompt_tokens) {
                 let later = frees_in.saturating_sub(starts_in);
                 candidate.room = Room::Harm;
                 candidate.starts_in += later;
@@ -144,24 +150,6 @@ impl Dispatcher {
             }
         }
         candidate
-    }
-
-    /// What would become of a request on a device with those who run there.
-    fn prospect(
-        &self,
-        now: Moment,
-        job: &Job,
-        worker: &Worker,
-        device: usize,
-        starts_in: Duration,
-    ) -> Option<Prospect> {
-        let kind = worker.devices[device].kind;
-        let steps = self.models.steps(&job.model, kind)?;
-        let bookings = worker.bookings().map(|(_, booking)| booking);
-        let here = bookings.filter(|booking| booking.device == device);
-        let device = &worker.devices[device];
-        let pace = Pace::new(now, device, here, |model| self.models.steps(model, kind));
-        Some(pace.with(&job.model, steps, &job.asked, job.published, starts_in))
     }
 
     /// Whether a request leaves a device alone where it would make others late. With the policy fifo nobody does; who
