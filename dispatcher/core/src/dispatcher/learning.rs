@@ -7,7 +7,7 @@ use flotilla_profile::{DeviceProfile, Signature};
 use flotilla_protocol::assignment::Done;
 use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::fleet::{Registration, RunningRequest};
-use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
+use flotilla_protocol::{ModelName, Moment, WorkerId};
 
 use super::Dispatcher;
 use crate::dispatch::Dispatch;
@@ -275,29 +275,6 @@ impl Dispatcher {
         });
         let at_end = device.map_or(dispatch.load, |device| device.load);
         (dispatch.load + at_end).fraction() / 2.0
-    }
-
-    /// Takes a waiting request out of its line and puts it where it belongs by now.
-    pub(super) fn sort_in_again(&mut self, now: Moment, request: &RequestId) {
-        let Some(Held::Queued {
-            mut job,
-            place,
-            told_position,
-        }) = self.held.remove(request)
-        else {
-            return;
-        };
-        self.queue.remove(&job.model, &place);
-        self.price(&mut job);
-        let outlook = job.outlook.after_repricing();
-        let place = self.place_with(now, &mut job, outlook);
-        self.queue.insert(&job.model, &place, request.clone());
-        let queued = Held::Queued {
-            job,
-            place,
-            told_position,
-        };
-        self.put(request.clone(), queued);
     }
 }
 

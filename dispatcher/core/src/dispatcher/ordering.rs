@@ -53,6 +53,28 @@ impl Dispatcher {
 
     /// Changes what is thought of a waiting request's chances, and its place.
     pub(super) fn set_outlook(&mut self, now: Moment, request: &RequestId, outlook: Outlook) {
+        self.move_in_queue(now, request, |_, _| outlook);
+    }
+
+    /// Prices a waiting request anew and puts it where it belongs by now.
+    pub(super) fn sort_in_again(&mut self, now: Moment, request: &RequestId) {
+        self.move_in_queue(now, request, |dispatcher, job| {
+            dispatcher.price(job);
+            job.outlook.after_repricing()
+        });
+    }
+
+    /// Takes a waiting request out of its line and puts it where it belongs after a change, which says what is
+    /// thought of its chances.
+    fn move_in_queue(
+        &mut self,
+        now: Moment,
+        request: &RequestId,
+        change: impl FnOnce(&mut Self, &mut Job) -> Outlook,
+    ) {
+        if !matches!(self.held.get(request), Some(Held::Queued { .. })) {
+            return;
+        }
         let Some(Held::Queued {
             mut job,
             place,
@@ -62,6 +84,7 @@ impl Dispatcher {
             return;
         };
         self.queue.remove(&job.model, &place);
+        let outlook = change(self, &mut job);
         let place = self.place_with(now, &mut job, outlook);
         self.queue.insert(&job.model, &place, request.clone());
         let queued = Held::Queued {
