@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_protocol::catalog::Policy;
 use flotilla_protocol::{ModelName, Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
@@ -51,7 +52,11 @@ impl Dispatcher {
     /// Gives up the requests of a model without which more of the others are in time, and takes back those for which
     /// there is room again. Each line is judged by its part of what the model's holders can do.
     fn triage(&mut self, now: Moment, model: &ModelName) {
-        if !self.fleet.has_holder(model) {
+        let is_fifo = self
+            .models
+            .get(model)
+            .is_some_and(|model| model.policy == Policy::Fifo);
+        if is_fifo || !self.fleet.has_holder(model) {
             return;
         }
         for (rate, requests) in self.triage_lines(now, model) {
