@@ -13,7 +13,7 @@ test: ## everything: format, lints, unit and integration tests with a real nats-
 check: ## the fast loop: format, lints, tests that need no other process
 	@.ci/check.sh
 
-bench: ## dispatcher against JetStream, decisions, engine against memory and llama.cpp, policies against each other
+bench: ## dispatcher against JetStream, decisions, swaps, copies of weights, engine against memory and llama.cpp, policies against each other
 	@deploy/bench.sh
 
 build: ## the release binary

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-cores=(dispatcher/core dispatcher/profiling dispatcher/simulator worker/core protocol protocol/profile)
+cores=(dispatcher/core dispatcher/profiling dispatcher/simulator worker/core worker/weights/core protocol protocol/profile)
 crates='^(tokio|async-nats|cudarc|figment|metrics|tracing)(-[a-z0-9-]+)? v'
 calls='(SystemTime|Instant)::now|\bstd::(env|fs|net|thread)\b|\bstd::\{[^}]*\b(env|fs|net|thread)\b'
 impure=0

@@ -45,7 +45,7 @@ pub enum ConfigFile {
 pub struct LoadOptions {
     /// The file.
     pub file: ConfigFile,
-    /// Environment variables, of which only `FLOTILLA__SECTION__KEY` are read.
+    /// Environment variables, of which `FLOTILLA__SECTION__KEY` and `HF_TOKEN` are read.
     pub environment: Vec<(OsString, OsString)>,
     /// Overrides of the form `section.key=value`, the last one strongest.
     pub flags: Vec<String>,

@@ -48,13 +48,15 @@ impl Layers {
         Ok(())
     }
 
-    /// Lays `FLOTILLA__SECTION__KEY` variables over what is there; other variables are left alone.
+    /// Lays `FLOTILLA__SECTION__KEY` variables over what is there, and under them the variables of others that mean
+    /// one of our settings; the rest is left alone.
     pub(crate) fn add_environment(
         &mut self,
         variables: &[(OsString, OsString)],
         known: &[KnownKey],
     ) -> Vec<Fault> {
         let mut faults = Vec::new();
+        self.add_foreign(variables);
         for (name, value) in variables {
             let Some(rest) = name.to_string_lossy().strip_prefix(PREFIX).map(str::to_owned) else {
                 continue;
@@ -71,6 +73,19 @@ impl Layers {
             self.cover(Metadata::from(ENVIRONMENT, source), nested(&path, value));
         }
         faults
+    }
+
+    /// Takes in variables that other programs read too. One that is empty or no text says nothing.
+    fn add_foreign(&mut self, variables: &[(OsString, OsString)]) {
+        for (name, key) in FOREIGN {
+            let variable = variables.iter().find(|(found, _)| found == name);
+            let value = variable.and_then(|(_, value)| value.to_str());
+            if let Some(value) = value.filter(|value| !value.is_empty()) {
+                let path: Vec<&str> = key.split('.').collect();
+                let source = figment::Source::Custom(name.to_owned());
+                self.cover(Metadata::from(ENVIRONMENT, source), nested(&path, value.into()));
+            }
+        }
     }
 
     /// Lays `section.key=value` overrides over what is there; of two for one key the last one rules.
@@ -142,6 +157,8 @@ impl Provider for Layer {
 }
 
 const PREFIX: &str = "FLOTILLA__";
+/// Variables without our prefix, and what they mean.
+const FOREIGN: [(&str, &str); 1] = [("HF_TOKEN", "worker.hub.token")];
 const DEFAULT: &str = "default";
 const FILE: &str = "file";
 const ENVIRONMENT: &str = "environment";

@@ -19,10 +19,12 @@ mod source;
 pub use config::{Config, ConfigFile, LoadOptions};
 pub use fault::{ConfigErrors, Fault, Problem};
 pub use report::{Report, ReportedSetting, ReportedValue};
-pub use rule::{KeepAlive, LogFormat, LogLevel, ProfileFile, Storage, WorkerEngine, parse_bytes};
+pub use rule::{
+    KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Storage, WorkerEngine, parse_bytes,
+};
 pub use secret::Secret;
 pub use section::{
     Dispatcher, DispatcherCorrection, DispatcherPolicy, DispatcherPredictor, Log, Nats, NatsTls, Worker,
-    WorkerCpu, WorkerSimulated,
+    WorkerCpu, WorkerHub, WorkerSimulated, WorkerWeights,
 };
 pub use source::Source;

@@ -10,9 +10,12 @@ use serde::Serialize;
 use crate::{Problem, Secret};
 
 mod profile_files;
+mod repos;
 
 pub use profile_files::ProfileFile;
 pub(crate) use profile_files::ProfileFiles;
+pub use repos::RepoPattern;
+pub(crate) use repos::{RepoPatterns, WebAddress};
 
 /// How long an idle model stays resident after its last lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use crate::rule::{
     Addresses, BYTES_MAX, Bytes, BytesInMemory, Choice, FilePath, Fraction, Hidden, KeepAliveSeconds, Millis,
-    Name, OneOf, ProfileFiles, Seconds, Switch, Text, Whole,
+    Name, OneOf, ProfileFiles, RepoPatterns, Seconds, Switch, Text, WebAddress, Whole,
 };
 use crate::schema::{optional, required, section};
 pub use policy::{DispatcherCorrection, DispatcherPolicy, DispatcherPredictor};
 
-use crate::{KeepAlive, LogFormat, LogLevel, ProfileFile, Secret, Storage, WorkerEngine};
+use crate::{KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Secret, Storage, WorkerEngine};
 
 section! {
     /// `[nats]`: how to reach the server, and the limits of what is kept on it.
@@ -66,6 +66,11 @@ section! {
         /// append messages.
         journal_max_bytes: u64 = "journal_max_bytes",
             required(Bytes { min: 1 << 20, max: BYTES_MAX }, "4GiB");
+
+        /// Bytes of memory for weights on their way from worker to worker; full, senders wait. Default 1 GiB: four
+        /// copies at once, whatever the size of the models.
+        relay_max_bytes: u64 = "relay_max_bytes",
+            required(Bytes { min: 64 << 20, max: BYTES_MAX }, "1GiB");
 
         /// Bytes of the request stream; a full one refuses requests. Default 4 GiB.
         requests_max_bytes: u64 = "requests_max_bytes",
@@ -194,6 +199,12 @@ section! {
         /// 300 s: a person who pauses finds the model warm.
         keep_alive: KeepAlive = "keep_alive_s", required(KeepAliveSeconds, 300_i64);
 
+        /// How long a model that was just loaded stays at most when one that left for it wants its room
+        /// back: as long as its load took, so that a device works for at least as long as it loads while
+        /// models chase each other, in ms on the wire. Models that the dispatcher names leave at once.
+        /// Default 5 s: less than who waits for a load expects to wait. 0 is none.
+        min_residency_max: Duration = "min_residency_max_ms", required(Millis { min: 0 }, 5_000_u64);
+
         /// How long running requests may go on when the worker drains, in s on the wire; then they
         /// are handed back. Default 25 s, under the 30 s that orchestrators grant.
         drain_timeout: Duration = "drain_timeout_s", required(Seconds { min: 0 }, 25_u64);
@@ -206,6 +217,11 @@ section! {
         batch_tokens_max: usize = "batch_tokens_max",
             required(Whole { min: 16, max: 65_536_usize }, 512_u64);
 
+        /// Host memory for weights that have left their device, in bytes: they come back from there instead of
+        /// from files. Unset: a fifth of the machine's, which leaves room for a CPU device's half and for the
+        /// system. 0 is none.
+        host_memory_bytes: Option<u64> = "host_memory_bytes", optional(Bytes { min: 0, max: BYTES_MAX });
+
         /// Models resident on one device. Unset: as many as its pages hold.
         models_per_device_max: Option<usize> = "models_per_device_max",
             optional(Whole { min: 1, max: 1_000_usize });
@@ -214,37 +230,93 @@ section! {
         answer_channel_tokens: usize = "answer_channel_tokens",
             required(Whole { min: 1, max: 65_536_usize }, 64_u64);
 
-        /// Time that any load may take, however small, in s on the wire. Default 30 s: a cold disk
-        /// and a first warm-up.
-        load_timeout_floor: Duration = "load_timeout_floor_s", required(Seconds { min: 1 }, 30_u64);
+        /// How long a load may go without advancing, in s on the wire; then it is given up. A load that
+        /// advances is never given up, however long it takes. Default 30 s: a disk that has to wake up, or a
+        /// network that has to find another way.
+        load_stall_timeout: Duration = "load_stall_timeout_s", required(Seconds { min: 1 }, 30_u64);
 
-        /// Slowest load that is not given up, in bytes/s: the deadline grows by bytes divided by this.
-        /// Default 50 MiB/s, under any disk or network worth serving from.
+        /// How fast a load is at least while it counts as advancing, in bytes/s over `load_stall_timeout`.
+        /// Default 1 MiB/s: what is slower is broken rather than slow.
         load_bytes_per_s_min: u64 = "load_bytes_per_s_min",
-            required(Bytes { min: 1 << 10, max: BYTES_MAX }, "50MiB");
+            required(Bytes { min: 1 << 10, max: BYTES_MAX }, "1MiB");
     } with {
         /// `[worker.cpu]`.
         cpu: WorkerCpu;
         /// `[worker.simulated]`.
         simulated: WorkerSimulated;
+        /// `[worker.weights]`.
+        weights: WorkerWeights;
+        /// `[worker.hub]`.
+        hub: WorkerHub;
     }
 }
 
 section! {
-    /// `[worker.cpu]`: the CPU as a device.
+    /// `[worker.hub]`: models that are named `hf:org/name@revision`. `flotilla models add` reads them too.
+    pub struct WorkerHub at "worker.hub" {
+        /// Where the hub answers. Default `https://huggingface.co`; a mirror inside one's own network is another.
+        endpoint: String = "endpoint", required(WebAddress, "https://huggingface.co");
+
+        /// What lets us read repositories that are private or gated. Never shown. Unset: the variable `HF_TOKEN`,
+        /// which other tools of the hub read as well, else none.
+        token: Option<Secret> = "token", optional(Hidden);
+
+        /// Repositories that the worker may download, separated by commas on the wire; `*` stands for any
+        /// characters. Unset: none, as whoever writes the catalog should not choose alone what a worker takes from
+        /// the internet. Copies from other workers need no permission.
+        allow: Option<Vec<RepoPattern>> = "allow", optional(RepoPatterns);
+
+        /// How long the hub may send nothing before it is asked again, in s on the wire. Default 30 s: a busy hub
+        /// answers late. A download that advances is never given up, however long it takes.
+        stall_timeout: Duration = "stall_timeout_s", required(Seconds { min: 1 }, 30_u64);
+    }
+}
+
+section! {
+    /// `[worker.weights]`: weights that come from other workers and go to them.
+    pub struct WorkerWeights at "worker.weights" {
+        /// Whether they do. Default true; without it a model's folder must be on every machine.
+        share: bool = "share", required(Switch, true);
+
+        /// Disk for models that came from elsewhere, under `data_dir`, in bytes; the longest unused ones make room.
+        /// Default 100 GiB: some models of a usual size.
+        store_max_bytes: u64 = "store_max_bytes", required(Bytes { min: 1 << 20, max: BYTES_MAX }, "100GiB");
+
+        /// Weights that leave this worker while it runs requests, in bytes/s; idle, as many leave as the network
+        /// takes. Default 256 MiB/s: a fifth of 10 Gbit/s, and little of one core.
+        send_bytes_per_s_max: u64 = "send_bytes_per_s_max",
+            required(Bytes { min: 1 << 20, max: BYTES_MAX }, "256MiB");
+
+        /// Bytes of one copy that are in the relay at once; a quarter of the relay at most. Default 256 MiB, which
+        /// hides any round trip.
+        window_bytes: u64 = "window_bytes", required(Bytes { min: 8 << 20, max: BYTES_MAX }, "256MiB");
+
+        /// Models that are sent at once. Default 2: more make each of them slower.
+        sends_max: usize = "sends_max", required(Whole { min: 1, max: 64_usize }, 2_u64);
+    }
+}
+
+section! {
+    /// `[worker.cpu]`: the CPU as a device, or as several.
     pub struct WorkerCpu at "worker.cpu" {
         /// Whether the CPU serves models. Default true, so that a machine without a GPU works.
         enabled: bool = "enabled", required(Switch, true);
 
-        /// Memory of the device, in bytes. Unset: `memory_fraction` of the machine's.
+        /// Devices that the CPU is split into, 1 to 8, each with an equal share of memory and threads: models
+        /// on different ones run at the same time, and one that is larger than each is split over several.
+        /// Default 1: what runs alone has all threads.
+        devices: usize = "devices", required(Whole { min: 1, max: 8_usize }, 1_u64);
+
+        /// Memory of all its devices, in bytes. Unset: `memory_fraction` of the machine's.
         memory_bytes: Option<u64> = "memory_bytes",
             optional(Bytes { min: 2 << 20, max: BYTES_MAX });
 
-        /// Part of the machine's memory that the device takes when `memory_bytes` is unset, above 0
+        /// Part of the machine's memory that its devices take when `memory_bytes` is unset, above 0
         /// and at most 1. Default 0.5: leaves room for the system's file cache.
         memory_fraction: f64 = "memory_fraction", required(Fraction, 0.5_f64);
 
-        /// Threads that compute, 1 to 1024. Unset: the cores that the system offers this process.
+        /// Threads that compute, 1 to 1024 and one for each device at least. Unset: the cores that the system
+        /// offers this process.
         threads: Option<usize> = "threads", optional(Whole { min: 1, max: 1_024_usize });
     }
 }

@@ -400,6 +400,39 @@ fn secrets_are_hidden_wherever_they_could_be_seen() {
 }
 
 #[test]
+fn token_that_other_tools_of_the_hub_read_is_taken_unless_ours_is_given() {
+    let shown = |pairs: &[(&str, &str)]| {
+        let config = from_environment(pairs).unwrap();
+        assert!(!format!("{config:?} {}", config.show()).contains("sesame"));
+        config.worker.hub.token.map(|token| token.expose().to_owned())
+    };
+    let foreign = ("HF_TOKEN", "sesame-1");
+    assert_eq!(shown(&[foreign]).as_deref(), Some("sesame-1"));
+    let ours = ("FLOTILLA__WORKER__HUB__TOKEN", "sesame-2");
+    assert_eq!(shown(&[ours, foreign]).as_deref(), Some("sesame-2"));
+    assert_eq!(shown(&[("HF_TOKEN", "")]), None);
+}
+
+#[test]
+fn repositories_and_the_hubs_address_are_checked() {
+    for bad in [
+        "worker.hub.allow=org/na me",
+        "worker.hub.allow=a/b/c",
+        "worker.hub.allow=org/*,,",
+        "worker.hub.endpoint=ftp://hub",
+        "worker.hub.endpoint=https://me:secret@hub",
+        "worker.hub.endpoint=https://",
+    ] {
+        assert!(from_flag(bad).is_err(), "{bad}");
+    }
+    let config = from_flag("worker.hub.allow=org/*, other/name").unwrap();
+    let allow = config.worker.hub.allow.unwrap();
+    assert!(allow[0].matches("org/x") && allow[1].matches("other/name"));
+    let config = from_flag("worker.hub.endpoint=http://mirror:8080/").unwrap();
+    assert_eq!(config.worker.hub.endpoint, "http://mirror:8080");
+}
+
+#[test]
 fn faults_do_not_repeat_secrets() {
     let flags = [
         "nats.url=nats://me:open-sesame@a:4222",

@@ -260,13 +260,13 @@ pub enum CancelReply {
     Unknown,
 }
 
-/// Body of `admin.load` and `admin.unload`.
+/// Body of `admin.load`, `admin.unload` and `admin.fetch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResidencyRequest {
     /// The model.
     pub model: ModelName,
-    /// The worker; `None` means: load on the one with most room, unload everywhere.
+    /// The worker; `None` means: load on, or fetch to, the one with most room, unload everywhere.
     #[serde(default)]
     pub worker: Option<WorkerId>,
     /// How long it stays, for `load`.
@@ -274,7 +274,7 @@ pub struct ResidencyRequest {
     pub keep_alive: Option<KeepAlive>,
 }
 
-/// Answer of `admin.load` and `admin.unload`.
+/// Answer of `admin.load`, `admin.unload` and `admin.fetch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResidencyReply {
     /// The workers that were told and accepted.

@@ -154,6 +154,11 @@ pub enum Control {
         /// The model.
         model: ModelName,
     },
+    /// Bring a model's files onto the worker's disk, if they are not there.
+    Fetch {
+        /// The model.
+        model: ModelName,
+    },
     /// Take no new work, finish or hand back, exit.
     Drain,
 }

@@ -6,8 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hub::HubModel;
 use crate::ids::{IdError, ModelName};
 use crate::request::{KeepAlive, Slo};
+use crate::weights::Root;
 
 /// One model, as JSON in the KV bucket `models` under its encoded name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,10 @@ pub struct CatalogEntry {
     pub source: ModelSource,
     /// What its files say about it.
     pub facts: ModelFacts,
+    /// The name of its files' bytes: files of any other root are not the model's, wherever they lie. `None` until a worker
+    /// that has the files has read all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
     /// Most requests that run at once on one worker; `None` leaves it to the worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -95,7 +101,10 @@ impl CatalogEntry {
     /// Whether both describe the same weights: a worker that has loaded one of them has loaded the other.
     #[must_use]
     pub fn is_same_model(&self, other: &Self) -> bool {
-        (&self.source, &self.facts, self.quantize) == (&other.source, &other.facts, other.quantize)
+        // A root that is known now says nothing new about files that are used already.
+        let roots_differ = self.root.zip(other.root).is_some_and(|(a, b)| a != b);
+        !roots_differ
+            && (&self.source, &self.facts, self.quantize) == (&other.source, &other.facts, other.quantize)
     }
 }
 
@@ -149,6 +158,8 @@ impl FromStr for Quantize {
 pub enum ModelSource {
     /// A Hugging Face folder at this path of the worker's machine.
     Folder(PathBuf),
+    /// A repository of the hub, which a worker downloads when nobody in the fleet has the files yet.
+    Hub(HubModel),
     /// Nowhere: the model has no files, only the facts of its entry. Workers whose engine is simulated serve
     /// it; its tokens are short words.
     Simulated {
@@ -264,6 +275,10 @@ mod tests {
         assert!(with(|entry| entry.pin = true));
         assert!(with(|entry| entry.slots = Some(1)));
         assert!(!with(|entry| entry.quantize = None));
+        assert!(
+            with(|entry| entry.root = Some(Root::new([1; 32]))),
+            "it is known now"
+        );
         assert!(!with(|entry| entry.source = ModelSource::Folder("/n".into())));
         assert!(!with(|entry| entry.facts.weights_bytes = 2));
     }

@@ -1,5 +1,6 @@
 //! Names and counters, each a type of its own, so that one can never be passed for another.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -88,12 +89,29 @@ fn check_printable(kind: &'static str, text: &str, bytes_max: usize) -> Result<(
     }
 }
 
+/// The first bytes of a text, eight in a word, as numbers that order like them; a shorter text ends in zeros, which no
+/// id holds.
+fn head<const WORDS: usize>(text: &str) -> [u64; WORDS] {
+    let mut head = [0; WORDS];
+    for (word, bytes) in head.iter_mut().zip(text.as_bytes().chunks(8)) {
+        let mut padded = [0; 8];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        *word = u64::from_be_bytes(padded);
+    }
+    head
+}
+
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:ident, $bytes_max:literal) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:ident, $bytes_max:literal, $head_words:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(std::sync::Arc<str>);
+        pub struct $name {
+            /// The first bytes, as in [`head`]: most comparisons are decided without a look at the text. Names that
+            /// people give begin alike, and most end within two words; random ids differ in the first.
+            head: [u64; $head_words],
+            text: std::sync::Arc<str>,
+        }
 
         impl $name {
             /// Longest accepted text, in bytes.
@@ -106,25 +124,63 @@ macro_rules! text_id {
             pub fn new(text: impl AsRef<str>) -> Result<Self, IdError> {
                 let text = text.as_ref();
                 $check($kind, text, Self::BYTES_MAX)?;
-                Ok(Self(text.into()))
+                Ok(Self::unchecked(text.into()))
             }
 
             /// The text.
             #[must_use]
             pub fn as_str(&self) -> &str {
-                &self.0
+                &self.text
+            }
+
+            fn unchecked(text: std::sync::Arc<str>) -> Self {
+                let head = head(&text);
+                Self { head, text }
+            }
+        }
+
+        impl Ord for $name {
+            /// As the texts.
+            fn cmp(&self, other: &Self) -> Ordering {
+                self.head.cmp(&other.head).then_with(|| {
+                    let is_whole = self.text.len().max(other.text.len()) <= 8 * $head_words;
+                    match is_whole || std::sync::Arc::ptr_eq(&self.text, &other.text) {
+                        true => Ordering::Equal,
+                        false => self.text.cmp(&other.text),
+                    }
+                })
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                self.text.len() == other.text.len() && self.cmp(other).is_eq()
+            }
+        }
+
+        impl Eq for $name {}
+
+        impl std::hash::Hash for $name {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.text.hash(state);
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(&self.text)
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(&self.text)
             }
         }
 
@@ -144,7 +200,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0.as_ref().to_owned()
+                id.text.as_ref().to_owned()
             }
         }
     };
@@ -154,38 +210,38 @@ text_id! {
     /// Names one request for ever. The client chooses it; it is also the `Nats-Msg-Id` of the publish, the
     /// last token of the journal's subject, and the only thing that a reader of the events must know, so it
     /// should hold 128 random bits. At most 64 characters of `[A-Za-z0-9_-]`.
-    RequestId, "the request id", check_token, 64
+    RequestId, "the request id", check_token, 64, 1
 }
 text_id! {
     /// Names one worker. At most 64 characters of `[A-Za-z0-9_-]`.
-    WorkerId, "the worker id", check_token, 64
+    WorkerId, "the worker id", check_token, 64, 2
 }
 text_id! {
     /// First token of every subject and the stem of every stream's and bucket's name. At most 32 characters.
-    Namespace, "the namespace", check_token, 32
+    Namespace, "the namespace", check_token, 32, 1
 }
 text_id! {
     /// A catalog entry's name, as people write it (`org/llama3.1:8b`). At most 128 bytes, no control
     /// characters; [`crate::subject::encode_token`] makes it one subject token.
-    ModelName, "the model name", check_printable, 128
+    ModelName, "the model name", check_printable, 128, 2
 }
 text_id! {
     /// On whose account a request runs. At most 64 bytes, no control characters.
-    Tenant, "the tenant", check_printable, 64
+    Tenant, "the tenant", check_printable, 64, 1
 }
 
 impl RequestId {
     /// Writes 128 random bits as 32 hexadecimal digits.
     #[must_use]
     pub fn from_random(bits: u128) -> Self {
-        Self(format!("{bits:032x}").into())
+        Self::unchecked(format!("{bits:032x}").into())
     }
 
     /// The seed of a request that names none: a hash (FNV-1a, 64 bit) of the id, so that every attempt of
     /// the request draws the same tokens.
     #[must_use]
     pub fn seed(&self) -> u64 {
-        self.0.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        self.text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         })
     }
@@ -273,6 +329,8 @@ impl FromStr for Class {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -320,5 +378,19 @@ mod tests {
                 .contains("\"urgent\"")
         );
         assert_eq!("batch".parse::<Class>().unwrap(), Class::Batch);
+    }
+
+    proptest! {
+        #[test]
+        fn ids_are_alike_and_in_order_as_their_texts_are(
+            texts in prop::array::uniform2("(aaaaaaaa){0,3}[ab]{1,2}")
+        ) {
+            let [left, right] = &texts;
+            let order = left.cmp(right);
+            let models = texts.clone().map(|text| ModelName::new(text).unwrap());
+            prop_assert_eq!((models[0].cmp(&models[1]), models[0] == models[1]), (order, order.is_eq()));
+            let requests = texts.clone().map(|text| RequestId::new(text).unwrap());
+            prop_assert_eq!((requests[0].cmp(&requests[1]), requests[0] == requests[1]), (order, order.is_eq()));
+        }
     }
 }

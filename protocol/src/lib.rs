@@ -12,11 +12,13 @@ pub mod codec;
 pub mod event;
 pub mod fleet;
 pub mod headers;
+pub mod hub;
 pub mod ids;
 pub mod profile;
 pub mod request;
 pub mod subject;
 pub mod time;
+pub mod weights;
 
 pub use codec::{DecodeError, Encoding};
 pub use ids::{Attempt, Class, Epoch, IdError, ModelName, Namespace, RequestId, Strikes, Tenant, WorkerId};

@@ -6,6 +6,7 @@
 mod chat;
 mod keep_alive;
 mod raw;
+mod response_format;
 mod sampling;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use crate::ids::{ModelName, Tenant};
 
 pub use chat::{Chat, ChatMessage, TOOLS_COUNT_MAX};
 pub use keep_alive::{KeepAlive, KeepAliveError};
+pub use response_format::{JsonSchema, ResponseFormat, SCHEMA_BYTES_MAX, SCHEMA_NAME_BYTES_MAX};
 pub use sampling::{LOGIT_BIAS_COUNT_MAX, SamplingParams, TOP_LOGPROBS_MAX};
 
 /// A request as the rest of Flotilla sees it: every field checked.
@@ -32,6 +34,8 @@ pub struct InferenceRequest {
     /// Whether the model's end tokens are tokens like any other, so that the answer ends at `max_tokens`, the end
     /// of the context or a stop string: for measurements, which need answers of a known length.
     pub ignore_eos: bool,
+    /// The shape that the answer must have.
+    pub response_format: ResponseFormat,
     /// How long the model stays resident after this request.
     pub keep_alive: Option<KeepAlive>,
     /// The request is worthless this many milliseconds after it was published.

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::ids::{Class, IdError, ModelName, Namespace, RequestId, WorkerId};
+use crate::weights::{Generation, Root};
 
 /// Why a subject is not one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -227,6 +228,24 @@ impl Subjects {
     #[must_use]
     pub fn control(&self, worker: &WorkerId) -> String {
         self.under(format_args!("worker.{worker}.control"))
+    }
+
+    /// Questions for weights to one worker, request-reply.
+    #[must_use]
+    pub fn copy_ask(&self, worker: &WorkerId) -> String {
+        self.under(format_args!("worker.{worker}.copy"))
+    }
+
+    /// What the sender of a copy tells its receivers.
+    #[must_use]
+    pub fn copy_news(&self, root: Root, generation: Generation) -> String {
+        self.under(format_args!("copy.{root}.{generation}.news"))
+    }
+
+    /// What the receivers of a copy tell its sender.
+    #[must_use]
+    pub fn copy_have(&self, root: Root, generation: Generation) -> String {
+        self.under(format_args!("copy.{root}.{generation}.have"))
     }
 
     /// Ends of attempts, from workers to the dispatcher.

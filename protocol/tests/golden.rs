@@ -16,6 +16,7 @@ use flotilla_protocol::event::*;
 use flotilla_protocol::fleet::*;
 use flotilla_protocol::profile::*;
 use flotilla_protocol::request::{KeepAlive, Slo};
+use flotilla_protocol::weights::*;
 use flotilla_protocol::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -88,7 +89,9 @@ fn report() -> Report {
                 weights_bytes: 1_583_296,
                 expires_in_ms: None,
                 load_ms: Some(12),
+                shards: Vec::new(),
                 kv_tokens_max: None,
+                loaded_from: None,
             },
             ModelReport {
                 model: ModelName::new("broken").unwrap(),
@@ -102,7 +105,9 @@ fn report() -> Report {
                 weights_bytes: 0,
                 expires_in_ms: None,
                 load_ms: None,
+                shards: Vec::new(),
                 kv_tokens_max: None,
+                loaded_from: None,
             },
         ],
         devices: vec![DeviceReport {
@@ -112,8 +117,100 @@ fn report() -> Report {
             pages_weights: 1,
             pages_kv: 2,
             pages_workspace: 1,
+            pages_kv_kept: None,
+            resident_bytes: Some(4 << 20),
+            state: DeviceState::Working,
         }],
+        host: None,
+        resident_bytes: None,
+        departures: Vec::new(),
+        fetches: Vec::new(),
     }
+}
+
+/// A report with everything that older workers do not tell.
+fn report_of_all() -> Report {
+    let plain = report();
+    let departed = |reason| DepartureReport {
+        model: model(),
+        device: 0,
+        ago_ms: 1500,
+        reason,
+    };
+    Report {
+        models: vec![ModelReport {
+            loaded_from: Some(LoadSource::Host),
+            ..plain.models[0].clone()
+        }],
+        devices: vec![DeviceReport {
+            state: DeviceState::Failed {
+                reason: "it computes wrong sums".into(),
+            },
+            ..plain.devices[0].clone()
+        }],
+        host: Some(HostReport {
+            bytes_total: 8 << 30,
+            models: vec![HostModel {
+                model: model(),
+                bytes: 4 << 20,
+            }],
+        }),
+        departures: vec![
+            departed(DepartureReason::Idle),
+            departed(DepartureReason::Room {
+                newcomer: ModelName::new("other").unwrap(),
+            }),
+            departed(DepartureReason::Ordered),
+            departed(DepartureReason::Replaced),
+            departed(DepartureReason::Removed),
+            departed(DepartureReason::DeviceFailed {
+                reason: "it computes wrong sums".into(),
+            }),
+        ],
+        ..plain
+    }
+}
+
+/// A report of a worker with a model that lies on two devices of one process.
+fn report_of_shards() -> Report {
+    let plain = report();
+    let device = &plain.devices[0];
+    let on = |device: u32| DeviceReport {
+        device,
+        resident_bytes: None,
+        ..plain.devices[0].clone()
+    };
+    let shard = |device: u32, first_layer: u32, weights_bytes: u64| ShardReport {
+        device,
+        first_layer,
+        layers: 2,
+        weights_bytes,
+    };
+    Report {
+        models: vec![ModelReport {
+            shards: vec![shard(0, 0, 1_000_000), shard(1, 2, 583_296)],
+            ..plain.models[0].clone()
+        }],
+        devices: vec![on(0), on(1)],
+        resident_bytes: device.resident_bytes.map(|bytes| 2 * bytes),
+        ..plain
+    }
+}
+
+fn fetch(bytes_total: Option<u64>, state: FetchState) -> FetchReport {
+    FetchReport {
+        model: model(),
+        bytes: 4 << 20,
+        bytes_total,
+        state,
+    }
+}
+
+#[test]
+fn reason_of_a_newer_worker_is_read_as_another_one() {
+    let told = r#"{"why":"boredom","since":"noon"}"#;
+    let reason: DepartureReason = serde_json::from_str(told).unwrap();
+    assert_eq!(reason, DepartureReason::Other);
 }
 
 fn registration() -> Registration {
@@ -306,6 +403,7 @@ fn orders_keep_their_shape() {
     );
     golden("control-unload", &Control::Unload { model: model() });
     golden("control-prefetch", &Control::Prefetch { model: model() });
+    golden("control-fetch", &Control::Fetch { model: model() });
     golden("control-drain", &Control::Drain);
     golden("control-reply-accepted", &ControlReply::Accepted);
     golden(
@@ -332,14 +430,48 @@ fn what_the_dispatcher_decides_by_keeps_its_shape() {
     golden(
         "model-report-kv",
         &ModelReport {
+            shards: Vec::new(),
             kv_tokens_max: Some(4096),
             ..report().models[0].clone()
+        },
+    );
+    golden("report-host-departures", &report_of_all());
+    golden("report-shards", &report_of_shards());
+    golden(
+        "device-report-kv",
+        &DeviceReport {
+            pages_kv_kept: Some(1),
+            ..report().devices[0].clone()
         },
     );
     golden(
         "model-source-simulated",
         &ModelSource::Simulated {
             kv_bytes_per_token: 131_072,
+        },
+    );
+    golden(
+        "model-source-hub",
+        &ModelSource::Hub(
+            "hf:org/name@0123456789abcdef0123456789abcdef01234567"
+                .parse()
+                .unwrap(),
+        ),
+    );
+    golden(
+        "report-fetches",
+        &Report {
+            fetches: vec![
+                fetch(None, FetchState::Running),
+                fetch(Some(16 << 30), FetchState::Done),
+                fetch(
+                    Some(16 << 30),
+                    FetchState::Failed {
+                        reason: "no token".into(),
+                    },
+                ),
+            ],
+            ..report()
         },
     );
     golden(
@@ -362,6 +494,7 @@ fn catalog_and_profiles_keep_their_shape() {
                 weights_bytes: 16 << 30,
                 task: ModelTask::Generate,
             },
+            root: None,
             slots: Some(8),
             keep_alive: Some(KeepAlive::UntilEvicted),
             pin: true,
@@ -477,4 +610,75 @@ fn a_message_with_a_field_of_a_newer_release_is_still_read() {
     newer["running"][0]["tenant"] = serde_json::json!("team a");
     let packed = Encoding::MessagePack.encode(&newer).unwrap();
     assert_eq!(codec::decode_internal::<Report>(&packed).unwrap(), report());
+}
+
+fn segments() -> SegmentSet {
+    let mut set = SegmentSet::none(11);
+    [0, 1, 10].into_iter().for_each(|segment| set.insert(segment));
+    set
+}
+
+#[test]
+fn weights_on_their_way() {
+    let root = Root::new([0xa7; 32]);
+    golden(
+        "holding",
+        &Holding {
+            worker: worker(),
+            incarnation: 77,
+            machine: "0123456789abcdef".into(),
+            folder: "/var/lib/flotilla/models/a7".into(),
+            sends: 1,
+        },
+    );
+    golden(
+        "claim",
+        &Claim {
+            sender: worker(),
+            incarnation: 77,
+            generation: Generation(3),
+        },
+    );
+    golden(
+        "copy-ask",
+        &CopyAsk {
+            root,
+            incarnation: 77,
+        },
+    );
+    golden(
+        "copy-reply-sends",
+        &CopyReply::Sends {
+            generation: Generation(3),
+        },
+    );
+    golden(
+        "copy-reply-sent-by",
+        &CopyReply::SentBy {
+            sender: worker(),
+            incarnation: 77,
+        },
+    );
+    golden(
+        "copy-reply-refuses",
+        &CopyReply::Refuses {
+            reason: CopyRefusal::NotHeld,
+        },
+    );
+    golden(
+        "copy-news",
+        &CopyNews {
+            generation: Generation(3),
+            stored: segments(),
+            end: Some(CopyEnd::Done),
+        },
+    );
+    golden(
+        "copy-have",
+        &CopyHave {
+            receiver: ReceiverId(5),
+            have: segments(),
+            stays: true,
+        },
+    );
 }

@@ -9,15 +9,16 @@ section! {
     /// `[dispatcher.policy]`: how it is decided who runs where and when.
     pub struct DispatcherPolicy at "dispatcher.policy" {
         /// What each tenant's interactive requests get of a full fleet, in proportion to the other
-        /// weights. Default 16: a person waits, and batch work still gets a seventeenth.
+        /// weights. Default 16.
         interactive_weight: f64 = "interactive_weight", required(Number { min: 0.001, max: 1e6 }, 16.0_f64);
 
-        /// The same for each tenant's batch requests. Default 1.
-        batch_weight: f64 = "batch_weight", required(Number { min: 0.001, max: 1e6 }, 1.0_f64);
+        /// The same for each tenant's batch requests. Default 0.25, a 64th: a person waits for the
+        /// others, and long answers take more of a device's time than their tokens say.
+        batch_weight: f64 = "batch_weight", required(Number { min: 0.001, max: 1e6 }, 0.25_f64);
 
         /// The same for requests that are too late, or given up so that more of the others are in
-        /// time. Default 1: their wait stays bounded, and they take little from the others.
-        late_weight: f64 = "late_weight", required(Number { min: 0.001, max: 1e6 }, 1.0_f64);
+        /// time. Default 0.25: their wait stays bounded, and they take little from the others.
+        late_weight: f64 = "late_weight", required(Number { min: 0.001, max: 1e6 }, 0.25_f64);
 
         /// Within what time an interactive request without a target is to start, which gives it a
         /// place among those that have one, in s on the wire. Default 30 s: as long as a person waits.
@@ -42,10 +43,19 @@ section! {
         /// it fits, in ms on the wire. Default 2 s: long against what most answers still need.
         reserve_after: Duration = "reserve_after_ms", required(Millis { min: 1 }, 2_000_u64);
 
+        /// The least part of its share that a request takes for having more time than the targets that
+        /// its profile was measured under. Default 0.4: what has no target for its end still takes of
+        /// everybody's time.
+        share_part_min: f64 = "share_part_min", required(Fraction, 0.4_f64);
+
         /// The time to spare, as a part of the time that a request takes on a device, from which the
-        /// cheapest device is taken rather than the one that leaves most. Default 0.25: what comes
-        /// later may slow it by a quarter.
-        comfort: f64 = "comfort", required(Number { min: 0.0, max: 1e6 }, 0.25_f64);
+        /// cheapest device is taken rather than the one that leaves most. Default 1: what comes later
+        /// may double that time.
+        comfort: f64 = "comfort", required(Number { min: 0.0, max: 1e6 }, 1.0_f64);
+
+        /// By how much somebody who runs may become late, by what is predicted, because of one more, in
+        /// ms on the wire. Default 100 ms: the forecast is made for the worst length of each answer.
+        harm_tolerance: Duration = "harm_tolerance_ms", required(Millis { min: 0 }, 100_u64);
 
         /// The part of its workers' time that is planned for a model when it is found out who can be
         /// in time. Default 0.8: arrivals are uneven, and some time is always lost.

@@ -1,8 +1,9 @@
 //! The catalog: one JSON document a model in the KV bucket `models`, written by compare-and-set.
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, Operation};
-use flotilla_protocol::catalog::CatalogEntry;
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
+use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::subject::{decode_token, encode_token};
+use flotilla_protocol::weights::Root;
 use flotilla_protocol::{DecodeError, Encoding, ModelName};
 use futures_util::{Stream, StreamExt};
 use thiserror::Error;
@@ -139,6 +140,46 @@ impl Catalog {
                 Err(CatalogError::Exists { model: model.clone() })
             }
             Err(error) => Err(failed("add", model.as_str(), error)),
+        }
+    }
+
+    /// Notes what the bytes of a model's files are called, unless that is known already. Returns the entry's root, which is
+    /// another one than the given one if somebody else has noted it; `None` when there is no such model, or it has another
+    /// source by now.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn identify(
+        &self,
+        model: &ModelName,
+        source: &ModelSource,
+        root: Root,
+    ) -> Result<Option<Root>, CatalogError> {
+        let key = encode_token(model.as_str());
+        loop {
+            let found = self.store.entry(&key).await;
+            let found = found.map_err(|error| failed("read", model.as_str(), error))?;
+            let Some(found) = found.filter(|found| found.operation == Operation::Put) else {
+                return Ok(None);
+            };
+            let entry: CatalogEntry = decode(&key, &found.value)?;
+            if entry.source != *source {
+                return Ok(None);
+            }
+            if entry.root.is_some() {
+                return Ok(entry.root);
+            }
+            let entry = CatalogEntry {
+                root: Some(root),
+                ..entry
+            };
+            let body = Encoding::Json.encode(&entry);
+            let body = body.map_err(|error| failed("identify", model.as_str(), error))?;
+            match self.store.update(&key, body, found.revision).await {
+                Ok(_) => return Ok(Some(root)),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
+                Err(error) => return Err(failed("identify", model.as_str(), error)),
+            }
         }
     }
 

@@ -96,9 +96,23 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`]: unreachable, too old, without JetStream, or unreadable credentials.
     pub async fn open(nats: &Nats, name: &str) -> Result<Self, ConnectError> {
+        Self::open_with(nats, name, SUBSCRIPTION_MESSAGES_MAX).await
+    }
+
+    /// The same for weights alone, so that nothing waits behind them: its messages are large, and few of them wait
+    /// in a subscription.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open_for_weights(nats: &Nats, name: &str) -> Result<Self, ConnectError> {
+        Self::open_with(nats, name, SUBSCRIPTION_CHUNKS_MAX).await
+    }
+
+    async fn open_with(nats: &Nats, name: &str, subscription_max: usize) -> Result<Self, ConnectError> {
         let subjects = Subjects::new(Namespace::new(&nats.namespace)?);
         let urls = nats.url.join(", ");
         let options = options(nats, name).await?;
+        let options = options.subscription_capacity(subscription_max);
         let client = options
             .connect(nats.url.clone())
             .await
@@ -164,7 +178,6 @@ async fn options(nats: &Nats, name: &str) -> Result<ConnectOptions, ConnectError
         .name(nats.name.as_deref().unwrap_or(name))
         .connection_timeout(nats.connect_timeout)
         .request_timeout(Some(nats.request_timeout))
-        .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
         .event_callback(log_event);
     if let (Some(user), Some(password)) = (&nats.user, &nats.password) {
         options = options.user_and_password(user.clone(), password.expose().to_owned());
@@ -219,3 +232,5 @@ async fn log_event(event: Event) {
 /// Messages that wait in one subscription before it overflows; assignments and events carry bodies of up to
 /// megabytes, so that more would only move an overload into memory. Readers of events repair what is lost.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 8192;
+/// The same for chunks of weights, which are of 1 MiB: as much as the server lets pend for a connection.
+const SUBSCRIPTION_CHUNKS_MAX: usize = 64;

@@ -23,5 +23,5 @@ pub use connection::{ConnectError, Connection, ConnectionParts};
 pub use events::{Delivered, Events, EventsError};
 pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};
 pub use profiles::{ProfileChange, Profiles, ProfilesError, StoredProfile};
-pub use submit::{NewRequest, SubmitError, new_request_id, submit, submit_to};
+pub use submit::{NewRequest, SubmitError, is_full, new_request_id, submit, submit_to};
 pub use version::{ServerVersion, VERSION_MIN};

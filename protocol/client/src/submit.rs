@@ -128,7 +128,8 @@ async fn publish(
 }
 
 /// Whether the server refused because the stream is at a limit (`discard new`) or its disk is.
-fn is_full(error: &PublishError) -> bool {
+#[must_use]
+pub fn is_full(error: &PublishError) -> bool {
     std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>())
         .is_some_and(|refusal| {

@@ -302,6 +302,6 @@ fn set_targets(slos: &ProfileSlos) -> ProfileSlos {
 }
 
 /// Smallest share: no device runs a million requests at once, and a share of nothing would be booked without end.
-pub(crate) const SHARE_MIN: f64 = 1e-6;
+const SHARE_MIN: f64 = 1e-6;
 /// Smallest part of the loaded time that an idle device is taken to need; a profile that says less is noise.
 const IDLE_MIN: f64 = 0.01;

@@ -3,24 +3,9 @@
 use std::time::Duration;
 
 use crate::figures::span;
-use crate::profile::{DeviceProfile, SHARE_MIN, Signature};
+use crate::profile::{DeviceProfile, Signature};
 
 impl DeviceProfile {
-    /// Share of a device that what remains occupies, once `made` tokens are out: the work that remains over
-    /// the time that remains. Before the first token it is the whole share, and never more than that; it
-    /// is always above 0. Once the answer is as long as predicted it is taken to be an eighth longer.
-    #[must_use]
-    pub fn share_left(&self, signature: Signature, made: u32) -> f64 {
-        let share = self.share(signature);
-        if made == 0 {
-            return share;
-        }
-        let longer = at_least_longer_than(signature, made);
-        let work = self.left(longer, made, |signature| self.work_seconds(signature));
-        let time = self.left(longer, made, |signature| self.e2e_seconds(signature));
-        (work / time).clamp(SHARE_MIN, share)
-    }
-
     /// Time until the request ends, once `made` tokens are out. Once the answer is as long as predicted it is
     /// taken to be an eighth longer.
     #[must_use]

@@ -1,6 +1,7 @@
 //! The body as it arrives, before its fields are checked.
 
 mod chat;
+mod response_format;
 mod sampling;
 mod shapes;
 
@@ -9,8 +10,11 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use self::chat::{RawMessage, RawTools};
-use self::shapes::{OneOrMany, RawKeepAlive, RawLogitBias, RawLogprobs, RawPrompt, RawResponseFormat};
-use super::{EMBED_INPUT_COUNT_MAX, InferenceRequest, Input, STOP_BYTES_MAX, STOP_COUNT_MAX, Slo};
+use self::response_format::RawResponseFormat;
+use self::shapes::{OneOrMany, RawKeepAlive, RawLogitBias, RawLogprobs, RawPrompt};
+use super::{
+    EMBED_INPUT_COUNT_MAX, InferenceRequest, Input, ResponseFormat, STOP_BYTES_MAX, STOP_COUNT_MAX, Slo,
+};
 use crate::codec::DecodeError;
 use crate::event::{ErrorCode, RequestError};
 use crate::ids::{ModelName, Tenant};
@@ -59,6 +63,8 @@ pub(super) struct RawRequest {
     #[serde(default)]
     ignore_eos: Option<bool>,
     #[serde(default)]
+    response_format: Option<RawResponseFormat>,
+    #[serde(default)]
     tools: Option<Vec<Value>>,
     #[serde(default)]
     tool_choice: Option<Value>,
@@ -81,8 +87,6 @@ pub(super) struct RawRequest {
     echo: Option<bool>,
     #[serde(default)]
     suffix: Option<IgnoredAny>,
-    #[serde(default)]
-    response_format: Option<RawResponseFormat>,
     #[serde(default)]
     dimensions: Option<IgnoredAny>,
     #[serde(default)]
@@ -160,6 +164,8 @@ impl RawRequest {
         if self.deadline_ms == Some(0) {
             return Err(invalid("deadline_ms", "must be at least 1"));
         }
+        let ignore_eos = self.ignore_eos.unwrap_or(false);
+        let response_format = check_format(self.response_format, ignore_eos)?;
         let tools = RawTools {
             tools: self.tools,
             choice: self.tool_choice,
@@ -169,7 +175,8 @@ impl RawRequest {
             max_tokens,
             sampling,
             stop: check_stop(self.stop)?,
-            ignore_eos: self.ignore_eos.unwrap_or(false),
+            ignore_eos,
+            response_format,
             keep_alive: self.keep_alive.map(|RawKeepAlive(keep_alive)| keep_alive),
             deadline_ms: self.deadline_ms,
             slo,
@@ -184,12 +191,6 @@ impl RawRequest {
             ("best_of", self.best_of.is_some_and(|n| n != 1)),
             ("echo", self.echo == Some(true)),
             ("suffix", self.suffix.is_some()),
-            (
-                "response_format",
-                self.response_format
-                    .as_ref()
-                    .is_some_and(|format| format.kind != "text"),
-            ),
             ("dimensions", self.dimensions.is_some()),
             (
                 "encoding_format",
@@ -225,6 +226,7 @@ impl RawRequest {
             ("seed", self.seed.is_some()),
             ("stop", self.stop.is_some()),
             ("ignore_eos", self.ignore_eos.is_some()),
+            ("response_format", self.response_format.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             Some((field, _)) => Err(invalid(field, "has no meaning for embeddings; leave it out")),
@@ -247,6 +249,21 @@ impl RawRequest {
             Some(0) => Err(invalid(field, "must be at least 1")),
             other => Ok(other),
         }
+    }
+}
+
+/// What has a shape ends when the shape is complete.
+fn check_format(format: Option<RawResponseFormat>, ignore_eos: bool) -> Result<ResponseFormat, RequestError> {
+    match format
+        .map(RawResponseFormat::check)
+        .transpose()?
+        .unwrap_or_default()
+    {
+        ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) if ignore_eos => Err(invalid(
+            "ignore_eos",
+            "has no meaning with a response_format, which says where the answer ends; leave it out",
+        )),
+        format => Ok(format),
     }
 }
 

@@ -19,7 +19,6 @@ fn lengths(output_tokens: u32, prompt_tokens: u32) -> Signature {
 fn before_the_first_token_all_of_it_is_left() {
     let profile = checked(Device::slow().on_small_grid());
     let signature = lengths(100, 1500);
-    assert_eq!(profile.share_left(signature, 0), profile.share(signature));
     assert_eq!(profile.time_left(signature, 0), profile.e2e(signature).value);
 }
 
@@ -29,16 +28,6 @@ fn what_is_left_is_the_whole_less_what_was_done() {
     let (whole, done) = (lengths(256, 1024), lengths(64, 1024));
     let time = profile.e2e(whole).value - profile.e2e(done).value;
     assert!(profile.time_left(whole, 64).abs_diff(time) <= Duration::from_nanos(2));
-    let work = profile.work(whole) - profile.work(done);
-    let share = (work.as_secs_f64() / time.as_secs_f64()).min(profile.share(whole));
-    assert!((profile.share_left(whole, 64) - share).abs() < 1e-6);
-}
-
-#[test]
-fn a_long_prompt_weighs_less_once_it_is_read() {
-    let profile = checked(Device::slow().on_small_grid());
-    let signature = lengths(256, 2048);
-    assert!(profile.share_left(signature, 16) < profile.share(signature));
 }
 
 #[test]
@@ -53,10 +42,6 @@ fn below_the_first_tick_tokens_count_in_proportion() {
         Duration::from_secs(6),
         "half of the first tick's four seconds are over"
     );
-    assert_eq!(
-        profile.share_left(lengths(4, 128), 2),
-        profile.share(lengths(4, 128))
-    );
 }
 
 #[test]
@@ -70,7 +55,6 @@ fn an_answer_that_outlives_its_prediction_is_taken_to_be_an_eighth_longer() {
     );
     assert_eq!(left(16, 160), Duration::from_secs(20));
     assert_eq!(left(4, 4), Duration::from_secs(1), "at least one more");
-    assert!(profile.share_left(lengths(16, 128), 4000) > 0.0);
 }
 
 #[test]

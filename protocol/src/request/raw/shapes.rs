@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::request::{KeepAlive, LOGIT_BIAS_COUNT_MAX};
 
@@ -221,35 +221,5 @@ impl<'de> Deserialize<'de> for RawLogitBias {
             }
         }
         deserializer.deserialize_map(BiasVisitor)
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct RawResponseFormat {
-    pub(super) kind: String,
-}
-
-impl<'de> Deserialize<'de> for RawResponseFormat {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FormatVisitor;
-        impl<'de> Visitor<'de> for FormatVisitor {
-            type Value = RawResponseFormat;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with a type")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawResponseFormat, A::Error> {
-                let mut kind = None;
-                while let Some(key) = map.next_key::<String>()? {
-                    if key == "type" {
-                        kind = Some(map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                kind.map(|kind| RawResponseFormat { kind })
-                    .ok_or_else(|| de::Error::missing_field("type"))
-            }
-        }
-        deserializer.deserialize_map(FormatVisitor)
     }
 }
