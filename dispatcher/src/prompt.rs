@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use flotilla_dispatcher_core::PromptCount;
-use flotilla_prompt::{ModelBounds, PromptMaker, text_bytes};
+use flotilla_prompt::{ModelBounds, PromptMaker, check_format, text_bytes};
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::event::RequestError;
-use flotilla_protocol::request::{InferenceRequest, Input};
+use flotilla_protocol::request::{InferenceRequest, Input, ResponseFormat};
 use tokio::sync::OnceCell;
 use tracing::warn;
 
@@ -44,7 +44,8 @@ impl PromptTokens {
     }
 }
 
-/// Checks a prompt and counts its tokens. Of a long one on a thread for blocking work.
+/// Checks a prompt and counts its tokens. Of a long one, or one whose answer is to be of a schema, on a thread for
+/// blocking work.
 ///
 /// # Errors
 /// A [`RequestError`] that names the field when the model cannot take this prompt.
@@ -54,6 +55,7 @@ pub(crate) async fn count(
     request: InferenceRequest,
 ) -> Result<PromptTokens, RequestError> {
     ModelBounds::from(&entry.facts).check(&request)?;
+    let request = with_checked_format(request).await?;
     if let Input::PromptTokens(tokens) = &request.input {
         return Ok(PromptTokens::Counted(number(tokens.len())));
     }
@@ -63,9 +65,21 @@ pub(crate) async fn count(
     if text_bytes(&request.input) <= INLINE_BYTES_MAX {
         return count_with(&maker, &request);
     }
-    let counted = tokio::task::spawn_blocking(move || count_with(&maker, &request)).await;
-    match counted {
-        Ok(counted) => counted,
+    blocking(move || count_with(&maker, &request)).await
+}
+
+/// The request back, if answers of its schema can be made.
+async fn with_checked_format(request: InferenceRequest) -> Result<InferenceRequest, RequestError> {
+    match request.response_format {
+        ResponseFormat::Text | ResponseFormat::JsonObject => Ok(request),
+        ResponseFormat::JsonSchema(_) => blocking(move || check_format(&request).map(|()| request)).await,
+    }
+}
+
+/// Runs on a thread for blocking work; a panic there goes on here.
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
@@ -74,13 +88,11 @@ async fn open(entry: &CatalogEntry) -> Option<Arc<PromptMaker>> {
     let (model, bounds) = (entry.name.clone(), ModelBounds::from(&entry.facts));
     let folder = match &entry.source {
         ModelSource::Folder(folder) => folder.clone(),
+        // Its files are with workers only.
+        ModelSource::Hub(_) => return None,
         ModelSource::Simulated { .. } => return Some(Arc::new(PromptMaker::simulated(bounds))),
     };
-    let opened = tokio::task::spawn_blocking(move || open_folder(&model, &folder, bounds)).await;
-    match opened {
-        Ok(maker) => maker,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    blocking(move || open_folder(&model, &folder, bounds)).await
 }
 
 fn open_folder(model: &ModelName, folder: &Path, bounds: ModelBounds) -> Option<Arc<PromptMaker>> {
@@ -130,6 +142,7 @@ mod tests {
                 weights_bytes: 1,
                 task: ModelTask::Generate,
             },
+            root: None,
             slots: None,
             keep_alive: None,
             pin: false,

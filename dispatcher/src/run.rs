@@ -1,15 +1,16 @@
 //! A dispatcher's life: stand by, lead, stand by again.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use flotilla_client::Connection;
 use flotilla_config::Config;
 use flotilla_protocol::Epoch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::error::{DispatcherError, chain};
@@ -17,7 +18,7 @@ use crate::ground::Ground;
 use crate::lease::{Candidate, Kept, Lease};
 use crate::services::Ends;
 use crate::term::{Term, TermEnd};
-use crate::topology::ensure_topology;
+use crate::topology::{ensure_relay, ensure_topology};
 
 /// Runs a dispatcher until `shutdown` is cancelled. Makes the streams and buckets first. A leader that is
 /// asked to stop gives its lease back, so that a standby leads at once; requests and running work stay where
@@ -98,6 +99,7 @@ impl Office {
             process: self.process.clone(),
         };
         let _term_ends = ends.term.clone().drop_guard();
+        let _relay = AbortOnDropHandle::new(tokio::spawn(keep_relay(self.ground.clone())));
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(ControlFlow::Break(())),
             kept = &mut keeper => {
@@ -128,6 +130,24 @@ impl Office {
         }
     }
 }
+
+/// Looks after the relay for as long as it is left running.
+async fn keep_relay(ground: Ground) {
+    let mut looks = interval(RELAY_LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        if let Err(error) = ensure_relay(&ground.connection, &ground.config).await {
+            debug!(
+                error = chain(&error),
+                "the relay for weights cannot be looked after now"
+            );
+        }
+    }
+}
+
+/// A copy that loses its relay waits about as long before it tries again.
+const RELAY_LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// A term from its preparation on. The caller drops it when the lease is gone: whatever is under way stops.
 async fn serve_term(

@@ -47,6 +47,7 @@ enum Verb {
     Cancel,
     Load,
     Unload,
+    Fetch,
 }
 
 /// The service of one term.
@@ -66,7 +67,7 @@ pub(crate) struct Ends {
 }
 
 impl Verb {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Queue,
         Self::Workers,
         Self::Why,
@@ -74,6 +75,7 @@ impl Verb {
         Self::Cancel,
         Self::Load,
         Self::Unload,
+        Self::Fetch,
     ];
 
     fn as_str(self) -> &'static str {
@@ -85,6 +87,7 @@ impl Verb {
             Self::Cancel => "cancel",
             Self::Load => "load",
             Self::Unload => "unload",
+            Self::Fetch => "fetch",
         }
     }
 }

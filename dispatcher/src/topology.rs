@@ -51,7 +51,8 @@ pub enum TopologyError {
     /// The server's or the account's limit is too small.
     #[error(
         "there is no room for {object} of {bytes_max} bytes; lower nats.requests_max_bytes and \
-         nats.journal_max_bytes, or raise the server's max_file_store"
+         nats.journal_max_bytes, or raise the server's max_file_store; for weights, nats.relay_max_bytes and \
+         max_memory_store"
     )]
     NoRoom {
         /// What was wanted.
@@ -115,10 +116,20 @@ pub async fn ensure_topology(connection: &Connection, config: &Config) -> Result
     for wanted in streams(&connection.subjects, config)
         .into_iter()
         .chain(buckets(&connection.subjects, config))
+        .chain([relay(&connection.subjects, &config.nats)])
     {
         ensure(connection, wanted).await?;
     }
     Ok(())
+}
+
+/// Makes the relay again where it has gone: it lies in memory, so a server that starts again has none. The other objects
+/// are on disk; one of them that is missing was removed, and to make it again would hide that.
+///
+/// # Errors
+/// [`TopologyError`].
+pub(crate) async fn ensure_relay(connection: &Connection, config: &Config) -> Result<(), TopologyError> {
+    ensure(connection, relay(&connection.subjects, &config.nats)).await
 }
 
 /// The consumer that delivers one class.
@@ -295,14 +306,15 @@ fn signed(limit: u64) -> i64 {
 
 /// KV buckets, which are streams of a fixed shape (ADR-8). All are on disk: a lease whose revisions began
 /// again after a restart of the server would be older than what the workers have seen.
-fn buckets(subjects: &Subjects, config: &Config) -> [StreamConfig; 5] {
+fn buckets(subjects: &Subjects, config: &Config) -> [StreamConfig; 6] {
     let forever = Duration::ZERO;
     [
         ("lease", config.dispatcher.lease_ttl),
         ("models", forever),
         ("profiles", forever),
         ("workers", WORKERS_TTL),
-        ("holders", forever),
+        ("holders", WEIGHTS_TTL),
+        ("claims", WEIGHTS_TTL),
     ]
     .map(|(name, max_age)| {
         let bucket = subjects.bucket(name);
@@ -318,6 +330,23 @@ fn buckets(subjects: &Subjects, config: &Config) -> [StreamConfig; 5] {
             ..unlimited(&config.nats)
         }
     })
+}
+
+/// The object store through which weights pass (ADR-20). In memory and once, as nothing in it is worth more than sending
+/// it again; when it is full, senders wait.
+fn relay(subjects: &Subjects, nats: &Nats) -> StreamConfig {
+    let bucket = subjects.bucket("relay");
+    StreamConfig {
+        name: format!("OBJ_{bucket}"),
+        subjects: vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+        max_bytes: signed(nats.relay_max_bytes),
+        discard: DiscardPolicy::New,
+        storage: StorageType::Memory,
+        allow_rollup: true,
+        allow_direct: true,
+        num_replicas: 1,
+        ..unlimited(nats)
+    }
 }
 
 /// One field that is not as wanted.
@@ -382,6 +411,9 @@ const FIELDS: [(&str, bool); 13] = [
 
 /// How long a worker's registration outlives its last refresh.
 const WORKERS_TTL: Duration = Duration::from_secs(10);
+/// How long the entry of a holder or of a sender of weights outlives its last renewal: another sender begins at the
+/// latest then, and a worker whose network hiccups for some seconds keeps its place.
+const WEIGHTS_TTL: Duration = Duration::from_secs(15);
 /// Bytes of the dead letters; the oldest go first. A few hundred letters of the largest size.
 const DEAD_BYTES_MAX: u64 = 256 << 20;
 

@@ -1,6 +1,7 @@
 //! The state machine: what comes in, what goes out, and where a request goes next.
 
 mod arrivals;
+mod assign;
 mod attempts;
 mod cancel;
 mod candidates;
@@ -11,7 +12,9 @@ mod ordering;
 mod placement;
 mod progress;
 mod queries;
+mod reserving;
 mod review;
+mod survey;
 mod why;
 mod workers;
 
@@ -19,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use flotilla_protocol::{Epoch, ModelName, Moment, RequestId, WorkerId};
 
+use self::review::Review;
 use crate::action::Action;
 use crate::cancelled::Cancelled;
 use crate::exclusions::Exclusions;
@@ -62,12 +66,11 @@ pub struct Dispatcher {
     opened: BTreeSet<WorkerId>,
     /// Of these, the ones whose own models are looked at before all others.
     half_opened: BTreeSet<WorkerId>,
-    /// Waiting requests that a device is kept for.
-    reserved: BTreeSet<RequestId>,
+    /// Waiting requests that a device is kept for, by model.
+    reserved: BTreeMap<ModelName, BTreeSet<RequestId>>,
     /// Models whose waiting requests the next review prices anew, as their profiles were corrected.
     mispriced: BTreeSet<ModelName>,
-    /// The model that was reviewed last.
-    reviewed: Option<ModelName>,
+    review: Review,
     /// Models that a worker was asked to prefetch, and when.
     prefetched: BTreeMap<ModelName, Moment>,
     exclusions: Exclusions,
@@ -76,6 +79,8 @@ pub struct Dispatcher {
     actions: VecDeque<Action>,
     /// Somebody was queued a moment ago, and is still to be told the place.
     newly_queued: bool,
+    /// So many at the front of the queue have heard of their places in this round.
+    told_until: usize,
     /// A newer leader exists.
     deposed: bool,
     stats: Stats,
@@ -99,9 +104,9 @@ impl Dispatcher {
             stuck: BTreeSet::new(),
             opened: BTreeSet::new(),
             half_opened: BTreeSet::new(),
-            reserved: BTreeSet::new(),
+            reserved: BTreeMap::new(),
             mispriced: BTreeSet::new(),
-            reviewed: None,
+            review: Review::default(),
             prefetched: BTreeMap::new(),
             settings,
             settles,
@@ -114,6 +119,7 @@ impl Dispatcher {
             timers,
             actions: VecDeque::new(),
             newly_queued: false,
+            told_until: 0,
             deposed: false,
             stats: Stats::default(),
         }
@@ -143,6 +149,8 @@ impl Dispatcher {
                 }
                 Timer::Deadline(request) => self.end_late(now, &request),
                 Timer::Review => self.review(now),
+                // Every input ends with it.
+                Timer::Placing => {}
                 Timer::Newcomers => self.tell_newcomers(),
                 Timer::Progress => self.tell_positions(),
             }
@@ -190,7 +198,7 @@ impl Dispatcher {
             Held::Queued { job, place, .. } => {
                 self.queue.remove(&job.model, &place);
                 self.timers.clear(&Timer::Deadline(request.clone()));
-                self.end_reservation(request);
+                self.end_reservation(&job.model, request);
                 self.touch(&job.model);
                 Some(job)
             }
@@ -199,15 +207,6 @@ impl Dispatcher {
                 self.open(&run.worker);
                 Some(run.job)
             }
-        }
-    }
-
-    /// Gives free the device that was kept for a request.
-    fn end_reservation(&mut self, request: &RequestId) {
-        if self.reserved.remove(request)
-            && let Some(worker) = self.fleet.unreserve(request)
-        {
-            self.open(&worker);
         }
     }
 

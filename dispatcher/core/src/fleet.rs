@@ -1,7 +1,9 @@
 //! The workers, as their reports and our assignments show them.
 
 mod device;
+mod invariants;
 mod worker;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +12,9 @@ use flotilla_protocol::fleet::{ModelReport, ModelState, Report};
 use flotilla_protocol::{Attempt, ModelName, Moment, RequestId, WorkerId};
 
 use crate::models::Kind;
-use crate::share::Share;
 pub(crate) use device::{Booking, Device, Giver};
 pub(crate) use worker::{Resident, Worker};
+use workers::Workers;
 
 /// Of how many workers more than report the registrations are remembered.
 const REGISTERED_COUNT_FACTOR: usize = 2;
@@ -33,17 +35,19 @@ pub(crate) enum Novelty {
 /// All workers.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
-    workers: BTreeMap<WorkerId, Worker>,
-    /// Those with a free slot.
-    roomy: BTreeSet<WorkerId>,
-    /// Workers by the models that they have, or were given requests of.
-    holders: BTreeMap<ModelName, BTreeSet<WorkerId>>,
+    workers: Workers,
+    /// Those with a free slot, with their numbers.
+    roomy: BTreeMap<WorkerId, usize>,
+    /// Workers, with their numbers, by the models that they have, or were given requests of.
+    holders: BTreeMap<ModelName, BTreeMap<WorkerId, usize>>,
     /// Kinds of the devices of workers, as they registered, whether they report or not.
     registered: BTreeMap<WorkerId, Vec<Kind>>,
     /// Models that have fewer holders than when [`Fleet::take_left`] was last called.
     left: BTreeSet<ModelName>,
-    /// Devices that are kept for a request.
-    reserved_count: usize,
+    /// Workers by the requests that one of their devices is kept for.
+    reserved: BTreeMap<RequestId, WorkerId>,
+    /// How many devices of each kind the workers have.
+    kinds: BTreeMap<Kind, usize>,
 }
 
 impl Fleet {
@@ -66,26 +70,24 @@ impl Fleet {
         }
         if self.registered.len() >= workers_max * REGISTERED_COUNT_FACTOR {
             let workers = &self.workers;
-            self.registered.retain(|id, _| workers.contains_key(id));
+            self.registered.retain(|id, _| workers.contains(id));
         }
         self.registered.insert(id.clone(), kinds.clone());
         let Some(worker) = self.workers.get_mut(id) else {
             return false;
         };
         if worker
-            .devices
+            .own_devices()
             .iter()
             .map(|device| device.kind)
             .eq(kinds.iter().copied())
         {
             return false;
         }
-        self.reserved_count -= worker.reserved_count();
-        worker.devices = kinds.into_iter().map(Device::new).collect();
-        let device_max = worker.devices.len() - 1;
-        for booking in worker.bookings.values_mut() {
-            booking.device = booking.device.min(device_max);
-        }
+        self.reserved.retain(|_, keeper| keeper != id);
+        discount(&mut self.kinds, &worker.devices);
+        count(&mut self.kinds, &kinds);
+        worker.replace_devices(kinds.into_iter().map(Device::new).collect());
         self.unbook_strangers(id);
         self.refresh(id);
         true
@@ -100,8 +102,10 @@ impl Fleet {
         } else {
             let registered = self.registered.get(&id).cloned();
             let kinds = registered.unwrap_or_else(|| vec![unknown; report.devices.len().max(1)]);
+            count(&mut self.kinds, &kinds);
             let devices = kinds.into_iter().map(Device::new).collect();
-            self.workers.insert(id.clone(), Worker::new(now, report, devices));
+            self.workers
+                .insert(id.clone(), |number| Worker::new(now, number, report, devices));
         }
         let after = self.held_models(&id);
         before.difference(&after).for_each(|model| self.leave(&id, model));
@@ -109,11 +113,35 @@ impl Fleet {
         self.refresh(&id);
     }
 
+    /// Sets of a worker's devices that have models in parts and are not known yet, each with the kinds of its devices.
+    pub(crate) fn new_sets(&self, id: &WorkerId) -> Vec<(Vec<usize>, Vec<Kind>)> {
+        let Some(worker) = self.workers.get(id) else {
+            return Vec::new();
+        };
+        let kinds = |set: &Vec<usize>| set.iter().map(|device| worker.devices[*device].kind).collect();
+        let sets = worker.new_sets().into_iter();
+        sets.map(|set| (set.clone(), kinds(&set))).collect()
+    }
+
+    /// Knows these sets of a worker's devices, each as a device of this kind, and books where its models are.
+    pub(crate) fn follow_models(&mut self, id: &WorkerId, sets: Vec<(Vec<usize>, Kind)>) {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        for (set, kind) in sets {
+            count(&mut self.kinds, &[kind]);
+            worker.add_set(set, kind);
+        }
+        worker.follow_models();
+        self.refresh(id);
+    }
+
     /// Forgets a worker.
     pub(crate) fn remove(&mut self, id: &WorkerId) {
         self.drop_holder(id);
         if let Some(worker) = self.workers.remove(id) {
-            self.reserved_count -= worker.reserved_count();
+            self.reserved.retain(|_, keeper| keeper != id);
+            discount(&mut self.kinds, &worker.devices);
         }
         self.roomy.remove(id);
     }
@@ -132,10 +160,8 @@ impl Fleet {
                 worker.unseen.insert(request.clone());
             }
         }
-        self.holders
-            .entry(booking.model.clone())
-            .or_default()
-            .insert(id.clone());
+        let holders = self.holders.entry(booking.model.clone()).or_default();
+        holders.insert(id.clone(), worker.number);
         worker.devices[booking.device].note_prompt(booking.began, booking.reads);
         worker.bookings.insert(request.clone(), booking);
         self.refresh(id);
@@ -145,7 +171,7 @@ impl Fleet {
     pub(crate) fn book_listed(&mut self, id: &WorkerId, request: &RequestId, booking: Booking) {
         if let Some(worker) = self.workers.get_mut(id) {
             let holders = self.holders.entry(booking.model.clone()).or_default();
-            holders.insert(id.clone());
+            holders.insert(id.clone(), worker.number);
             worker.bookings.insert(request.clone(), booking);
             self.refresh(id);
         }
@@ -162,15 +188,14 @@ impl Fleet {
         models.iter().for_each(|model| self.release_holder(id, model));
     }
 
-    /// Lets bookings follow what is left of their requests. They only shrink: what one has left free may be given to
-    /// another by the time at which it seems to need more again.
+    /// Lets bookings follow how far their requests are. The share stays what it was admitted with: a request slows the
+    /// others by its last token as much as by its first.
     pub(crate) fn follow(&mut self, now: Moment, id: &WorkerId, left: Vec<Left>) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
         for left in left {
             if let Some(booking) = worker.bookings.get_mut(&left.request) {
-                booking.share = left.share.min(booking.share);
                 booking.ends_at = left.ends_at;
                 booking.made = left.made;
                 booking.made_at = now;
@@ -223,11 +248,19 @@ impl Fleet {
     }
 
     pub(crate) fn contains(&self, id: &WorkerId) -> bool {
-        self.workers.contains_key(id)
+        self.workers.contains(id)
     }
 
     pub(crate) fn worker(&self, id: &WorkerId) -> Option<&Worker> {
         self.workers.get(id)
+    }
+
+    /// The worker with a number.
+    ///
+    /// # Panics
+    /// When nobody has it.
+    pub(crate) fn at(&self, number: usize) -> &Worker {
+        self.workers.at(number)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -240,7 +273,9 @@ impl Fleet {
 
     /// Workers with a free slot.
     pub(crate) fn roomy(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
-        self.roomy.iter().map(|id| (id, &self.workers[id]))
+        self.roomy
+            .iter()
+            .map(|(id, number)| (id, self.workers.at(*number)))
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -250,7 +285,7 @@ impl Fleet {
     /// Workers that have a model, or were given requests of it.
     pub(crate) fn holders(&self, model: &ModelName) -> impl Iterator<Item = (&WorkerId, &Worker)> {
         let holders = self.holders.get(model).into_iter().flatten();
-        holders.filter_map(|id| self.workers.get_key_value(id))
+        holders.map(|(id, number)| (id, self.workers.at(*number)))
     }
 
     /// Whether any worker has a model, or was given requests of it.
@@ -260,7 +295,7 @@ impl Fleet {
 
     /// Whether a worker has a model, or was given requests of it.
     pub(crate) fn holds(&self, id: &WorkerId, model: &ModelName) -> bool {
-        self.holders.get(model).is_some_and(|ids| ids.contains(id))
+        self.holders.get(model).is_some_and(|ids| ids.contains_key(id))
     }
 
     /// Models that a worker has no more, since this was last asked: others may be chosen for them now.
@@ -268,10 +303,18 @@ impl Fleet {
         std::mem::take(&mut self.left)
     }
 
+    /// A model goes at another pace than before: what runs beside it does so as well.
+    pub(crate) fn forget_pace_of(&mut self, model: &ModelName) {
+        let holders = self.holders.get(model).into_iter().flatten();
+        for (_, number) in holders {
+            let devices = &mut self.workers.at_mut(*number).devices;
+            devices.iter_mut().for_each(Device::forget_crew);
+        }
+    }
+
     /// Kinds of all devices, each once.
-    pub(crate) fn kinds(&self) -> BTreeSet<Kind> {
-        let devices = self.workers.values().flat_map(|worker| &worker.devices);
-        devices.map(|device| device.kind).collect()
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.kinds.keys().copied()
     }
 
     /// Keeps a device for a request.
@@ -285,35 +328,33 @@ impl Fleet {
             return false;
         }
         *reserved_for = Some(request.clone());
-        self.reserved_count += 1;
+        self.reserved.insert(request.clone(), id.clone());
         true
     }
 
     /// Ends the reservation of a request, if it has one; tells where it was.
     pub(crate) fn unreserve(&mut self, request: &RequestId) -> Option<WorkerId> {
-        if self.reserved_count == 0 {
-            return None;
-        }
-        for (id, worker) in &mut self.workers {
-            for device in &mut worker.devices {
-                if device.reserved_for.as_ref() == Some(request) {
-                    device.reserved_for = None;
-                    self.reserved_count -= 1;
-                    return Some(id.clone());
-                }
-            }
-        }
-        None
+        let id = self.reserved.remove(request)?;
+        let worker = self
+            .workers
+            .get_mut(&id)
+            .expect("a known worker's device is kept");
+        let kept = worker
+            .devices
+            .iter_mut()
+            .filter(|device| device.is_kept_for(request));
+        kept.for_each(|device| device.reserved_for = None);
+        Some(id)
     }
 
     /// Devices that are kept for a request.
     pub(crate) fn reserved_count(&self) -> usize {
-        self.reserved_count
+        self.reserved.len()
     }
 
     /// All devices.
     pub(crate) fn device_count(&self) -> usize {
-        self.workers.values().map(|worker| worker.devices.len()).sum()
+        self.kinds.values().sum()
     }
 
     /// The newest attempt at a request that some worker's report lists, if it is newer than `over`.
@@ -327,8 +368,11 @@ impl Fleet {
     }
 
     fn note_holder(&mut self, id: &WorkerId) {
+        let Some(number) = self.workers.number(id) else {
+            return;
+        };
         for model in self.held_models(id) {
-            self.holders.entry(model).or_default().insert(id.clone());
+            self.holders.entry(model).or_default().insert(id.clone(), number);
         }
     }
 
@@ -340,7 +384,7 @@ impl Fleet {
 
     /// A request of a model has left a worker, which may not have the model either.
     fn release_holder(&mut self, id: &WorkerId, model: &ModelName) {
-        let worker = &self.workers[id];
+        let worker = self.workers.get(id).expect("who held a request is known");
         if worker.model(model).is_none() && !worker.is_booked_for(model) {
             self.leave(id, model);
         }
@@ -366,71 +410,33 @@ impl Fleet {
     }
 
     fn refresh(&mut self, id: &WorkerId) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.sum_up();
-        }
-        if self.workers.get(id).is_some_and(|worker| worker.free_slots() > 0) {
-            if !self.roomy.contains(id) {
-                self.roomy.insert(id.clone());
-            }
-        } else {
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
+        worker.sum_up();
+        if worker.free_slots() == 0 {
             self.roomy.remove(id);
+        } else if !self.roomy.contains_key(id) {
+            self.roomy.insert(id.clone(), worker.number);
         }
     }
+}
 
-    /// # Panics
-    /// When the index of workers with room is wrong.
-    pub(crate) fn the_roomy_are_those_with_free_slots(&self) {
-        let roomy = self.workers.iter().filter(|(_, worker)| worker.free_slots() > 0);
-        assert!(roomy.map(|(id, _)| id).eq(self.roomy.iter()));
+/// Counts devices of these kinds.
+fn count(kinds: &mut BTreeMap<Kind, usize>, added: &[Kind]) {
+    for kind in added {
+        *kinds.entry(*kind).or_default() += 1;
     }
+}
 
-    /// # Panics
-    /// When the index of holders is wrong.
-    pub(crate) fn the_holders_are_those_that_have_or_were_given(&self) {
-        let mut holders: BTreeMap<&ModelName, BTreeSet<&WorkerId>> = BTreeMap::new();
-        for (id, worker) in &self.workers {
-            let resident = worker.residents().map(|(_, report)| &report.model);
-            let booked = worker.bookings.values().map(|booking| &booking.model);
-            for model in resident.chain(booked) {
-                holders.entry(model).or_default().insert(id);
-            }
+/// Counts these devices no more.
+fn discount(kinds: &mut BTreeMap<Kind, usize>, removed: &[Device]) {
+    for device in removed {
+        if let Some(count) = kinds.get_mut(&device.kind) {
+            *count -= 1;
         }
-        let kept: BTreeMap<&ModelName, BTreeSet<&WorkerId>> = self
-            .holders
-            .iter()
-            .map(|(model, ids)| (model, ids.iter().collect()))
-            .collect();
-        assert_eq!(kept, holders);
     }
-
-    /// # Panics
-    /// When a device's load is not the sum of what is booked there, or more than it has was given away.
-    pub(crate) fn shares_add_up_and_are_never_given_twice(&self) {
-        for (id, worker) in &self.workers {
-            for (index, device) in worker.devices.iter().enumerate() {
-                let booked: Vec<_> = worker.bookings.values().filter(|it| it.device == index).collect();
-                assert_eq!(device.booked_count, booked.len());
-                assert_eq!(device.load, booked.iter().map(|booking| booking.share).sum());
-                let ours = booked
-                    .iter()
-                    .filter(|booking| booking.giver == Giver::Us && booking.is_measured);
-                let given: Share = ours.clone().map(|booking| booking.share).sum();
-                assert!(
-                    given <= Share::FULL || ours.count() <= 1,
-                    "{id} has {given:?} of device {index}"
-                );
-            }
-            for request in &worker.assigned {
-                assert!(
-                    worker.bookings.contains_key(request),
-                    "{request} runs for nothing on {id}"
-                );
-            }
-        }
-        let reserved: usize = self.workers.values().map(Worker::reserved_count).sum();
-        assert_eq!(reserved, self.reserved_count);
-    }
+    kinds.retain(|_, count| *count > 0);
 }
 
 /// What is left of a request by a report.
@@ -438,7 +444,6 @@ impl Fleet {
 pub(crate) struct Left {
     pub(crate) request: RequestId,
     pub(crate) made: u32,
-    pub(crate) share: Share,
     pub(crate) ends_at: Moment,
 }
 

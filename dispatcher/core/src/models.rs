@@ -1,21 +1,25 @@
 //! What is known of models: the catalog's word, profiles by device kind, how long answers are, how often it is wanted.
 
-use std::collections::BTreeMap;
+mod demand;
+mod profiled;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_profile::{DeviceProfile, EstimateFrom, LoadTier, Signature, StepTimes};
+use flotilla_profile::{DeviceProfile, EstimateFrom, LoadTier, Signature};
 use flotilla_protocol::catalog::{CatalogEntry, Policy};
+use flotilla_protocol::fleet::kind_of_set;
 use flotilla_protocol::request::Slo;
 use flotilla_protocol::{ModelName, Moment};
 
-use crate::correction::Correction;
 use crate::pace::Steps;
 use crate::predictor::{Prediction, Predictor};
 use crate::price::{Asked, Price};
 use crate::queue::Line;
 use crate::settings::PolicySettings;
-use crate::share::Share;
 use crate::target::Target;
+use demand::Demand;
+pub(crate) use profiled::Profiled;
 
 /// A device kind, interned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +42,8 @@ pub(crate) struct Models {
     settings: PolicySettings,
     models: BTreeMap<ModelName, Model>,
     kinds: Vec<(String, KindFacts)>,
+    /// Models whose steps are others than when [`Models::take_changed`] was last called.
+    changed: BTreeSet<ModelName>,
 }
 
 /// One model.
@@ -56,25 +62,6 @@ pub(crate) struct Model {
     load_time: Option<Duration>,
 }
 
-/// A profile with what was learned about it.
-#[derive(Debug)]
-pub(crate) struct Profiled {
-    pub(crate) profile: DeviceProfile,
-    steps: StepTimes,
-    pub(crate) correction: Correction,
-    /// The correction that waiting requests were priced with.
-    priced_with: f64,
-    /// Prices that lay beyond what was measured.
-    pub(crate) extrapolated: u64,
-}
-
-/// How often a model is asked for: exponentially weighted, a minute's memory.
-#[derive(Debug, Default)]
-struct Demand {
-    per_s: f64,
-    at: Moment,
-}
-
 /// Whether waiting requests have to be priced anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -89,6 +76,7 @@ impl Models {
             settings,
             models: BTreeMap::new(),
             kinds: Vec::new(),
+            changed: BTreeSet::new(),
         }
     }
 
@@ -105,6 +93,20 @@ impl Models {
             self.kinds.len() - 1
         });
         Kind(u32::try_from(index).expect("there are fewer kinds than workers"))
+    }
+
+    /// The kind of several devices that have a model in parts: `2xcpu` of two of kind `cpu`.
+    pub(crate) fn kind_of_set(&mut self, members: &[Kind]) -> Kind {
+        let kinds: Vec<&str> = members.iter().map(|kind| self.kind_name(*kind)).collect();
+        let name = kind_of_set(&kinds);
+        let costs = members.iter().map(|kind| self.kinds[kind.index()].1.cost);
+        let cost = costs.sum::<Option<f64>>();
+        let kind = self.kind(&name);
+        let memory_bytes_per_s = members
+            .first()
+            .and_then(|it| self.kinds[it.index()].1.memory_bytes_per_s);
+        self.learn_kind(kind, memory_bytes_per_s, cost);
+        kind
     }
 
     /// What a kind is called.
@@ -138,9 +140,15 @@ impl Models {
             return;
         }
         *known = facts;
-        for model in self.models.values_mut() {
+        for (name, model) in &mut self.models {
             model.forget_estimate(kind);
+            self.changed.insert(name.clone());
         }
+    }
+
+    /// Models whose steps are others since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> BTreeSet<ModelName> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Takes a catalog entry. Waiting requests of the model have to be priced anew.
@@ -159,11 +167,13 @@ impl Models {
             for kind in kinds {
                 model.forget_estimate(kind);
             }
+            self.changed.insert(entry.name.clone());
         }
     }
 
     pub(crate) fn remove(&mut self, model: &ModelName) {
         self.models.remove(model);
+        self.changed.insert(model.clone());
     }
 
     pub(crate) fn get(&self, model: &ModelName) -> Option<&Model> {
@@ -208,6 +218,7 @@ impl Models {
             return Repricing::NotNeeded;
         }
         model.profiles.insert(kind, Profiled::new(profile, settings));
+        self.changed.insert(name.clone());
         Repricing::Needed
     }
 
@@ -218,6 +229,7 @@ impl Models {
             .models
             .get_mut(name)
             .and_then(|model| model.profiles.remove(&kind));
+        self.changed.insert(name.clone());
         match removed {
             Some(_) => Repricing::Needed,
             None => Repricing::NotNeeded,
@@ -226,61 +238,78 @@ impl Models {
 
     /// The profile of a model on a kind, estimated when none was given.
     pub(crate) fn profile(&mut self, name: &ModelName, kind: Kind) -> &mut Profiled {
-        let (kind_name, facts) = self.kinds[kind.index()].clone();
-        let settings = self.settings.clone();
-        let model = self.entry(name);
-        let weights_bytes = model.weights_bytes.unwrap_or(settings.weights_bytes);
-        model.profiles.entry(kind).or_insert_with(|| {
-            let bandwidth = facts.memory_bytes_per_s.unwrap_or(settings.memory_bytes_per_s);
-            // What a worker or a catalog tells may be anything; an estimate is made of what makes sense.
-            let estimated = DeviceProfile::estimated(EstimateFrom {
-                kind: kind_name,
-                cost: facts
-                    .cost
-                    .filter(|cost| cost.is_finite() && *cost >= 0.0)
-                    .unwrap_or(1.0),
-                weights_bytes: weights_bytes.max(1),
-                memory_bytes_per_s: bandwidth.max(1),
-                slots: facts.slots.max(1),
-                created: 0.0,
-            })
-            .expect("an estimate from positive numbers is a profile");
-            Profiled::new(estimated, settings.correction)
-        })
+        let known = self.models.get(name);
+        if !known.is_some_and(|model| model.profiles.contains_key(&kind)) {
+            let estimated = self.estimate(name, kind);
+            self.entry(name).profiles.insert(kind, estimated);
+            self.changed.insert(name.clone());
+        }
+        let known = self.models.get_mut(name);
+        let profiled = known.and_then(|model| model.profiles.get_mut(&kind));
+        profiled.expect("it was just put there")
+    }
+
+    fn estimate(&self, name: &ModelName, kind: Kind) -> Profiled {
+        let (kind_name, facts) = &self.kinds[kind.index()];
+        let settings = &self.settings;
+        let weights_bytes = self.weights_bytes(name).unwrap_or(settings.weights_bytes);
+        let bandwidth = facts.memory_bytes_per_s.unwrap_or(settings.memory_bytes_per_s);
+        // What a worker or a catalog tells may be anything; an estimate is made of what makes sense.
+        let cost = facts.cost.filter(|cost| cost.is_finite() && *cost >= 0.0);
+        let estimated = DeviceProfile::estimated(EstimateFrom {
+            kind: kind_name.clone(),
+            cost: cost.unwrap_or(1.0),
+            weights_bytes: weights_bytes.max(1),
+            memory_bytes_per_s: bandwidth.max(1),
+            slots: facts.slots.max(1),
+            created: 0.0,
+        });
+        let estimated = estimated.expect("an estimate from positive numbers is a profile");
+        Profiled::new(estimated, settings.correction.clone())
     }
 
     /// The price of a request of a model on a kind.
     pub(crate) fn price(&mut self, name: &ModelName, kind: Kind, asked: &Asked) -> Price {
+        let share_part_min = self.settings.share_part_min;
         let profiled = self.profile(name, kind);
-        let price = Price::of(&profiled.profile, profiled.priced_with, asked);
+        let price = Price::of(&profiled.profile, profiled.priced_with, asked, share_part_min);
         if price.reach == flotilla_profile::Reach::Extrapolated {
             profiled.extrapolated += 1;
         }
         price
     }
 
-    /// What is left of a request that has made some of its tokens: its share, and the time until it ends.
-    pub(crate) fn left(
+    /// The time until a request ends that has made some of its tokens.
+    pub(crate) fn time_left(
         &mut self,
         name: &ModelName,
         kind: Kind,
         signature: Signature,
         output_tokens: u32,
-    ) -> (Share, Duration) {
+    ) -> Duration {
         let profiled = self.profile(name, kind);
-        let share = profiled.profile.share_left(signature, output_tokens);
         let time = profiled.profile.time_left(signature, output_tokens);
-        (Share::of(share), time.mul_f64(profiled.priced_with))
+        time.mul_f64(profiled.priced_with)
     }
 
     /// The steps of a model on a kind, when somebody asked for it there before.
     pub(crate) fn steps(&self, name: &ModelName, kind: Kind) -> Option<Steps<'_>> {
         let profiled = self.models.get(name)?.profiles.get(&kind)?;
-        Some(Steps {
+        Some(self.steps_of(profiled))
+    }
+
+    /// The steps of a model on every kind on which somebody asked for it before.
+    pub(crate) fn steps_by_kind(&self, name: &ModelName) -> impl Iterator<Item = (Kind, Steps<'_>)> {
+        let profiles = self.models.get(name).into_iter().flat_map(Model::profiles);
+        profiles.map(|(kind, profiled)| (kind, self.steps_of(profiled)))
+    }
+
+    fn steps_of<'a>(&self, profiled: &'a Profiled) -> Steps<'a> {
+        Steps {
             times: &profiled.steps,
             factor: profiled.priced_with,
             chunk_tokens: self.settings.prefill_chunk_tokens,
-        })
+        }
     }
 
     /// The target of a request of a model.
@@ -351,6 +380,7 @@ impl Models {
             return Repricing::NotNeeded;
         }
         profiled.priced_with = factor;
+        self.changed.insert(name.clone());
         Repricing::Needed
     }
 
@@ -449,37 +479,6 @@ impl Model {
     }
 }
 
-impl Profiled {
-    fn new(profile: DeviceProfile, settings: crate::correction::CorrectionSettings) -> Self {
-        Self {
-            steps: StepTimes::from_profile(&profile),
-            profile,
-            correction: Correction::new(settings),
-            priced_with: 1.0,
-            extrapolated: 0,
-        }
-    }
-
-    /// Whether somebody measured it.
-    fn is_real(&self) -> bool {
-        use flotilla_protocol::profile::ProfileSource;
-        self.profile.source() != ProfileSource::Estimated
-    }
-}
-
-impl Demand {
-    fn per_s(&self, now: Moment) -> f64 {
-        self.per_s * (-now.since(self.at).as_secs_f64() / DEMAND_MEMORY_S).exp()
-    }
-
-    fn add(&mut self, now: Moment, amount: f64) {
-        self.per_s = self.per_s(now) + amount / DEMAND_MEMORY_S;
-        self.at = now;
-    }
-}
-
-/// How long demand is remembered, in seconds: long against an answer, short against a change of habits.
-const DEMAND_MEMORY_S: f64 = 60.0;
 /// Lines of a model whose demand is remembered before those with next to none are forgotten.
 const LINE_COUNT_MAX: usize = 1024;
 /// A demand that is next to none, a second.

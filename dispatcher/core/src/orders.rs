@@ -39,7 +39,7 @@ fn holds(report: &Report, model: &ModelName) -> bool {
 #[cfg(test)]
 mod tests {
     use flotilla_protocol::Epoch;
-    use flotilla_protocol::fleet::{ModelReport, ModelState};
+    use flotilla_protocol::fleet::{DeviceState, ModelReport, ModelState};
 
     use super::*;
 
@@ -60,7 +60,14 @@ mod tests {
                 pages_weights: 100 - pages_free,
                 pages_kv: 0,
                 pages_workspace: 0,
+                pages_kv_kept: None,
+                resident_bytes: None,
+                state: DeviceState::Working,
             }],
+            host: None,
+            resident_bytes: None,
+            departures: Vec::new(),
+            fetches: Vec::new(),
         }
     }
 
@@ -74,7 +81,9 @@ mod tests {
             weights_bytes: 1,
             expires_in_ms: None,
             load_ms: None,
+            shards: Vec::new(),
             kv_tokens_max: None,
+            loaded_from: None,
         }
     }
 

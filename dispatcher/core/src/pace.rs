@@ -19,7 +19,7 @@ use flotilla_profile::StepTimes;
 use flotilla_protocol::{ModelName, Moment};
 
 use crate::fleet::{Booking, Device};
-use crate::micros::Micros;
+use crate::micros::{Micros, micros};
 use crate::price::Asked;
 
 /// The steps of one model on a device, and by how much its times are to be corrected.
@@ -31,19 +31,47 @@ pub(crate) struct Steps<'a> {
     pub(crate) chunk_tokens: u32,
 }
 
+/// What runs on a device, at any moment until something comes or goes or is reported.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Crew {
+    runs: Vec<Run>,
+    reading: Reading,
+    /// Seconds of a step that makes a token for everybody.
+    step_s: f64,
+    /// What the sequences of each model take, in the order of their names.
+    crowd: Vec<Crowd>,
+}
+
 /// A device at a moment.
 #[derive(Debug)]
 pub(crate) struct Pace<'a> {
     now: Moment,
-    runs: Vec<(&'a Booking, Steps<'a>)>,
+    crew: &'a Crew,
     /// Seconds until those who run now have read their prompts, if nothing else is done meanwhile.
     reading_s: f64,
     /// The part of its time in which it makes tokens, above 0 and at most 1; in the rest it reads what comes.
     making_part: f64,
-    /// Seconds of a step that makes a token for everybody.
+}
+
+/// One who runs there.
+#[derive(Debug, Clone, PartialEq)]
+struct Run {
+    asked: Asked,
+    published: Micros,
+    made: u32,
+    made_at: Moment,
+    /// Seconds that its model takes for a chunk of a prompt.
+    chunk_s: f64,
+}
+
+/// The sequences of one model.
+#[derive(Debug, Clone, PartialEq)]
+struct Crowd {
+    model: ModelName,
+    /// Seconds of a step.
     step_s: f64,
-    /// Sequences of each model.
-    crowd: BTreeMap<&'a ModelName, u32>,
+    /// The same with one more sequence.
+    step_with_one_more_s: f64,
 }
 
 /// What would become of a request on a device.
@@ -55,33 +83,79 @@ pub(crate) struct Prospect {
     pub(crate) slack_us: i64,
 }
 
-impl<'a> Pace<'a> {
+impl Crew {
     /// A device with these requests; `steps` tells of each model how it runs there.
-    pub(crate) fn new(
-        now: Moment,
-        device: &Device,
+    pub(crate) fn new<'a>(
         bookings: impl Iterator<Item = &'a Booking>,
         steps: impl Fn(&ModelName) -> Option<Steps<'a>>,
     ) -> Self {
-        let runs: Vec<_> = bookings
-            .filter_map(|booking| Some((booking, steps(&booking.model)?)))
-            .collect();
-        let mut crowd: BTreeMap<&ModelName, u32> = BTreeMap::new();
-        for (booking, _) in &runs {
-            *crowd.entry(&booking.model).or_default() += 1;
+        let mut models: BTreeMap<&ModelName, Option<(Steps<'a>, u32)>> = BTreeMap::new();
+        let mut runs = Vec::new();
+        let mut reading = Reading::default();
+        for booking in bookings {
+            let known = models.entry(&booking.model);
+            let known = known.or_insert_with(|| steps(&booking.model).map(|steps| (steps, 0)));
+            let Some((steps, sequences)) = known else { continue };
+            *sequences += 1;
+            if booking.made == 0 {
+                reading.add(booking.began, prefill_s(*steps, booking.asked.prompt_tokens));
+            }
+            runs.push(Run {
+                asked: booking.asked,
+                published: booking.published,
+                made: booking.made,
+                made_at: booking.made_at,
+                chunk_s: chunk_s(*steps),
+            });
         }
-        let mut pace = Self {
-            now,
-            reading_s: reading_s(now, &runs),
-            making_part: 1.0 - device.reading_part(now),
-            step_s: 0.0,
-            crowd,
+        let crowd = models.into_iter().filter_map(|(model, known)| {
+            let (steps, sequences) = known?;
+            Some(Crowd {
+                model: model.clone(),
+                step_s: decode_s(steps, sequences),
+                step_with_one_more_s: decode_s(steps, sequences + 1),
+            })
+        });
+        let mut crew = Self {
             runs,
+            reading,
+            step_s: 0.0,
+            crowd: crowd.collect(),
         };
-        pace.step_s = pace.step_with(None);
-        pace
+        crew.step_s = crew.step_with(None);
+        crew
     }
 
+    /// How fast the device goes with them at a moment.
+    pub(crate) fn at(&self, now: Moment, device: &Device) -> Pace<'_> {
+        Pace {
+            now,
+            crew: self,
+            reading_s: self.reading.left_s(now),
+            making_part: 1.0 - device.reading_part(now),
+        }
+    }
+
+    /// Seconds of a round: each model makes one step, one after the other.
+    fn step_with(&self, more: Option<(&ModelName, Steps<'_>)>) -> f64 {
+        let mut round_s = 0.0;
+        let mut is_counted = false;
+        for crowd in &self.crowd {
+            let joins = more.is_some_and(|(joining, _)| *joining == crowd.model);
+            is_counted |= joins;
+            round_s += match joins {
+                true => crowd.step_with_one_more_s,
+                false => crowd.step_s,
+            };
+        }
+        match more {
+            Some((_, steps)) if !is_counted => round_s + decode_s(steps, 1),
+            Some(_) | None => round_s,
+        }
+    }
+}
+
+impl Pace<'_> {
     /// What would become of one more request that may begin in `starts_in`.
     pub(crate) fn with(
         &self,
@@ -91,11 +165,10 @@ impl<'a> Pace<'a> {
         published: Micros,
         starts_in: Duration,
     ) -> Prospect {
-        let step_s = self.step_with(Some((model, steps)));
+        let step_s = self.crew.step_with(Some((model, steps)));
         let prompt_s = prefill_s(steps, asked.prompt_tokens);
         let reading_s = self.reading_s + prompt_s;
-        let chunk_s = prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN);
-        let first_s = reading_s * (1.0 + step_s / chunk_s);
+        let first_s = reading_s * (1.0 + step_s / chunk_s(steps));
         let token_s = step_s / self.making_part;
         let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * token_s;
         let begins = Micros::from(self.now) + starts_in;
@@ -106,58 +179,46 @@ impl<'a> Pace<'a> {
         }
     }
 
-    /// Whether one more request with such a prompt makes somebody late who would be in time without it.
-    pub(crate) fn is_harmed_by(&self, model: &ModelName, steps: Steps<'_>, prompt_tokens: u32) -> bool {
-        let step_s = self.step_with(Some((model, steps)));
+    /// Whether one more request with such a prompt makes somebody late by more than `tolerance` who would be in time
+    /// without it.
+    pub(crate) fn is_harmed_by(
+        &self,
+        model: &ModelName,
+        steps: Steps<'_>,
+        prompt_tokens: u32,
+        tolerance: Duration,
+    ) -> bool {
+        let step_s = self.crew.step_with(Some((model, steps)));
         let reading_s = self.reading_s + prefill_s(steps, prompt_tokens);
-        self.runs.iter().any(|(booking, of_run)| {
-            self.slack_of(booking, *of_run, reading_s, step_s) < 0
-                && self.slack_of(booking, *of_run, self.reading_s, self.step_s) >= 0
+        self.crew.runs.iter().any(|run| {
+            self.slack_of(run, reading_s, step_s) < -micros(tolerance)
+                && self.slack_of(run, self.reading_s, self.crew.step_s) >= 0
         })
     }
 
     /// How much time one of those who run has to spare, when prompts of `reading_s` are to be read and a step takes
     /// `step_s`.
-    fn slack_of(&self, booking: &Booking, steps: Steps<'_>, reading_s: f64, step_s: f64) -> i64 {
-        let chunk_s = prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN);
+    fn slack_of(&self, run: &Run, reading_s: f64, step_s: f64) -> i64 {
         let now = Micros::from(self.now);
         let token_s = step_s / self.making_part;
-        if booking.made == 0 {
-            let first_s = reading_s * (1.0 + step_s / chunk_s);
+        if run.made == 0 {
+            let first_s = reading_s * (1.0 + step_s / run.chunk_s);
             let end_s = |output_tokens: u32| first_s + f64::from(output_tokens) * token_s;
-            return slack_us(&booking.asked, booking.published, now, first_s + step_s, end_s);
+            return slack_us(&run.asked, run.published, now, first_s + step_s, end_s);
         }
-        let made = self.made_by_now(booking);
+        let made = self.made_by_now(run);
         let end_s = |output_tokens: u32| {
             let left = (f64::from(output_tokens) - made).max(1.0);
-            left * token_s + reading_s.min(left * chunk_s)
+            left * token_s + reading_s.min(left * run.chunk_s)
         };
-        let asked = booking.asked.after(booking.made);
-        slack_us(&asked, booking.published, now, 0.0, end_s)
+        let asked = run.asked.after(run.made);
+        slack_us(&asked, run.published, now, 0.0, end_s)
     }
 
     /// Tokens that a request has made, going on from its last report at the device's pace.
-    fn made_by_now(&self, booking: &Booking) -> f64 {
-        let since_s = self.now.since(booking.made_at).as_secs_f64();
-        f64::from(booking.made) + since_s * self.making_part / self.step_s.max(STEP_S_MIN)
-    }
-
-    /// Seconds of a round: each model makes one step, one after the other.
-    fn step_with(&self, more: Option<(&ModelName, Steps<'_>)>) -> f64 {
-        let mut round_s = 0.0;
-        let mut is_counted = false;
-        for (model, sequences) in &self.crowd {
-            let joins = more.is_some_and(|(joining, _)| joining == *model);
-            is_counted |= joins;
-            let steps = self.runs.iter().find(|(booking, _)| booking.model == **model);
-            if let Some((_, steps)) = steps {
-                round_s += decode_s(*steps, sequences + u32::from(joins));
-            }
-        }
-        match more {
-            Some((_, steps)) if !is_counted => round_s + decode_s(steps, 1),
-            Some(_) | None => round_s,
-        }
+    fn made_by_now(&self, run: &Run) -> f64 {
+        let since_s = self.now.since(run.made_at).as_secs_f64();
+        f64::from(run.made) + since_s * self.making_part / self.crew.step_s.max(STEP_S_MIN)
     }
 }
 
@@ -184,17 +245,26 @@ fn slack_us(
     whole.chain(first).min().unwrap_or(i64::MAX)
 }
 
-/// Seconds of prompts that are still to be read: those of everybody without a token, without what was read since the
-/// first of them came.
-fn reading_s(now: Moment, runs: &[(&Booking, Steps<'_>)]) -> f64 {
-    let reading = runs.iter().filter(|(booking, _)| booking.made == 0);
-    let all_s: f64 = reading
-        .clone()
-        .map(|(booking, steps)| prefill_s(*steps, booking.asked.prompt_tokens))
-        .sum();
-    let began = reading.map(|(booking, _)| booking.began).min();
-    let read_s = began.map_or(0.0, |began| now.since(began).as_secs_f64());
-    (all_s - read_s).max(0.0)
+/// The prompts of those without a token.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Reading {
+    /// Seconds that they take, together.
+    all_s: f64,
+    /// When the first of them came.
+    began: Option<Moment>,
+}
+
+impl Reading {
+    fn add(&mut self, began: Moment, takes_s: f64) {
+        self.all_s += takes_s;
+        self.began = Some(self.began.map_or(began, |first| first.min(began)));
+    }
+
+    /// Seconds of them that are still to be read, without what was read since the first of them came.
+    fn left_s(&self, now: Moment) -> f64 {
+        let read_s = self.began.map_or(0.0, |began| now.since(began).as_secs_f64());
+        (self.all_s - read_s).max(0.0)
+    }
 }
 
 /// Time that a device needs to read a prompt.
@@ -204,6 +274,11 @@ pub(crate) fn reads(steps: Steps<'_>, prompt_tokens: u32) -> Duration {
 
 fn prefill_s(steps: Steps<'_>, tokens: u32) -> f64 {
     steps.times.step(tokens, 0).as_secs_f64() * steps.factor
+}
+
+/// Seconds of a chunk of a prompt, above 0.
+fn chunk_s(steps: Steps<'_>) -> f64 {
+    prefill_s(steps, steps.chunk_tokens).max(STEP_S_MIN)
 }
 
 fn decode_s(steps: Steps<'_>, sequences: u32) -> f64 {

@@ -11,7 +11,7 @@ use crate::share::Share;
 use crate::target::Target;
 
 /// A request as profiles see it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Asked {
     pub(crate) prompt_tokens: u32,
     pub(crate) prediction: Prediction,
@@ -28,6 +28,22 @@ impl Asked {
                 high: self.prediction.high.max(least),
             },
             ..*self
+        }
+    }
+
+    /// The part of its share that it takes on devices of a profile, from 0 to 1.
+    ///
+    /// So many requests were on the device when the profile was measured that its own targets just held. A request
+    /// with more time bears more company, in proportion; for one whose whole answer nothing bounds the part is 0.
+    fn share_part(&self, profile: &DeviceProfile) -> f64 {
+        let within_s = |target: Target| {
+            let within = target.end_within(self.prompt_tokens, self.prediction.high);
+            within.map_or(f64::INFINITY, |within| within.as_secs_f64())
+        };
+        let measured_within_s = Target::of(None, None, None, Some(profile.slos())).map(within_s);
+        match (measured_within_s, self.target.map(within_s)) {
+            (Some(measured_s), Some(given_s)) if measured_s < given_s => measured_s / given_s,
+            (Some(_), Some(_)) | (None, _) | (_, None) => 1.0,
         }
     }
 
@@ -60,8 +76,9 @@ pub(crate) struct Price {
 }
 
 impl Price {
-    /// The price of a request on devices that run as `profile` says, all times multiplied by `factor`.
-    pub(crate) fn of(profile: &DeviceProfile, factor: f64, asked: &Asked) -> Self {
+    /// The price of a request on devices that run as `profile` says, all times multiplied by `factor`. With much time
+    /// it takes less of a device, but no less than `share_part_min` of what the profile says.
+    pub(crate) fn of(profile: &DeviceProfile, factor: f64, asked: &Asked, share_part_min: f64) -> Self {
         let signature = asked.signature();
         let e2e = profile.e2e(signature);
         let start_within_us = asked.target.map_or(i64::MAX, |target| {
@@ -70,7 +87,7 @@ impl Price {
         Self {
             expected: e2e.value.mul_f64(factor),
             work: profile.work(signature).mul_f64(factor),
-            share: Share::of(profile.share(signature)),
+            share: Share::of(profile.share(signature) * asked.share_part(profile).max(share_part_min)),
             start_within_us,
             cost: profile.cost(),
             source: profile.source(),

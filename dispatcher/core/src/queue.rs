@@ -6,15 +6,16 @@
 
 mod fairness;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Unbounded};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use flotilla_protocol::{Class, ModelName, RequestId, Tenant};
 
 use crate::input::StreamSequence;
 use crate::micros::Micros;
-pub(crate) use fairness::Fairness;
 pub use fairness::Weights;
+pub(crate) use fairness::{Fairness, LineNumber};
 
 /// Places further back are not told.
 pub(crate) const POSITION_COUNT_MAX: usize = 1000;
@@ -48,6 +49,21 @@ pub(crate) struct Place {
     pub(crate) work_us: i64,
 }
 
+/// How far somebody has come in a model's lines: up to and with this place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Spot {
+    line: Line,
+    urgency: Urgency,
+}
+
+/// Whose requests are gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whom {
+    All,
+    /// Those that can be in time, those given up included.
+    Hopeful,
+}
+
 /// A place among all requests, for people: those in time first, by class, then urgency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
@@ -67,10 +83,17 @@ pub(crate) struct Queue {
 /// The lines of one model; none is empty.
 #[derive(Debug, Default)]
 struct ModelQueue {
-    lines: BTreeMap<Line, BTreeMap<Urgency, RequestId>>,
+    lines: BTreeMap<Line, OfLine>,
     count: usize,
     /// Work of the live lines.
     live_work_us: i64,
+}
+
+/// What waits for a model in a line.
+#[derive(Debug)]
+struct OfLine {
+    number: LineNumber,
+    requests: BTreeMap<Urgency, RequestId>,
 }
 
 /// How urgent a model's next request is, against that of other models; the smaller goes first.
@@ -82,7 +105,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Which of two turns comes first.
-    pub(crate) fn order(&self, other: &Self) -> std::cmp::Ordering {
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
         (self.served.total_cmp(&other.served)).then(self.urgency.cmp(&other.urgency))
     }
 }
@@ -107,9 +130,18 @@ impl Queue {
         let of_model = self.models.get_mut(model).expect("it was just put there");
         of_model.count += 1;
         of_model.live_work_us += place.live_work_us();
-        let line = of_model.lines.entry(place.line.clone()).or_default();
-        line.insert(place.urgency, request.clone());
-        self.fairness.join(&place.line);
+        let number = self.fairness.join(&place.line);
+        if !of_model.lines.contains_key(&place.line) {
+            let requests = BTreeMap::new();
+            of_model
+                .lines
+                .insert(place.line.clone(), OfLine { number, requests });
+        }
+        let line = of_model
+            .lines
+            .get_mut(&place.line)
+            .expect("it was just put there");
+        line.requests.insert(place.urgency, request.clone());
         let taken = self.order.insert(place.rank(), request);
         assert!(taken.is_none(), "{taken:?} waits twice");
     }
@@ -132,14 +164,14 @@ impl Queue {
             .lines
             .get_mut(&place.line)
             .expect("a waiting request has its line");
-        line.remove(&place.urgency);
-        if line.is_empty() {
+        self.fairness.leave(line.number);
+        line.requests.remove(&place.urgency);
+        if line.requests.is_empty() {
             of_model.lines.remove(&place.line);
         }
         if of_model.lines.is_empty() {
             self.models.remove(model);
         }
-        self.fairness.leave(&place.line);
     }
 
     /// Charges a line for the tokens of a request that got its turn.
@@ -189,10 +221,10 @@ impl Queue {
 
     /// How urgent a model's next request is; `None` when nobody waits for it.
     pub(crate) fn turn(&self, model: &ModelName) -> Option<Turn> {
-        let (line, requests) = self.next_line(self.models.get(model)?)?;
-        let (urgency, _) = requests.first_key_value()?;
+        let line = self.next_line(self.models.get(model)?)?;
+        let (urgency, _) = line.requests.first_key_value()?;
         Some(Turn {
-            served: self.fairness.served(line),
+            served: self.fairness.served(line.number),
             urgency: *urgency,
         })
     }
@@ -203,12 +235,12 @@ impl Queue {
         let Some(of_model) = self.models.get(model) else {
             return Vec::new();
         };
-        if let (1, Some((_, requests))) = (of_model.lines.len(), of_model.lines.first_key_value()) {
-            return requests.values().take(count_max).cloned().collect();
+        if let (1, Some(line)) = (count_max, self.next_line(of_model)) {
+            return line.requests.values().take(1).cloned().collect();
         }
-        let mut lines: Vec<_> = of_model.lines.iter().collect();
-        lines.sort_by(|(left, _), (right, _)| self.fairness.order(left, right));
-        let mut lines: Vec<_> = lines.into_iter().map(|(_, requests)| requests.values()).collect();
+        let mut lines: Vec<_> = of_model.lines.values().collect();
+        lines.sort_by(|left, right| self.order(left, right));
+        let mut lines: Vec<_> = lines.into_iter().map(|line| line.requests.values()).collect();
         let mut next = Vec::new();
         while next.len() < count_max {
             let before = next.len();
@@ -226,18 +258,33 @@ impl Queue {
         self.models.get(model).map_or(0, |of_model| of_model.live_work_us)
     }
 
-    /// The requests of a model that can be in time, those given up included.
-    pub(crate) fn hopeful_of(&self, model: &ModelName) -> impl Iterator<Item = &RequestId> {
-        let lines = self
-            .models
-            .get(model)
-            .into_iter()
-            .flat_map(|of_model| &of_model.lines);
-        let hopeful = lines.filter(|(line, _)| match line {
-            Line::Live { .. } | Line::GivenUp => true,
-            Line::Late => false,
-        });
-        hopeful.flat_map(|(_, requests)| requests.values())
+    /// The requests of a model behind a spot, line by line, at most `count_max`, and the spot where they end: none at
+    /// the end of the lines. Who moves meanwhile may be met twice, or not at all.
+    pub(crate) fn behind(
+        &self,
+        model: &ModelName,
+        spot: Option<&Spot>,
+        whom: Whom,
+        count_max: usize,
+    ) -> (Vec<RequestId>, Option<Spot>) {
+        let mut requests = Vec::new();
+        let Some(of_model) = self.models.get(model) else {
+            return (requests, None);
+        };
+        let first = spot.map_or(Unbounded, |spot| Included(&spot.line));
+        let lines = of_model.lines.range::<Line, _>((first, Unbounded));
+        for (line, of_line) in lines.filter(|(line, _)| whom.has(line)) {
+            let spot = spot.filter(|spot| spot.line == *line);
+            let first = spot.map_or(Unbounded, |spot| Excluded(spot.urgency));
+            for (urgency, request) in of_line.requests.range((first, Unbounded)) {
+                requests.push(request.clone());
+                if requests.len() >= count_max {
+                    let (line, urgency) = (line.clone(), *urgency);
+                    return (requests, Some(Spot { line, urgency }));
+                }
+            }
+        }
+        (requests, None)
     }
 
     /// What a line gets, in proportion to others.
@@ -252,17 +299,19 @@ impl Queue {
             .get(model)
             .into_iter()
             .flat_map(|of_model| of_model.lines.values());
-        lines.flat_map(|requests| requests.values().cloned()).collect()
+        lines.flat_map(|line| line.requests.values().cloned()).collect()
     }
 
-    fn next_line<'a>(
-        &self,
-        of_model: &'a ModelQueue,
-    ) -> Option<(&'a Line, &'a BTreeMap<Urgency, RequestId>)> {
-        of_model
-            .lines
-            .iter()
-            .min_by(|(left, _), (right, _)| self.fairness.order(left, right))
+    /// The line of a model whose turn it is: of several that were given the same the one that is named first.
+    fn next_line<'a>(&self, of_model: &'a ModelQueue) -> Option<&'a OfLine> {
+        let lines = of_model.lines.values();
+        lines.min_by(|left, right| self.order(left, right))
+    }
+
+    /// Which of two lines is next: that which was given less.
+    fn order(&self, left: &OfLine, right: &OfLine) -> Ordering {
+        let served = |line: &OfLine| self.fairness.served(line.number);
+        served(left).total_cmp(&served(right))
     }
 
     /// # Panics
@@ -274,16 +323,29 @@ impl Queue {
             assert!(!of_model.lines.is_empty(), "{model} has lines");
             assert_eq!(
                 of_model.count,
-                of_model.lines.values().map(BTreeMap::len).sum::<usize>()
+                of_model
+                    .lines
+                    .values()
+                    .map(|line| line.requests.len())
+                    .sum::<usize>()
             );
             total += of_model.count;
-            for (line, requests) in &of_model.lines {
-                assert!(!requests.is_empty(), "no line is empty");
-                *waiting.entry(line).or_default() += requests.len();
+            for (line, of_line) in &of_model.lines {
+                assert!(!of_line.requests.is_empty(), "no line is empty");
+                *waiting.entry(line).or_default() += of_line.requests.len();
             }
         }
         assert_eq!(total, self.order.len());
         self.fairness.counts_are(&waiting);
+    }
+}
+
+impl Whom {
+    fn has(self, line: &Line) -> bool {
+        match (self, line) {
+            (Self::All, _) | (Self::Hopeful, Line::Live { .. } | Line::GivenUp) => true,
+            (Self::Hopeful, Line::Late) => false,
+        }
     }
 }
 
@@ -341,6 +403,17 @@ mod tests {
         }
     }
 
+    /// The requests of a model, three at a time.
+    fn in_parts(queue: &Queue, model: &ModelName, whom: Whom) -> Vec<RequestId> {
+        let (mut all, mut spot) = queue.behind(model, None, whom, 3);
+        while spot.is_some() {
+            let (requests, next) = queue.behind(model, spot.as_ref(), whom, 3);
+            all.extend(requests);
+            spot = next;
+        }
+        all
+    }
+
     #[test]
     fn heads_of_lines_come_before_those_behind_them() {
         let mut queue = Queue::default();
@@ -390,6 +463,9 @@ mod tests {
                     let mut all: Vec<_> = of_model.iter().map(|(_, it)| request(*it)).collect();
                     all.sort();
                     prop_assert_eq!(next, all);
+                    let hopeful = of_model.iter().filter(|(place, _)| place.line != Line::Late);
+                    prop_assert_eq!(in_parts(&queue, &model(index), Whom::All), queue.requests_of(&model(index)));
+                    prop_assert_eq!(in_parts(&queue, &model(index), Whom::Hopeful).len(), hopeful.count());
                 }
             }
         }

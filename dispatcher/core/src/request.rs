@@ -37,7 +37,7 @@ pub(crate) enum Held {
         told_position: Option<u64>,
     },
     /// It is on a worker.
-    Assigned(Run),
+    Assigned(Box<Run>),
     /// Its terminal event is being written.
     Ending { sequences: Vec<StreamSequence> },
 }

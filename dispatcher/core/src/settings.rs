@@ -50,9 +50,15 @@ pub struct PolicySettings {
     /// A request that found room nowhere for this long gets a device that takes nothing else until it fits. 2 s: long
     /// against most answers' remaining time, short against patience.
     pub reserve_after: Duration,
+    /// The least part of its share that a request takes for having more time than the targets that its profile was
+    /// measured under. 0.4: what has no target for its end still takes of everybody's time.
+    pub share_part_min: f64,
     /// The time to spare, as a part of the time that a request takes on a device, from which the cheapest device is
-    /// taken rather than the one that leaves most. 0.25: what comes later may slow it by a quarter.
+    /// taken rather than the one that leaves most. 1: what comes later may double that time.
     pub comfort: f64,
+    /// By how much somebody who runs may become late, by what is predicted, because of one more. 100 ms: the forecast
+    /// is made for the worst length of each answer, and knows no better.
+    pub harm_tolerance: Duration,
     /// The part of its holders' time that is planned for a model when it is found out who can be in time. 0.8: arrivals
     /// are uneven, and some time is always lost.
     pub planned_part: f64,
@@ -63,8 +69,9 @@ pub struct PolicySettings {
     pub look_behind_max: usize,
     /// How often decisions are looked at again that depend on time alone. 250 ms.
     pub review_interval: Duration,
-    /// How many models one review looks at, at most; the rest is looked at by the next ones. 64: keeps one below a
-    /// millisecond.
+    /// How many models one review looks at, at most; the rest is looked at by the next ones. 64: with 1,000 models each
+    /// is looked at every four seconds. It does not bound what else has to wait for a review: long queues are gone
+    /// through in parts of about a millisecond.
     pub review_models_max: usize,
     /// How long a worker that was asked to prefetch a model is not asked again. 60 s.
     pub prefetch_repeat: Duration,
@@ -98,7 +105,9 @@ impl Default for PolicySettings {
             min_residency_max: Duration::from_secs(30),
             copy_gain: 2.0,
             reserve_after: Duration::from_secs(2),
-            comfort: 0.25,
+            share_part_min: 0.4,
+            comfort: 1.0,
+            harm_tolerance: Duration::from_millis(100),
             planned_part: 0.8,
             prefill_chunk_tokens: 512,
             look_behind_max: 32,

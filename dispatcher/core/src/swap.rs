@@ -46,19 +46,29 @@ impl Surroundings<'_> {
     /// may go.
     ///
     /// A model may go when nobody uses it or waits for it, it is not pinned and has been there for long enough. On a
-    /// device that is kept for this request those that others wait for may go as well.
+    /// device that is kept for this request those that others wait for may go as well. Unless `may_evict`, only devices
+    /// where nothing has to go count.
     pub(crate) fn swaps(
         &self,
         worker: &Worker,
         model: &ModelName,
         request: &RequestId,
+        may_evict: bool,
     ) -> impl Iterator<Item = Swap> {
         let tier = tier(worker, model);
-        let devices = worker.devices.iter().enumerate();
-        let open = devices.filter(|(_, device)| device.is_open_to(request));
+        let devices = worker.own_devices().iter().enumerate();
+        let works = |index: usize| {
+            let reported = worker.report.devices.get(index);
+            reported.is_none_or(|device| device.state.is_working())
+        };
+        let open = devices.filter(move |(index, _)| works(*index) && worker.is_open_to(*index, request));
         open.filter_map(move |(index, device)| {
             let is_reserved = device.reserved_for.is_some();
-            let victims = self.victims_on(worker, index, model, is_reserved)?;
+            let victims = match self.has_place_for(worker, index, model) {
+                true => Vec::new(),
+                false if may_evict => self.victims_on(worker, index, model, is_reserved)?,
+                false => return None,
+            };
             Some(Swap {
                 device: index,
                 load_time: self.models.load_time(model, device.kind, tier),
@@ -68,8 +78,21 @@ impl Surroundings<'_> {
         })
     }
 
-    /// The least wanted models whose going makes room on a device. None when there is room, and when there never can
-    /// be: then the worker says so.
+    /// Whether a model fits on a device as it is, or never can: then the worker says so.
+    fn has_place_for(&self, worker: &Worker, device: usize, model: &ModelName) -> bool {
+        let Some(ledger) = worker.report.devices.get(device) else {
+            return true;
+        };
+        let needed = self.bytes_of(model);
+        needed <= self.free_bytes(worker, device, ledger)
+            || needed > ledger.pages_total.saturating_mul(ledger.page_bytes)
+    }
+
+    fn bytes_of(&self, model: &ModelName) -> u64 {
+        self.models.weights_bytes(model).unwrap_or(1).max(1)
+    }
+
+    /// The least wanted models whose going makes room on a device that has none.
     fn victims_on<'a>(
         &self,
         worker: &'a Worker,
@@ -77,21 +100,19 @@ impl Surroundings<'_> {
         model: &ModelName,
         is_reserved: bool,
     ) -> Option<Vec<Victim<'a>>> {
-        let Some(ledger) = worker.report.devices.get(device) else {
-            return Some(Vec::new());
-        };
-        let needed = self.models.weights_bytes(model).unwrap_or(1).max(1);
+        let needed = self.bytes_of(model);
+        let ledger = worker.report.devices.get(device)?;
         let mut free = self.free_bytes(worker, device, ledger);
-        if needed <= free || needed > ledger.pages_total.saturating_mul(ledger.page_bytes) {
-            return Some(Vec::new());
-        }
         let kind = worker.devices[device].kind;
-        let on_device = worker
-            .residents()
-            .filter(|(_, report)| worker.device_of(report) == device);
-        let idle =
-            on_device.filter(|(resident, report)| self.may_go(worker, kind, resident, report, is_reserved));
-        let mut victims: Vec<Victim<'_>> = idle.map(|it| self.victim(worker, kind, it)).collect();
+        let residents = worker.residents();
+        let on_device = residents.filter_map(|it| Some((worker.bytes_on(it.1, device)?, it)));
+        let idle = on_device
+            .filter(|(_, (resident, report))| self.may_go(worker, kind, resident, report, is_reserved));
+        let victim = |(bytes, it)| Victim {
+            bytes,
+            ..self.victim(worker, kind, it)
+        };
+        let mut victims: Vec<Victim<'_>> = idle.map(victim).collect();
         victims.sort_by_key(|victim| (victim.regret, victim.used));
         let mut chosen = Vec::new();
         for victim in victims {
@@ -106,11 +127,12 @@ impl Surroundings<'_> {
 
     /// Free bytes of a device once everything that was decided since its worker's newest report has been done.
     fn free_bytes(&self, worker: &Worker, device: usize, ledger: &DeviceReport) -> u64 {
-        let on_device = worker
+        let leaving = worker
             .residents()
-            .filter(|(_, report)| worker.device_of(report) == device);
-        let leaving = on_device.filter(|(_, report)| worker.is_leaving(&report.model));
-        let leaving: u64 = leaving.map(|(_, report)| report.weights_bytes).sum();
+            .filter(|(_, report)| worker.is_leaving(&report.model));
+        let leaving: u64 = leaving
+            .filter_map(|(_, report)| worker.bytes_on(report, device))
+            .sum();
         let coming = worker.coming_to(device);
         let coming = coming
             .into_iter()
@@ -171,9 +193,12 @@ impl Surroundings<'_> {
     }
 }
 
-/// Where a worker has a model's weights: what was resident once is probably in the machine's memory.
+/// Where a worker has a model's weights, or will when the model has left its device. Of one that does not tell, what
+/// was resident once is probably in the machine's memory.
 fn tier(worker: &Worker, model: &ModelName) -> LoadTier {
-    match worker.has_loaded(model) {
+    let is_resident = worker.resident(model).is_some();
+    let is_near = worker.has_in_host(model).map(|is_there| is_there || is_resident);
+    match is_near.unwrap_or_else(|| worker.has_loaded(model)) {
         true => LoadTier::Host,
         false => LoadTier::Origin,
     }

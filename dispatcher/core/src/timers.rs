@@ -17,6 +17,8 @@ pub(crate) enum Timer {
     Deadline(RequestId),
     /// What depends on time alone is decided again.
     Review,
+    /// Queues whose heads are lost are gone on with.
+    Placing,
     /// Those that were queued a moment ago and still wait hear of their places.
     Newcomers,
     /// The waiting requests hear of their places.

@@ -17,8 +17,8 @@ use std::time::Duration;
 use flotilla_protocol::assignment::{AssignReply, Assignment, AttemptEnd, Done};
 use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{Attempt, Class, ModelName, Moment, RequestId};
-use flotilla_worker_core::ledger::PAGE_BYTES;
-use flotilla_worker_core::residency::{self, ResidencySettings};
+use flotilla_worker_core::ledger::{DeviceIndex, PAGE_BYTES};
+use flotilla_worker_core::residency::{self, Keep, LoadFailure, ResidencySettings, UnloadReason, Unusable};
 use flotilla_worker_core::worker::{Action, Desk, DeskSettings, Progress};
 
 use crate::fleet::{DeviceSpec, FleetLimits, FleetSpec, INCARNATION, ModelSpec, Start, Timing};
@@ -64,7 +64,7 @@ pub struct Work {
     pub prompt_tokens: u32,
     /// Tokens of the answer, at least 1. The device alone knows it, and only when the last one is drawn.
     pub output_tokens: u32,
-    /// Most tokens of the answer; memory is taken for as many.
+    /// Most tokens of the answer.
     pub output_tokens_max: u32,
 }
 
@@ -219,7 +219,9 @@ impl Device {
 
     /// A model is to leave the device when no request holds it any more.
     pub fn handle_unload(&mut self, now: Moment, model: &ModelName) {
-        self.desk.residency_mut().handle_unload_order(now, model);
+        self.desk
+            .residency_mut()
+            .handle_unload_order(now, model, UnloadReason::Ordered);
         self.settle(now);
     }
 
@@ -304,26 +306,41 @@ impl Device {
     fn carry_out_for_model(&mut self, now: Moment, action: residency::Action) {
         match action {
             residency::Action::Inspect { model } => {
-                let device_pages = self.spec.memory_bytes / PAGE_BYTES;
                 let needs = self.models.get(&model).map(|known| {
                     self.loading.note_wanted(&model);
-                    memory::needs(&known.spec, &self.spec, device_pages)
+                    memory::needs(&known.spec)
                 });
-                let needs = needs.ok_or_else(|| "it is not in the catalog".to_owned());
+                let needs = needs.ok_or_else(|| Unusable {
+                    reason: "it is not in the catalog".to_owned(),
+                });
                 self.desk.residency_mut().handle_inspected(now, &model, needs);
             }
-            residency::Action::Load { model, grant, .. } => {
+            residency::Action::Load { model, .. } => {
                 self.usage.loads += 1;
                 self.usage.swaps += u64::from(self.loading.evicted_for_others());
                 let Known { spec, timing } = &self.models[&model];
-                let settings = memory::batch_settings(spec, &self.spec, grant);
+                let settings = memory::batch_settings(spec, &self.spec);
                 self.loading.begin(now, &model, timing, settings);
+            }
+            residency::Action::CancelLoad { model } => {
+                // One that has ended is on its way to the engine, and is told from there.
+                if let Some(elapsed) = self.loading.cancel(now, &model) {
+                    let residency = self.desk.residency_mut();
+                    residency.handle_loaded(now, &model, Err(LoadFailure::Cancelled), elapsed);
+                }
             }
             residency::Action::Unload { model, .. } => {
                 self.loading.note_unload();
                 self.engine.command(Command::Unload { model });
             }
+            residency::Action::ResizeKv { pages, .. } => self.engine.command(Command::ResizeKv { pages }),
             residency::Action::LeaseGranted { request, .. } => self.join(&request),
+            residency::Action::Prefetch { model } | residency::Action::DropCopy { model } => {
+                unreachable!("residency has no host memory for {model}")
+            }
+            residency::Action::LeaseLost { request, .. } => {
+                unreachable!("no device fails, and {request} lost its lease")
+            }
             residency::Action::ModelFailed {
                 request,
                 reason,
@@ -355,7 +372,14 @@ impl Device {
                 let residency = self.desk.residency_mut();
                 residency.handle_loaded(now, &model, Ok(()), elapsed);
             }
-            News::Unloaded { model } => self.desk.residency_mut().handle_unloaded(now, &model),
+            News::Unloaded { model } => self
+                .desk
+                .residency_mut()
+                .handle_unloaded(now, &model, Keep::Nowhere),
+            News::KvChanged { report } => {
+                let residency = self.desk.residency_mut();
+                residency.handle_kv_resized(now, DeviceIndex::default(), report);
+            }
             News::Stepped => self.usage.steps += 1,
             News::FirstToken { request } => self.outputs.push_back(Output::FirstToken { request }),
             News::Finished { request, progress } => {
@@ -437,6 +461,12 @@ fn desk_settings(spec: &DeviceSpec, limits: &FleetLimits, intake: Intake) -> Des
             device_pages: vec![spec.memory_bytes / PAGE_BYTES],
             models_max: spec.models_max.unwrap_or(usize::MAX),
             keep_alive: limits.keep_alive,
+            // Rivals name no victims, and what keeps them from thrashing is their own business.
+            min_residency_max: Duration::ZERO,
+            // A load takes as long as its profile says.
+            load_stall: None,
+            // Host memory is simulated with the loads, and has room for everything.
+            host_pages: 0,
         },
     }
 }

@@ -178,6 +178,7 @@ impl ModelSpec {
                 weights_bytes: self.weights_bytes,
                 task: ModelTask::Generate,
             },
+            root: None,
             slots: self.slots,
             keep_alive: None,
             pin: false,

@@ -1,6 +1,7 @@
 //! What became of each request and device, and the figures of it.
 
 mod figures;
+mod learning;
 mod target;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use flotilla_protocol::{Class, ModelName, Moment, RequestId, Tenant, WorkerId};
 
 use crate::trace::TraceRequest;
 pub use figures::{Figures, Part, Percentiles};
+pub use learning::Learning;
 pub use target::meets_targets;
 pub(crate) use target::{Limits, hold};
 

@@ -57,6 +57,12 @@ pub(super) async fn answer(ground: Ground, verb: Verb, request: Request, owner: 
                 let told = residency::unload(&ground, &fleet, &asked).await?;
                 reply::answer(&request, Encoding::Json, &told).await;
             }
+            Verb::Fetch => {
+                let asked: ResidencyRequest = decode(&request)?;
+                let fleet = ask(&ground, &owner, Query::Fleet).await?;
+                let told = residency::fetch(&ground, &fleet, &asked).await?;
+                reply::answer(&request, Encoding::Json, &told).await;
+            }
         }
         Ok::<(), RequestError>(())
     };

@@ -35,18 +35,26 @@ pub(super) async fn load(
     fleet: &FleetStatus,
     asked: &ResidencyRequest,
 ) -> Result<ResidencyReply, RequestError> {
-    check_model(ground, &asked.model).await?;
-    let worker = match &asked.worker {
-        Some(worker) => known(fleet, worker)?,
-        None => worker_to_load(reports(fleet), &asked.model).ok_or_else(|| RequestError {
-            code: ErrorCode::ModelUnloadable,
-            message: "no worker takes work".to_owned(),
-            param: None,
-        })?,
-    };
+    let worker = worker_of(ground, fleet, asked).await?;
     let control = Control::Load {
         model: asked.model.clone(),
         keep_alive: asked.keep_alive,
+    };
+    tell(ground, vec![worker.clone()], &control).await
+}
+
+/// Has a model's files brought to the worker that is named, or to the one with most room.
+///
+/// # Errors
+/// A [`RequestError`] when there is no such model or worker, or the worker refuses.
+pub(super) async fn fetch(
+    ground: &Ground,
+    fleet: &FleetStatus,
+    asked: &ResidencyRequest,
+) -> Result<ResidencyReply, RequestError> {
+    let worker = worker_of(ground, fleet, asked).await?;
+    let control = Control::Fetch {
+        model: asked.model.clone(),
     };
     tell(ground, vec![worker.clone()], &control).await
 }
@@ -68,6 +76,23 @@ pub(super) async fn unload(
         model: asked.model.clone(),
     };
     tell(ground, workers, &control).await
+}
+
+/// The worker for a model that is to come.
+async fn worker_of<'a>(
+    ground: &Ground,
+    fleet: &'a FleetStatus,
+    asked: &ResidencyRequest,
+) -> Result<&'a WorkerId, RequestError> {
+    check_model(ground, &asked.model).await?;
+    match &asked.worker {
+        Some(worker) => known(fleet, worker),
+        None => worker_to_load(reports(fleet), &asked.model).ok_or_else(|| RequestError {
+            code: ErrorCode::ModelUnloadable,
+            message: "no worker takes work".to_owned(),
+            param: None,
+        }),
+    }
 }
 
 async fn check_model(ground: &Ground, model: &ModelName) -> Result<(), RequestError> {

@@ -154,7 +154,7 @@ async fn endpoints_are_found_while_somebody_leads_and_gone_afterwards() {
         .collect();
     names.sort_unstable();
     let wanted = [
-        "cancel", "infer", "load", "profiles", "queue", "unload", "why", "workers",
+        "cancel", "fetch", "infer", "load", "profiles", "queue", "unload", "why", "workers",
     ];
     assert_eq!(names, wanted);
     dispatcher.stop().await;

@@ -18,7 +18,7 @@ async fn topology_is_made_once_and_found_unchanged_afterwards() {
     ensure_topology(&connection, &config).await.unwrap();
     let again = connection.jetstream.get_stream("FLOTILLA_JOURNAL").await.unwrap();
     assert_eq!(again.cached_info().config, stream.cached_info().config);
-    for bucket in ["lease", "models", "profiles", "workers", "holders"] {
+    for bucket in ["lease", "models", "profiles", "workers", "holders", "claims"] {
         let bucket = format!("flotilla_{bucket}");
         connection.jetstream.get_key_value(&bucket).await.expect(&bucket);
     }

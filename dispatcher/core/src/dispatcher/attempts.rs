@@ -57,7 +57,20 @@ impl Dispatcher {
     pub fn handle_done(&mut self, now: Moment, done: Done) {
         self.fleet.ended(&done);
         self.open(&done.worker);
-        let current = match self.held.get(&done.request) {
+        if self.is_of_current(&done) {
+            if done.end == AttemptEnd::Terminal {
+                self.learn_from_end(now, &done);
+            }
+            if let Some(job) = self.take(&done.request) {
+                self.end_attempt(now, job, done);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Whether the end of an attempt is that of its request's newest.
+    fn is_of_current(&self, done: &Done) -> bool {
+        match self.held.get(&done.request) {
             Some(Held::Assigned(run)) => {
                 run.worker == done.worker
                     && run.incarnation == done.incarnation
@@ -67,16 +80,11 @@ impl Dispatcher {
                 done.end == AttemptEnd::Terminal
             }
             Some(Held::Ending { .. }) | None => false,
-        };
-        if !current {
-            return self.settle(now);
         }
-        if done.end == AttemptEnd::Terminal {
-            self.learn_from_end(now, &done);
-        }
-        let Some(mut job) = self.take(&done.request) else {
-            return;
-        };
+    }
+
+    /// What follows from the end of a request's newest attempt.
+    fn end_attempt(&mut self, now: Moment, mut job: Box<Job>, done: Done) {
         match done.end {
             AttemptEnd::Terminal => self.acknowledge(&done.request, job.sequences),
             AttemptEnd::Fenced { attempt, strikes } => {
@@ -93,14 +101,9 @@ impl Dispatcher {
             }
             AttemptEnd::ModelUnloadable { reason, retry_in_ms } => {
                 let model = job.model.clone();
+                let retry_in = Duration::from_millis(retry_in_ms);
                 self.requeue_closed(now, job, done.attempt);
-                self.exclude(
-                    now,
-                    &model,
-                    &done.worker,
-                    reason,
-                    Duration::from_millis(retry_in_ms),
-                );
+                self.exclude(now, &model, &done.worker, reason, retry_in);
             }
             AttemptEnd::Panicked { message } => {
                 job.close(done.attempt);
@@ -108,7 +111,6 @@ impl Dispatcher {
                 self.strike(now, job, StrikeReason::Panicked { worker, message });
             }
         }
-        self.settle(now);
     }
 
     /// Takes over a run that a worker's report lists.
@@ -132,7 +134,7 @@ impl Dispatcher {
             cancel_told: None,
             dispatch: None,
         };
-        self.put(request.clone(), Held::Assigned(run));
+        self.put(request.clone(), Held::Assigned(Box::new(run)));
         self.tell_cancelled(now, &request);
     }
 

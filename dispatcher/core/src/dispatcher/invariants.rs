@@ -21,6 +21,7 @@ impl Dispatcher {
         self.fleet.the_roomy_are_those_with_free_slots();
         self.fleet.the_holders_are_those_that_have_or_were_given();
         self.fleet.shares_add_up_and_are_never_given_twice();
+        self.fleet.devices_go_at_the_pace_of_those_who_run(&self.models);
         self.every_message_stands_for_a_held_request();
         self.who_waits_is_in_the_queue_and_who_does_not_is_not();
         self.who_is_assigned_is_booked_on_one_worker();
@@ -131,20 +132,29 @@ impl Dispatcher {
     }
 
     fn devices_are_kept_for_those_who_wait(&self) {
-        for request in &self.reserved {
-            assert!(matches!(self.held.get(request), Some(Held::Queued { .. })));
+        let mut reserved = 0;
+        for (model, requests) in &self.reserved {
+            assert!(
+                !requests.is_empty(),
+                "{model} has requests that devices are kept for"
+            );
+            for request in requests {
+                let held = self.held.get(request);
+                assert!(matches!(held, Some(Held::Queued { job, .. }) if job.model == *model));
+            }
+            reserved += requests.len();
         }
-        assert!(self.fleet.reserved_count() <= self.reserved.len());
+        assert!(self.fleet.reserved_count() <= reserved);
     }
 
     /// Who has a target may wait for a device that meets it, and who measures a worker for that one; everybody else takes what is idle: a device that has the
     /// model, or for a model that nobody has one without any.
     fn no_request_waits_while_an_idle_device_could_take_it(&self) {
-        if self.deposed {
+        if self.deposed || self.timers.is_set(&Timer::Placing) {
             return;
         }
         let heads = self.queue.models().flat_map(|model| self.queue.next_of(model, 1));
-        for request in heads.chain(self.reserved.iter().cloned()) {
+        for request in heads.chain(self.reserved.values().flatten().cloned()) {
             let job = self.waiting(&request);
             let model = &job.model;
             if aim(job) == Aim::Target || job.only_worker.is_some() {
@@ -159,7 +169,8 @@ impl Dispatcher {
                     .model(model)
                     .is_some_and(|report| report.state == ModelState::Ready);
                 let is_empty = worker.residents().count() == 0 && !self.fleet.has_holder(model);
-                device.is_idle() && device.is_open_to(&job.request) && (is_ready || is_empty)
+                let is_open = worker.is_open_to(worker.device_for(model), &job.request);
+                device.is_idle() && is_open && (is_ready || is_empty)
             });
             assert!(idle.is_none(), "{} waits while {idle:?} is idle", job.request);
         }

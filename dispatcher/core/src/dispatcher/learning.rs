@@ -1,6 +1,5 @@
 //! What the dispatcher learns about models, devices and profiles, and what follows for those who wait.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flotilla_profile::{DeviceProfile, Signature};
@@ -98,15 +97,25 @@ impl Dispatcher {
 
     /// Prices all waiting requests anew when a kind of device has joined the fleet.
     pub(super) fn price_new_kinds(&mut self, now: Moment) {
-        let kinds: BTreeSet<Kind> = self.fleet.kinds();
-        if kinds.is_subset(&self.priced_kinds) {
+        if self.fleet.kinds().all(|kind| self.priced_kinds.contains(&kind)) {
             return;
         }
-        self.priced_kinds = kinds;
+        self.priced_kinds = self.fleet.kinds().collect();
         let models: Vec<ModelName> = self.queue.models().cloned().collect();
         for model in models {
             self.reprice(now, &model);
         }
+    }
+
+    /// Learns which sets of a worker's devices have models in parts. Such a set is of a kind of its own, `2xcpu`, with
+    /// profiles and corrections of its own; it costs what its devices cost together.
+    pub(super) fn learn_sets(&mut self, worker: &WorkerId) {
+        let sets = self.fleet.new_sets(worker).into_iter().map(|(set, members)| {
+            let kind = self.models.kind_of_set(&members);
+            (set, kind)
+        });
+        let sets = sets.collect();
+        self.fleet.follow_models(worker, sets);
     }
 
     /// Learns from a report what loads take, how large models are and how many requests a worker holds.
@@ -140,11 +149,10 @@ impl Dispatcher {
                 Some(booking) => {
                     let kind = known.devices[booking.device].kind;
                     let (model, signature) = (&booking.model, booking.asked.signature());
-                    let (share, time) = self.models.left(model, kind, signature, run.output_tokens);
+                    let time = self.models.time_left(model, kind, signature, run.output_tokens);
                     left.push(Left {
                         request: run.request.clone(),
                         made: run.output_tokens,
-                        share,
                         ends_at: now + time,
                     });
                 }
@@ -238,10 +246,16 @@ impl Dispatcher {
         }
         let (model, line) = (run.job.model.clone(), run.job.line());
         let predicted = run.job.asked.prediction.high;
+        // What ran on another kind than it was given to, as its model came there in parts, says nothing of the former.
+        let worker = self.fleet.worker(&run.worker);
+        let ran_on = worker.and_then(|worker| {
+            let device = worker.booking(&done.request)?.device;
+            Some(worker.devices.get(device)?.kind)
+        });
         let timed = run
             .dispatch
             .as_ref()
-            .filter(|it| it.readiness == Readiness::Ready);
+            .filter(|it| it.readiness == Readiness::Ready && ran_on.is_none_or(|kind| kind == it.kind));
         let timed = timed.map(|dispatch| {
             (
                 dispatch.kind,

@@ -72,27 +72,31 @@ impl Dispatcher {
         request: &RequestId,
         change: impl FnOnce(&mut Self, &mut Job) -> Outlook,
     ) {
-        if !matches!(self.held.get(request), Some(Held::Queued { .. })) {
+        let Some(held) = self.held.get_mut(request) else {
+            return;
+        };
+        if !matches!(held, Held::Queued { .. }) {
             return;
         }
-        let Some(Held::Queued {
+        let sequences = Vec::new();
+        let Held::Queued {
             mut job,
             place,
             told_position,
-        }) = self.held.remove(request)
+        } = std::mem::replace(held, Held::Ending { sequences })
         else {
-            return;
+            unreachable!("it was just looked at")
         };
         self.queue.remove(&job.model, &place);
         let outlook = change(self, &mut job);
         let place = self.place_with(now, &mut job, outlook);
         self.queue.insert(&job.model, &place, request.clone());
-        let queued = Held::Queued {
+        let held = self.held.get_mut(request).expect("it was just looked at");
+        *held = Held::Queued {
             job,
             place,
             told_position,
         };
-        self.put(request.clone(), queued);
     }
 
     /// When a request with a target has to start at the latest, wherever it is served fastest.

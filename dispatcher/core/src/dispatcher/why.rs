@@ -9,6 +9,7 @@ use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::{Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
+use super::candidates::Foresight;
 use crate::dispatch::Dispatch;
 use crate::fleet::Worker;
 use crate::micros::Micros;
@@ -21,34 +22,7 @@ impl Dispatcher {
     #[must_use]
     pub fn why(&self, now: Moment, request: &RequestId) -> Option<Explanation> {
         let held = self.held.get(request)?;
-        let (standing, candidates) = match held {
-            Held::Reading(_) | Held::Awaiting { .. } => (Standing::Checking, Vec::new()),
-            Held::Queued { job, place, .. } => {
-                let candidates = self.explain_candidates(now, job);
-                let is_late = matches!(place.line, Line::GivenUp | Line::Late);
-                let standing = Standing::Queued {
-                    line: line_name(&place.line).to_owned(),
-                    slack_ms: job
-                        .asked
-                        .target
-                        .filter(|_| !is_late)
-                        .map(|_| place.urgency.at.since(Micros::from(now)) / 1000),
-                    reserved: self.reserved.contains(request),
-                    waits_for: waits_for(&candidates).to_owned(),
-                };
-                (standing, candidates)
-            }
-            Held::Assigned(run) => {
-                let decision = run.dispatch.as_ref().map(|dispatch| self.decision(dispatch));
-                let standing = Standing::Assigned {
-                    worker: run.worker.clone(),
-                    attempt: run.attempt,
-                    decision,
-                };
-                (standing, Vec::new())
-            }
-            Held::Ending { .. } => (Standing::Ending, Vec::new()),
-        };
+        let (standing, candidates) = self.standing(now, held);
         let job = held.job()?;
         let target = job.asked.target;
         let prediction = job.asked.prediction;
@@ -68,6 +42,34 @@ impl Dispatcher {
         })
     }
 
+    fn standing(&self, now: Moment, held: &Held) -> (Standing, Vec<WhyCandidate>) {
+        match held {
+            Held::Reading(_) | Held::Awaiting { .. } => (Standing::Checking, Vec::new()),
+            Held::Queued { job, place, .. } => {
+                let candidates = self.explain_candidates(now, job);
+                let is_late = matches!(place.line, Line::GivenUp | Line::Late);
+                let target = job.asked.target.filter(|_| !is_late);
+                let standing = Standing::Queued {
+                    line: line_name(&place.line).to_owned(),
+                    slack_ms: target.map(|_| place.urgency.at.since(Micros::from(now)) / 1000),
+                    reserved: self.is_reserved(job),
+                    waits_for: waits_for(&candidates).to_owned(),
+                };
+                (standing, candidates)
+            }
+            Held::Assigned(run) => {
+                let decision = run.dispatch.as_ref().map(|dispatch| self.decision(dispatch));
+                let standing = Standing::Assigned {
+                    worker: run.worker.clone(),
+                    attempt: run.attempt,
+                    decision,
+                };
+                (standing, Vec::new())
+            }
+            Held::Ending { .. } => (Standing::Ending, Vec::new()),
+        }
+    }
+
     /// The profiles in use, with what was learnt about them.
     pub fn profiles(&self) -> impl Iterator<Item = ProfileStatus> {
         self.models.iter().flat_map(|(name, model)| {
@@ -85,7 +87,8 @@ impl Dispatcher {
 
     /// Every worker's word on a waiting request, those that were considered first.
     fn explain_candidates(&self, now: Moment, job: &Job) -> Vec<WhyCandidate> {
-        let mut considered = self.candidates(now, job, &[]);
+        let mut survey = self.survey(now, &job.model, None);
+        let mut considered = self.candidates(&mut survey, job, &[], Foresight::All);
         considered.sort_by(|left, right| {
             let order = |it: &Candidate<'_>| (it.room != Room::Now, it.ends_in);
             order(left).cmp(&order(right))
@@ -108,7 +111,7 @@ impl Dispatcher {
         let price = job.price(device.kind);
         WhyCandidate {
             worker: candidate.worker.clone(),
-            device: u32::try_from(candidate.device).unwrap_or(u32::MAX),
+            device: first_device(worker, candidate.device),
             device_kind: self.models.kind_name(device.kind).to_owned(),
             profile: price.map(|price| price.source),
             room: room_name(candidate.room).to_owned(),
@@ -144,7 +147,7 @@ impl Dispatcher {
         };
         WhyCandidate {
             worker: id.clone(),
-            device: u32::try_from(device_index).unwrap_or(u32::MAX),
+            device: first_device(worker, device_index),
             device_kind: self.models.kind_name(device.kind).to_owned(),
             profile: price.map(|price| price.source),
             room: room.to_owned(),
@@ -234,4 +237,10 @@ fn slack_ms(slack_us: i64) -> Option<i64> {
 
 fn milliseconds(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The number of a device, or of the first of a set.
+fn first_device(worker: &Worker, device: usize) -> u32 {
+    let first = worker.members(device).next().unwrap_or(device);
+    u32::try_from(first).unwrap_or(u32::MAX)
 }

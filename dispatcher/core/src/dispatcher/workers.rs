@@ -37,6 +37,7 @@ impl Dispatcher {
         }
         let worker = report.worker.clone();
         self.fleet.install(now, report, self.unknown_kind);
+        self.learn_sets(&worker);
         self.learn_from_report(&worker);
         self.price_new_kinds(now);
         self.timers.set(

@@ -1,11 +1,13 @@
 //! One device of a worker and what is booked on it.
 
+use std::cell::OnceCell;
 use std::time::Duration;
 
 use flotilla_protocol::{ModelName, Moment, RequestId};
 
 use crate::micros::Micros;
 use crate::models::Kind;
+use crate::pace::Crew;
 use crate::price::Asked;
 use crate::share::Share;
 
@@ -21,6 +23,8 @@ pub(crate) struct Device {
     pub(crate) frees_at: Option<Moment>,
     /// How much of its time it reads prompts lately.
     reading: Reading,
+    /// What runs on it, put together when it is first asked after a change.
+    crew: OnceCell<Crew>,
     /// The request that it is kept for: nothing else is placed here until that fits.
     pub(crate) reserved_for: Option<RequestId>,
 }
@@ -42,13 +46,14 @@ pub(crate) struct Booking {
     pub(crate) made: u32,
     /// When that report came.
     pub(crate) made_at: Moment,
-    /// What is booked: at first what it was admitted with, then what is left of it, and never more than before.
+    /// What is booked, from its beginning to its end: what it was admitted with.
     pub(crate) share: Share,
     /// Tokens of keys and values that it may come to need.
     pub(crate) kv_tokens: u64,
     /// When it is expected to end.
     pub(crate) ends_at: Moment,
-    /// Whether its share was measured; of others the worker's slots decide how many fit.
+    /// Whether its share was measured, and it is on the device that it was given to; of others the worker's slots
+    /// decide how many fit.
     pub(crate) is_measured: bool,
     /// Who gave it to the worker.
     pub(crate) giver: Giver,
@@ -75,6 +80,7 @@ impl Device {
             booked_count: 0,
             frees_at: None,
             reading: Reading::default(),
+            crew: OnceCell::new(),
             reserved_for: None,
         }
     }
@@ -114,10 +120,33 @@ impl Device {
             .is_none_or(|reserved| reserved == request)
     }
 
+    /// Whether nothing but this request is placed here.
+    pub(super) fn is_kept_for(&self, request: &RequestId) -> bool {
+        self.reserved_for.as_ref() == Some(request)
+    }
+
+    /// What runs on it, as `make` puts it together.
+    pub(super) fn crew(&self, make: impl FnOnce() -> Crew) -> &Crew {
+        self.crew.get_or_init(make)
+    }
+
+    /// Forgets what runs on it, as that goes at another pace now.
+    pub(super) fn forget_crew(&mut self) {
+        self.crew.take();
+    }
+
     pub(super) fn clear(&mut self) {
+        self.forget_crew();
         self.load = Share::NONE;
         self.booked_count = 0;
         self.frees_at = None;
+    }
+
+    /// A set of devices is as full as the fullest of them, and free when the first of all has ended.
+    pub(super) fn add_member(&mut self, member: &Self) {
+        self.load = self.load.max(member.load);
+        self.booked_count = self.booked_count.max(member.booked_count);
+        self.frees_at = [self.frees_at, member.frees_at].into_iter().flatten().min();
     }
 
     pub(super) fn add(&mut self, booking: &Booking) {

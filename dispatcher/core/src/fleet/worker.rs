@@ -7,6 +7,8 @@ use flotilla_protocol::fleet::{ModelReport, ModelState, Report, RunningRequest, 
 use flotilla_protocol::{Attempt, ModelName, Moment, RequestId};
 
 use super::device::{Booking, Device, Giver};
+use crate::models::{Kind, Models};
+use crate::pace::Crew;
 
 /// How many earlier starts of a worker are known as past; a report of one of them is late.
 const PAST_COUNT_MAX: usize = 8;
@@ -16,6 +18,8 @@ const LOADED_COUNT_MAX: usize = 1024;
 /// One worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    /// No other worker has the same.
+    pub(crate) number: usize,
     pub(crate) report: Report,
     pub(crate) heard: Moment,
     pub(super) past: VecDeque<u64>,
@@ -24,7 +28,11 @@ pub(crate) struct Worker {
     residents: BTreeMap<ModelName, Resident>,
     /// Models that were resident at some time: their weights are probably in the machine's memory.
     loaded: BTreeSet<ModelName>,
+    /// Its devices, and behind them one for each set of them that had a model in parts: what runs there takes time of
+    /// all of them.
     pub(crate) devices: Vec<Device>,
+    /// Of each such set, the devices that it consists of.
+    sets: Vec<Vec<usize>>,
     /// What takes capacity: all that we gave it, and what its reports list besides.
     pub(super) bookings: BTreeMap<RequestId, Booking>,
     /// What we believe it runs.
@@ -36,6 +44,10 @@ pub(crate) struct Worker {
     pub(super) ended: BTreeMap<RequestId, Attempt>,
     /// It refused, gave back or did not answer: nothing more until its next report.
     pub(super) shut: bool,
+    /// How many more requests it takes, as far as we know: what [`Worker::sum_up`] found.
+    free_slots: u32,
+    /// Models that make room for others, of which its newest report cannot know yet.
+    leaving: BTreeSet<ModelName>,
 }
 
 /// A model on a worker.
@@ -52,19 +64,23 @@ pub(crate) struct Resident {
 }
 
 impl Worker {
-    pub(super) fn new(now: Moment, report: Report, devices: Vec<Device>) -> Self {
+    pub(super) fn new(now: Moment, number: usize, report: Report, devices: Vec<Device>) -> Self {
         let mut worker = Self {
+            number,
             heard: now,
             past: VecDeque::new(),
             running: BTreeMap::new(),
             residents: BTreeMap::new(),
             loaded: BTreeSet::new(),
             devices,
+            sets: Vec::new(),
             bookings: BTreeMap::new(),
             assigned: BTreeSet::new(),
             unseen: BTreeSet::new(),
             ended: BTreeMap::new(),
             shut: false,
+            free_slots: 0,
+            leaving: BTreeSet::new(),
             report,
         };
         worker.index(now);
@@ -124,6 +140,11 @@ impl Worker {
 
     /// How many more requests it takes, as far as we know.
     pub(crate) fn free_slots(&self) -> u32 {
+        self.free_slots
+    }
+
+    /// How many more requests it takes, counted.
+    pub(super) fn count_free_slots(&self) -> u32 {
         if !self.takes_work() {
             return 0;
         }
@@ -169,6 +190,13 @@ impl Worker {
         self.loaded.contains(model)
     }
 
+    /// Whether a model's weights are in its host memory, and no device has them; `None` of a worker that does not
+    /// tell.
+    pub(crate) fn has_in_host(&self, model: &ModelName) -> Option<bool> {
+        let host = self.report.host.as_ref()?;
+        Some(host.models.iter().any(|copy| copy.model == *model))
+    }
+
     /// What takes capacity.
     pub(crate) fn bookings(&self) -> impl Iterator<Item = (&RequestId, &Booking)> {
         self.bookings.iter()
@@ -178,6 +206,105 @@ impl Worker {
         self.bookings.get(request)
     }
 
+    /// What runs on a device; `models` tells how.
+    pub(crate) fn crew(&self, device: usize, models: &Models) -> &Crew {
+        self.devices[device].crew(|| self.make_crew(device, models))
+    }
+
+    /// What runs on a device, put together anew. The steps of a model in parts are those of all its devices.
+    pub(super) fn make_crew(&self, device: usize, models: &Models) -> Crew {
+        let here = || {
+            let bookings = self.bookings.values();
+            bookings.filter(|booking| self.shares_time(booking.device, device))
+        };
+        Crew::new(here(), |model| {
+            let booking = here().find(|booking| booking.model == *model)?;
+            models.steps(model, self.devices[booking.device].kind)
+        })
+    }
+
+    /// The devices themselves, without sets of them.
+    pub(crate) fn own_devices(&self) -> &[Device] {
+        &self.devices[..self.devices.len() - self.sets.len()]
+    }
+
+    /// The devices that one consists of: itself, or those of a set.
+    pub(crate) fn members(&self, device: usize) -> impl Iterator<Item = usize> {
+        let own = self.own_devices().len();
+        let set = device.checked_sub(own).map(|index| &self.sets[index]);
+        let itself = if set.is_none() { Some(device) } else { None };
+        set.into_iter().flatten().copied().chain(itself)
+    }
+
+    /// Whether what runs on one device takes time of the other: they are the same, or have some in common.
+    pub(crate) fn shares_time(&self, one: usize, other: usize) -> bool {
+        self.members(one)
+            .any(|member| self.members(other).any(|it| it == member))
+    }
+
+    /// Whether a request may be placed on a device as far as reservations go, of others that share its time as well.
+    pub(crate) fn is_open_to(&self, device: usize, request: &RequestId) -> bool {
+        let mut devices = self.devices.iter().enumerate();
+        devices.all(|(index, it)| it.is_open_to(request) || !self.shares_time(index, device))
+    }
+
+    /// The sets of devices that have models in parts by its newest report, which are not known as sets yet.
+    pub(super) fn new_sets(&self) -> Vec<Vec<usize>> {
+        let own = self.own_devices().len();
+        let in_parts = self.report.models.iter().filter(|model| !model.shards.is_empty());
+        let sets = in_parts.map(|model| self.set_of(model));
+        let is_whole = |set: &Vec<usize>| set.iter().all(|device| *device < own);
+        let mut sets: Vec<Vec<usize>> = sets.filter(is_whole).collect();
+        sets.sort_unstable();
+        sets.dedup();
+        sets.retain(|set| !self.sets.contains(set));
+        sets
+    }
+
+    fn set_of(&self, report: &ModelReport) -> Vec<usize> {
+        let devices = report.devices();
+        devices
+            .map(|device| usize::try_from(device).unwrap_or(usize::MAX))
+            .collect()
+    }
+
+    /// Knows one more set of devices, which is of a kind of its own.
+    pub(super) fn add_set(&mut self, set: Vec<usize>, kind: Kind) {
+        self.sets.push(set);
+        self.devices.push(Device::new(kind));
+    }
+
+    /// Has these devices, and no sets of them.
+    pub(super) fn replace_devices(&mut self, devices: Vec<Device>) {
+        self.sets.clear();
+        self.devices = devices;
+        let last = self.devices.len() - 1;
+        for booking in self.bookings.values_mut() {
+            booking.device = booking.device.min(last);
+        }
+    }
+
+    /// Books where models are what was booked where they were thought to come.
+    pub(super) fn follow_models(&mut self) {
+        let mut moved = Vec::new();
+        for (request, booking) in &self.bookings {
+            let report = self
+                .model(&booking.model)
+                .filter(|report| report.device.is_some());
+            let device = report.map_or(booking.device, |report| {
+                self.device_by(&booking.model, Some(report))
+            });
+            if device != booking.device {
+                moved.push((request.clone(), device));
+            }
+        }
+        for (request, device) in moved {
+            let booking = self.bookings.get_mut(&request).expect("it was found just now");
+            // Nobody gave it to this device, so it may be more than there was room for.
+            (booking.device, booking.is_measured) = (device, false);
+        }
+    }
+
     /// Whether anything booked here uses a model.
     pub(crate) fn is_booked_for(&self, model: &ModelName) -> bool {
         self.bookings.values().any(|booking| booking.model == *model)
@@ -185,13 +312,13 @@ impl Worker {
 
     /// Whether a model makes room for another one, of which its newest report cannot know yet.
     pub(crate) fn is_leaving(&self, model: &ModelName) -> bool {
-        self.unseen_bookings()
-            .any(|booking| booking.victims.contains(model))
+        self.leaving.contains(model)
     }
 
     /// Models on their way to a device, of which its newest report cannot know yet.
     pub(crate) fn coming_to(&self, device: usize) -> BTreeSet<&ModelName> {
-        let bookings = self.unseen_bookings().filter(|booking| booking.device == device);
+        let bookings = self.unseen_bookings();
+        let bookings = bookings.filter(|booking| self.shares_time(booking.device, device));
         let models = bookings.map(|booking| &booking.model);
         models
             .filter(|model| !self.residents.contains_key(*model))
@@ -210,15 +337,31 @@ impl Worker {
         of_model.map(|booking| booking.kv_tokens).sum()
     }
 
-    /// The device that a model's report names, or the first.
-    pub(crate) fn device_of(&self, report: &ModelReport) -> usize {
-        let device = report.device.and_then(|device| usize::try_from(device).ok());
-        device.unwrap_or(0).min(self.devices.len() - 1)
+    /// Bytes of a model's weights on one of its devices, if it has any there; who says nothing of devices has one.
+    pub(crate) fn bytes_on(&self, report: &ModelReport, device: usize) -> Option<u64> {
+        let is_here = |named: u32| usize::try_from(named).is_ok_and(|named| named == device);
+        if report.shards.is_empty() {
+            return is_here(report.device.unwrap_or(0)).then_some(report.weights_bytes);
+        }
+        let here = report.shards.iter().find(|shard| is_here(shard.device));
+        here.map(|shard| shard.weights_bytes)
     }
 
-    /// The device that holds a model, or would: the one that its report names, else that with most free bytes.
+    /// The device that holds a model, or would: the one that its report names, or the set of them, else that with most
+    /// free bytes.
     pub(crate) fn device_for(&self, model: &ModelName) -> usize {
-        let reported = self.model(model).and_then(|report| report.device);
+        self.device_by(model, self.model(model))
+    }
+
+    /// The same, where it is known what is reported of the model.
+    pub(crate) fn device_by(&self, model: &ModelName, report: Option<&ModelReport>) -> usize {
+        let set = report.filter(|report| !report.shards.is_empty());
+        let set = set.map(|report| self.set_of(report));
+        let known = set.and_then(|set| self.sets.iter().position(|it| *it == set));
+        if let Some(known) = known {
+            return self.own_devices().len() + known;
+        }
+        let reported = report.and_then(|report| report.device);
         let booked = || self.bookings.values().find(|booking| booking.model == *model);
         let device = reported
             .and_then(|device| usize::try_from(device).ok())
@@ -227,25 +370,32 @@ impl Worker {
         device.min(self.devices.len() - 1)
     }
 
-    /// Devices that are kept for a request.
-    pub(super) fn reserved_count(&self) -> usize {
-        let reserved = self.devices.iter().filter(|device| device.reserved_for.is_some());
-        reserved.count()
-    }
-
     fn emptiest_device(&self) -> usize {
         let devices = self.report.devices.iter().enumerate();
         let emptiest = devices.max_by_key(|(index, device)| (device.free_bytes(), std::cmp::Reverse(*index)));
         emptiest.map_or(0, |(index, _)| index)
     }
 
-    /// Adds up what is booked.
+    /// Adds up what is booked, and finds out what that leaves.
     pub(super) fn sum_up(&mut self) {
+        self.free_slots = self.count_free_slots();
+        let leaving = self.unseen_bookings().flat_map(|booking| &booking.victims);
+        self.leaving = leaving.cloned().collect();
         for device in &mut self.devices {
             device.clear();
         }
         for booking in self.bookings.values() {
-            self.devices[booking.device].add(booking);
+            for member in 0..self.own_devices().len() {
+                if self.shares_time(booking.device, member) {
+                    self.devices[member].add(booking);
+                }
+            }
+        }
+        for set in self.own_devices().len()..self.devices.len() {
+            for member in self.members(set).collect::<Vec<_>>() {
+                let member = self.devices[member].clone();
+                self.devices[set].add_member(&member);
+            }
         }
     }
 }

@@ -6,7 +6,6 @@
 //! away comes back with the smallest counter of those that wait, or when nobody does that of the line that had the
 //! last turn: it has no claim on what it did not use.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use flotilla_protocol::Class;
@@ -21,13 +20,13 @@ const IDLE_LINE_COUNT_MAX: usize = 1024;
 /// What lines get of a capacity that does not suffice for all, in proportion to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Weights {
-    /// Each tenant's line of interactive requests. 16: a person waits for them, so batch work gets a seventeenth of a
-    /// full fleet, and never nothing.
+    /// Each tenant's line of interactive requests. 16.
     pub interactive: f64,
-    /// Each tenant's line of batch requests.
+    /// Each tenant's line of batch requests. 0.25, a 64th: a person waits for the others, and answers of batch work
+    /// are long, so that by tokens it gets more of a device's time than its weight says; it never gets nothing.
     pub batch: f64,
-    /// Requests that are too late, or were given up. 1 of 17 against one interactive line: their wait stays bounded,
-    /// and they take little from those who can still be in time.
+    /// Requests that are too late, or were given up. 0.25: their wait stays bounded, and they take little from those
+    /// who can still be in time.
     pub late: f64,
 }
 
@@ -35,17 +34,25 @@ impl Default for Weights {
     fn default() -> Self {
         Self {
             interactive: 16.0,
-            batch: 1.0,
-            late: 1.0,
+            batch: 0.25,
+            late: 0.25,
         }
     }
 }
+
+/// A line, interned: while somebody waits in it, it keeps its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LineNumber(usize);
 
 /// The counters of all lines.
 #[derive(Debug, Default)]
 pub(crate) struct Fairness {
     weights: Weights,
-    lines: BTreeMap<Line, Counter>,
+    numbers: BTreeMap<Line, LineNumber>,
+    /// By number.
+    counters: Vec<Counter>,
+    /// Numbers that no line has.
+    free: Vec<LineNumber>,
     /// The counter of the line that had the last turn.
     latest: f64,
 }
@@ -61,8 +68,7 @@ impl Fairness {
     pub(crate) fn new(weights: Weights) -> Self {
         Self {
             weights,
-            lines: BTreeMap::new(),
-            latest: 0.0,
+            ..Self::default()
         }
     }
 
@@ -79,74 +85,82 @@ impl Fairness {
         }
     }
 
-    pub(crate) fn served(&self, line: &Line) -> f64 {
-        self.lines.get(line).map_or(0.0, |counter| counter.served)
-    }
-
-    /// Which of two lines is next: that which got less, of two that got the same the one that is named first.
-    pub(crate) fn order(&self, left: &Line, right: &Line) -> Ordering {
-        (self.served(left).total_cmp(&self.served(right))).then_with(|| left.cmp(right))
+    /// What a line was given, by its weight.
+    pub(crate) fn served(&self, line: LineNumber) -> f64 {
+        self.counters[line.0].served
     }
 
     /// A request begins to wait in a line.
-    pub(crate) fn join(&mut self, line: &Line) {
-        if let Some(counter) = self.lines.get_mut(line).filter(|counter| counter.waiting > 0) {
-            counter.waiting += 1;
-            return;
+    pub(crate) fn join(&mut self, line: &Line) -> LineNumber {
+        let known = self.numbers.get(line).copied();
+        if let Some(number) = known.filter(|number| self.counters[number.0].waiting > 0) {
+            self.counters[number.0].waiting += 1;
+            return number;
         }
-        let waiting = self.lines.values().filter(|counter| counter.waiting > 0);
+        let waiting = self.counters.iter().filter(|counter| counter.waiting > 0);
         let least = waiting.map(|counter| counter.served).min_by(f64::total_cmp);
-        if !self.lines.contains_key(line) {
-            self.forget_one();
-        }
-        let latest = self.latest;
-        let counter = self.lines.entry(line.clone()).or_default();
-        counter.served = counter.served.max(least.unwrap_or(latest));
+        let number = known.unwrap_or_else(|| self.add(line));
+        let counter = &mut self.counters[number.0];
+        counter.served = counter.served.max(least.unwrap_or(self.latest));
         counter.waiting = 1;
+        number
     }
 
     /// A request waits no more.
-    pub(crate) fn leave(&mut self, line: &Line) {
-        let counter = self.lines.get_mut(line).expect("who leaves a line had joined it");
-        counter.waiting -= 1;
+    pub(crate) fn leave(&mut self, line: LineNumber) {
+        self.counters[line.0].waiting -= 1;
     }
 
     /// It was a line's turn, and it was given tokens.
     pub(crate) fn charge(&mut self, line: &Line, tokens: f64) {
         self.correct(line, tokens);
-        self.latest = self.served(line);
+        self.latest = self.numbers.get(line).map_or(0.0, |number| self.served(*number));
     }
 
     /// A line was given more tokens than it was charged for, or fewer.
     pub(crate) fn correct(&mut self, line: &Line, tokens: f64) {
         let weight = self.weight(line);
-        if let Some(counter) = self.lines.get_mut(line) {
+        if let Some(number) = self.numbers.get(line) {
+            let counter = &mut self.counters[number.0];
             counter.served = (counter.served + tokens / weight).max(0.0);
         }
     }
 
-    fn forget_one(&mut self) {
-        if self.lines.len() < IDLE_LINE_COUNT_MAX {
-            return;
+    /// Gives a line a number, and forgets another for it when there are too many.
+    fn add(&mut self, line: &Line) -> LineNumber {
+        if self.numbers.len() >= IDLE_LINE_COUNT_MAX {
+            self.forget_one();
         }
-        let idle = self.lines.iter().filter(|(_, counter)| counter.waiting == 0);
-        let least = idle.min_by(|(_, left), (_, right)| left.served.total_cmp(&right.served));
-        if let Some(line) = least.map(|(line, _)| line.clone()) {
-            self.lines.remove(&line);
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.counters.push(Counter::default());
+            LineNumber(self.counters.len() - 1)
+        });
+        self.numbers.insert(line.clone(), number);
+        number
+    }
+
+    fn forget_one(&mut self) {
+        let known = self.numbers.iter();
+        let idle = known.filter(|(_, number)| self.counters[number.0].waiting == 0);
+        let least = idle.min_by(|(_, left), (_, right)| self.served(**left).total_cmp(&self.served(**right)));
+        if let Some((line, number)) = least.map(|(line, number)| (line.clone(), *number)) {
+            self.counters[number.0] = Counter::default();
+            self.free.push(number);
+            self.numbers.remove(&line);
         }
     }
 
     /// # Panics
     /// When a line counts others than these as waiting.
     pub(crate) fn counts_are(&self, waiting: &BTreeMap<&Line, usize>) {
-        for (line, counter) in &self.lines {
+        for (line, number) in &self.numbers {
             assert_eq!(
-                counter.waiting,
+                self.counters[number.0].waiting,
                 waiting.get(line).copied().unwrap_or(0),
                 "{line:?}"
             );
         }
-        assert!(waiting.keys().all(|line| self.lines.contains_key(*line)));
+        assert!(waiting.keys().all(|line| self.numbers.contains_key(*line)));
     }
 }
 
@@ -171,11 +185,11 @@ mod tests {
         let mut fairness = Fairness::new(Weights::default());
         fairness.join(&line(0));
         for index in 1..2 * IDLE_LINE_COUNT_MAX {
-            fairness.join(&line(index));
+            let number = fairness.join(&line(index));
             fairness.charge(&line(index), 1.0);
-            fairness.leave(&line(index));
+            fairness.leave(number);
         }
-        assert_eq!(fairness.lines.len(), IDLE_LINE_COUNT_MAX);
+        assert_eq!(fairness.numbers.len(), IDLE_LINE_COUNT_MAX);
         fairness.counts_are(&BTreeMap::from([(&line(0), 1)]));
     }
 
@@ -188,11 +202,12 @@ mod tests {
         ) {
             let mut fairness = Fairness::new(Weights::default());
             let lines: Vec<Line> = (0..line_count).map(line).collect();
-            lines.iter().for_each(|line| fairness.join(line));
+            let numbers: Vec<LineNumber> = lines.iter().map(|line| fairness.join(line)).collect();
             for tokens in tokens {
-                let next = lines.iter().min_by(|left, right| fairness.order(left, right)).unwrap();
-                fairness.charge(next, tokens);
-                let served: Vec<f64> = lines.iter().map(|line| fairness.served(line)).collect();
+                let served = |line: &usize| fairness.served(numbers[*line]);
+                let next = (0..lines.len()).min_by(|left, right| served(left).total_cmp(&served(right))).unwrap();
+                fairness.charge(&lines[next], tokens);
+                let served: Vec<f64> = numbers.iter().map(|line| fairness.served(*line)).collect();
                 let (least, most) = (served.iter().copied().fold(f64::MAX, f64::min), served.iter().copied().fold(0.0, f64::max));
                 prop_assert!(most - least <= 500.0 / Weights::default().batch, "{:?}", served);
             }
@@ -202,16 +217,16 @@ mod tests {
         #[test]
         fn who_comes_back_has_no_less_than_the_least_served(charges in prop::collection::vec(1.0..500.0_f64, 1..50)) {
             let mut fairness = Fairness::new(Weights::default());
-            fairness.join(&line(0));
+            let first = fairness.join(&line(0));
             for tokens in charges {
                 fairness.charge(&line(0), tokens);
             }
-            fairness.join(&line(1));
-            prop_assert_eq!(fairness.served(&line(1)), fairness.served(&line(0)));
-            fairness.leave(&line(0));
-            fairness.leave(&line(1));
-            fairness.join(&line(2));
-            prop_assert!(fairness.served(&line(2)) >= fairness.served(&line(0)));
+            let second = fairness.join(&line(1));
+            prop_assert_eq!(fairness.served(second), fairness.served(first));
+            fairness.leave(first);
+            fairness.leave(second);
+            let third = fairness.join(&line(2));
+            prop_assert!(fairness.served(third) >= fairness.served(first));
         }
     }
 }

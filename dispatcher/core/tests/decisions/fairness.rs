@@ -55,6 +55,7 @@ fn classes_get_tokens_in_proportion_to_their_weights() {
     for interactive in [3.0, 16.0] {
         let weights = Weights {
             interactive,
+            batch: 1.0,
             ..Weights::default()
         };
         let mut fleet = one_by_one(weights);
@@ -126,9 +127,14 @@ fn a_tenant_that_comes_to_an_empty_queue_has_no_claim_either() {
 
 #[test]
 fn lost_causes_get_the_part_of_their_weight_and_never_nothing() {
-    let mut fleet = one_by_one(Weights::default());
-    send_many(&mut fleet, "late", 50, |it| it.aged(9.0).within(1.0));
-    send_many(&mut fleet, "live", 400, |it| it);
-    let turns = served(&mut fleet, "blocker", 170);
-    assert!(turns["late"].abs_diff(10) <= 1, "{turns:?}");
+    for (late, turns_of_late) in [(1.0, 10), (0.25, 3)] {
+        let mut fleet = one_by_one(Weights {
+            late,
+            ..Weights::default()
+        });
+        send_many(&mut fleet, "late", 50, |it| it.aged(9.0).within(1.0));
+        send_many(&mut fleet, "live", 400, |it| it);
+        let turns = served(&mut fleet, "blocker", 170);
+        assert!(turns["late"].abs_diff(turns_of_late) <= 1, "{late}: {turns:?}");
+    }
 }

@@ -1,13 +1,13 @@
-//! A worker with one device, as far as the dispatcher can tell: it loads what it is given, computes for as long as
-//! each request takes, and reports.
+//! A worker with one device or several, as far as the dispatcher can tell: it loads what it is given, computes for as
+//! long as each request takes, and reports.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flotilla_protocol::assignment::{Assignment, AttemptEnd, Done};
 use flotilla_protocol::fleet::{
-    DeviceDescription, DeviceReport, ModelReport, ModelState, Registration, Report, RunningRequest,
-    WorkerState,
+    DeviceDescription, DeviceReport, DeviceState, HostModel, HostReport, ModelReport, ModelState,
+    Registration, Report, RunningRequest, ShardReport, WorkerState,
 };
 use flotilla_protocol::{Attempt, Epoch, ModelName, Moment, RequestId};
 
@@ -24,6 +24,11 @@ pub struct Machine {
     seq: u64,
     models: BTreeMap<ModelName, Held>,
     pub runs: BTreeMap<RequestId, Run>,
+    in_host: Vec<ModelName>,
+    device: DeviceState,
+    device_count: u32,
+    /// Where models are that are not on the first device.
+    pub places: BTreeMap<ModelName, Vec<u32>>,
 }
 
 /// A model on the machine.
@@ -79,6 +84,10 @@ impl Machine {
             seq: 0,
             models: BTreeMap::new(),
             runs: BTreeMap::new(),
+            in_host: Vec::new(),
+            device: DeviceState::Working,
+            device_count: 1,
+            places: BTreeMap::new(),
         }
     }
 
@@ -91,6 +100,31 @@ impl Machine {
     pub fn room_for(mut self, models: u64) -> Self {
         self.memory_bytes = models * WEIGHTS_BYTES;
         self
+    }
+
+    /// Its host memory has a model's weights.
+    pub fn keeping(mut self, name: &str) -> Self {
+        self.in_host.push(model(name));
+        self
+    }
+
+    /// Its device is out.
+    pub fn broken(mut self) -> Self {
+        let reason = "it broke".to_owned();
+        self.device = DeviceState::Failed { reason };
+        self
+    }
+
+    /// It has so many devices, all alike.
+    pub fn of_devices(mut self, count: u32) -> Self {
+        self.device_count = count;
+        self
+    }
+
+    /// A model has been on these of its devices for ever, in equal parts if they are several.
+    pub fn with_on(mut self, name: &str, devices: &[u32]) -> Self {
+        self.places.insert(model(name), devices.to_vec());
+        self.with(name)
     }
 
     /// A model has been there for ever.
@@ -130,20 +164,26 @@ impl Machine {
             incarnation: self.incarnation,
             host: "host".into(),
             version: "1".into(),
-            devices: vec![DeviceDescription {
-                index: 0,
-                kind: self.kind.clone(),
-                name: self.kind.clone(),
-                memory_bytes: self.memory_bytes,
-                memory_bytes_per_s: None,
-                cost: None,
-            }],
+            devices: (0..self.device_count)
+                .map(|index| DeviceDescription {
+                    index,
+                    kind: self.kind.clone(),
+                    name: self.kind.clone(),
+                    memory_bytes: self.memory_bytes,
+                    memory_bytes_per_s: None,
+                    cost: None,
+                })
+                .collect(),
         }
     }
 
     pub fn report(&mut self, now: Moment) -> Report {
         self.seq += 1;
-        let used = self.models.values().map(|held| held.bytes).sum();
+        let used = |device| {
+            let shards = self.models.keys().flat_map(|name| self.shards(name));
+            let here = shards.filter(|shard| shard.device == device);
+            here.map(|shard| shard.weights_bytes).sum()
+        };
         Report {
             worker: worker(&self.id),
             incarnation: self.incarnation,
@@ -157,28 +197,60 @@ impl Machine {
                 .keys()
                 .map(|name| self.model_report(now, name))
                 .collect(),
-            devices: vec![DeviceReport {
-                device: 0,
-                page_bytes: 1,
-                pages_total: self.memory_bytes,
-                pages_weights: used,
-                pages_kv: 0,
-                pages_workspace: 0,
-            }],
+            devices: (0..self.device_count)
+                .map(|device| DeviceReport {
+                    device,
+                    page_bytes: 1,
+                    pages_total: self.memory_bytes,
+                    pages_weights: used(device),
+                    pages_kv: 0,
+                    pages_workspace: 0,
+                    pages_kv_kept: None,
+                    resident_bytes: None,
+                    state: self.device.clone(),
+                })
+                .collect(),
+            host: Some(HostReport {
+                bytes_total: self.memory_bytes,
+                models: self
+                    .in_host
+                    .iter()
+                    .map(|model| HostModel {
+                        model: model.clone(),
+                        bytes: WEIGHTS_BYTES,
+                    })
+                    .collect(),
+            })
+            .filter(|host| !host.models.is_empty()),
+            resident_bytes: None,
+            departures: Vec::new(),
+            fetches: Vec::new(),
         }
+    }
+
+    fn shards(&self, name: &ModelName) -> Vec<ShardReport> {
+        let devices = self.places.get(name).map_or(&[0][..], Vec::as_slice);
+        let shard = |(first_layer, device): (u32, &u32)| ShardReport {
+            device: *device,
+            first_layer,
+            layers: 1,
+            weights_bytes: self.models[name].bytes / devices.len() as u64,
+        };
+        (0..).zip(devices).map(shard).collect()
     }
 
     fn model_report(&self, now: Moment, name: &ModelName) -> ModelReport {
         let held = &self.models[name];
         let users = self.runs.values().filter(|run| run.model == *name);
         let is_ready = held.ready_at <= now;
+        let shards = self.shards(name);
         ModelReport {
             model: name.clone(),
             state: match is_ready {
                 true => ModelState::Ready,
                 false => ModelState::Loading,
             },
-            device: Some(0),
+            device: Some(shards[0].device),
             leases: u32::try_from(users.count()).unwrap(),
             waiting: 0,
             weights_bytes: held.bytes,
@@ -187,7 +259,9 @@ impl Machine {
                 .load
                 .filter(|_| is_ready)
                 .map(|load| u64::try_from(load.as_millis()).unwrap()),
+            shards: if shards.len() > 1 { shards } else { Vec::new() },
             kv_tokens_max: held.kv_tokens_max,
+            loaded_from: None,
         }
     }
 
@@ -233,7 +307,7 @@ impl Machine {
         }
         let used: u64 = self.models.values().map(|held| held.bytes).sum();
         assert!(
-            used + WEIGHTS_BYTES <= self.memory_bytes,
+            used + WEIGHTS_BYTES <= self.memory_bytes * u64::from(self.device_count),
             "{} has no room for {}",
             self.id,
             assignment.model

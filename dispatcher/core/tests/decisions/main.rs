@@ -43,9 +43,10 @@
 //! | 36 | one server | [`capacity::a_single_worker_has_a_queue_a_limit_and_an_account`] |
 //! | 37 | a restart, two dispatchers | [`capacity::a_new_leader_gives_a_full_fleet_nothing_until_something_ends`], [`capacity::what_strangers_run_takes_the_device_until_its_worker_lists_it_no_more`] |
 //! | 38 | a deadline of its own | [`order::a_requests_own_deadline_rules_over_the_profiles_target`] |
-//! | 39 | the composite trace | the simulator's tests |
+//! | 39 | the composite trace | simulator: `on_the_composite_trace_more_are_in_time_than_with_aibrix_for_less` |
 //!
-//! "profile" stands for `protocol/profile/tests/it/aibrix.rs`, "predictor" for `dispatcher/core/src/predictor.rs`.
+//! "profile" stands for `protocol/profile/tests/it/aibrix.rs`, "predictor" for `dispatcher/core/src/predictor.rs`,
+//! "simulator" for `dispatcher/simulator/tests/sim/claims.rs`.
 
 #![expect(
     clippy::unwrap_used,
@@ -58,6 +59,7 @@ mod fairness;
 mod fleet;
 mod machine;
 mod order;
+mod parts;
 mod policies;
 mod profiles;
 mod residency;

@@ -328,3 +328,48 @@ fn the_longest_is_given_up_when_not_all_can_be_in_time_and_taken_back_when_there
     fleet.wait(0.3);
     assert_eq!(fleet.line("long").0, "in_time");
 }
+
+/// A long queue is gone through in parts, so that nothing else waits for long meanwhile.
+#[test]
+fn of_a_long_queue_some_are_given_up_at_a_time_until_all_are_that_have_to_be() {
+    let mut fleet = busy(per_token("k", 0.01, 1.0));
+    for index in 0..1000 {
+        fleet.send(ask(&format!("r{index}")).tokens(5, 100).within(8.0));
+    }
+    let mut parts = Vec::new();
+    let mut given_up = 0;
+    for _ in 0..500 {
+        fleet.wait(0.001);
+        let before = std::mem::replace(&mut given_up, fleet.bench.dispatcher.stats().given_up);
+        parts.extend((given_up > before).then_some(given_up - before));
+    }
+    assert!(
+        parts.len() > 4 && parts.iter().all(|part| *part < 200),
+        "{parts:?}"
+    );
+    let kept = 1000 - given_up;
+    assert!(
+        (5..8).contains(&kept),
+        "there is time for 6 or so, and {kept} are kept"
+    );
+}
+
+/// Each is found at the head of the queue, and a call that found them all would stop everything else for as long.
+#[test]
+fn of_many_that_have_become_late_unseen_some_are_found_at_a_time_and_the_slot_is_used() {
+    let mut fleet = Fleet::new();
+    fleet.profile("m", flat("k", 1.0, 1.0));
+    fleet.join(Machine::new("w", "k").with("m").slots(1));
+    fleet.send(ask("blocker"));
+    for index in 0..300 {
+        fleet.send(ask(&format!("r{index}")).within(3.0));
+    }
+    fleet.wait(4.0);
+    assert_eq!(fleet.order(), ["blocker"]);
+    let before = fleet.bench.dispatcher.stats().late;
+    fleet.end("blocker");
+    let found = fleet.bench.dispatcher.stats().late - before;
+    assert!((10..30).contains(&found), "{found}");
+    fleet.wait(0.05);
+    assert_eq!(fleet.order().len(), 1);
+}

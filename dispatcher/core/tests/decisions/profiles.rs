@@ -1,5 +1,7 @@
 //! What profiles, and their absence, mean for decisions.
 
+use std::collections::BTreeSet;
+
 use flotilla_dispatcher_core::StreamSequence;
 use flotilla_protocol::admin::Standing;
 use flotilla_protocol::assignment::{AssignReply, Refusal};
@@ -331,4 +333,25 @@ fn a_corrected_profile_prices_those_who_wait_anew() {
         "it takes {lost} s longer than was thought"
     );
     assert!(fleet.bench.dispatcher.stats().repricings > 0);
+}
+
+/// Prices of a long queue follow in parts, and those who move behind others on the way are not left out.
+#[test]
+fn a_corrected_profile_prices_every_one_of_many_who_wait_anew() {
+    let mut fleet = Fleet::new();
+    fleet.profile("m", flat("k", 1.0, 1.0));
+    fleet.join(Machine::new("w", "k").with("m"));
+    for index in 0..30 {
+        fleet.send(ask(&format!("r{index}")).takes(0.5));
+    }
+    for index in 0..600 {
+        fleet.send(ask(&format!("waits{index}")).within(10_000.0));
+    }
+    fleet.wait(17.0);
+    // The first of them runs by now.
+    let slack = |index: i32| fleet.line(&format!("waits{index}")).1;
+    let slacks: BTreeSet<_> = (1..600).map(slack).collect();
+    let as_priced_at_first = (10_000 - 17 - 1) * 1000;
+    assert_eq!(slacks.len(), 1, "all have the same price: {slacks:?}");
+    assert!(slacks.first().unwrap().unwrap() > as_priced_at_first + 300);
 }

@@ -43,6 +43,52 @@ fn a_cold_model_goes_where_nothing_has_to_go_for_it() {
     assert!(fleet.victims.is_empty());
 }
 
+#[test]
+fn a_cold_model_goes_where_its_weights_are_in_host_memory() {
+    for keeper in ["v", "w"] {
+        let load_seconds_by_tier = Some(LoadSeconds {
+            host: Some(2.0),
+            origin: Some(20.0),
+            ..LoadSeconds::default()
+        });
+        let mut fleet = Fleet::new();
+        let profile = Profile {
+            load_seconds_by_tier,
+            ..flat("k", 1.0, 1.0)
+        };
+        fleet.profile("cold", profile);
+        for id in ["v", "w"] {
+            let machine = Machine::new(id, "k");
+            fleet.join(match id == keeper {
+                true => machine.keeping("cold"),
+                false => machine.keeping("other"),
+            });
+        }
+        fleet.send(ask("c").of("cold"));
+        assert_eq!(fleet.placed(), [format!("c on {keeper}")]);
+    }
+}
+
+#[test]
+fn a_device_that_failed_gets_no_model() {
+    for broken in ["v", "w"] {
+        let mut fleet = Fleet::new();
+        fleet.catalog(entry("cold"));
+        let mut sound = "";
+        for id in ["v", "w"] {
+            let machine = Machine::new(id, "k");
+            if id == broken {
+                fleet.join(machine.broken());
+            } else {
+                sound = id;
+                fleet.join(machine);
+            }
+        }
+        fleet.send(ask("c").of("cold"));
+        assert_eq!(fleet.placed(), [format!("c on {sound}")]);
+    }
+}
+
 /// The least wanted goes, and no more than has to.
 #[test]
 fn victims_are_named_the_least_wanted_first_and_only_as_many_as_make_room() {

@@ -167,6 +167,7 @@ pub fn entry(name: &str) -> CatalogEntry {
             weights_bytes: WEIGHTS_BYTES,
             task: ModelTask::Generate,
         },
+        root: None,
         slots: None,
         keep_alive: None,
         pin: false,

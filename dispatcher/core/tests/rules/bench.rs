@@ -6,7 +6,9 @@ mod shared;
 use flotilla_dispatcher_core::{Action, Arrival, AssignOutcome, JournalState, Origin};
 use flotilla_protocol::assignment::{AssignReply, Assignment, AttemptEnd, Done, Refusal};
 use flotilla_protocol::event::Event;
-use flotilla_protocol::fleet::{DeviceReport, ModelReport, ModelState, Report, RunningRequest, WorkerState};
+use flotilla_protocol::fleet::{
+    DeviceReport, DeviceState, ModelReport, ModelState, Report, RunningRequest, WorkerState,
+};
 use flotilla_protocol::{Attempt, Epoch, Strikes};
 
 pub use shared::{Bench, arrival, model, request, worker};
@@ -35,7 +37,14 @@ pub fn report(id: &str, seq: u64, free_slots: u32, running: &[(&str, u32)]) -> R
             pages_weights: 0,
             pages_kv: 0,
             pages_workspace: 0,
+            pages_kv_kept: None,
+            resident_bytes: None,
+            state: DeviceState::Working,
         }],
+        host: None,
+        resident_bytes: None,
+        departures: Vec::new(),
+        fetches: Vec::new(),
     }
 }
 
@@ -49,7 +58,9 @@ pub fn with_model(mut report: Report, name: &str, state: ModelState) -> Report {
         weights_bytes: 10,
         expires_in_ms: None,
         load_ms: None,
+        shards: Vec::new(),
         kv_tokens_max: None,
+        loaded_from: None,
     });
     report
 }

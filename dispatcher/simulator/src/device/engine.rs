@@ -1,11 +1,11 @@
 //! The engine's thread: rounds of one step for each model, commands in between.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use flotilla_protocol::{Class, ModelName, Moment, RequestId};
 use flotilla_worker_core::batch::{Batch, NewSequence, Outcome, SequenceId};
+use flotilla_worker_core::kv::{self, KvBudget, KvReport};
 use flotilla_worker_core::worker::Progress;
 
 use super::Work;
@@ -14,7 +14,11 @@ use crate::fleet::Timing;
 /// Every loaded model of a device, and the step that runs.
 #[derive(Debug)]
 pub(super) struct Engine {
-    models: BTreeMap<ModelName, Loaded>,
+    /// By name.
+    models: Vec<Resident>,
+    budget: KvBudget,
+    /// How the pool stood when that was told last.
+    kv_told: KvReport,
     runs: BTreeMap<SequenceId, Run>,
     commands: VecDeque<Command>,
     stage: Stage,
@@ -32,6 +36,18 @@ pub(super) struct Loaded {
     pub(super) timing: Arc<Timing>,
 }
 
+#[derive(Debug)]
+struct Resident {
+    name: ModelName,
+    loaded: Loaded,
+}
+
+impl Resident {
+    fn batch(&mut self) -> Option<&mut Batch> {
+        Some(&mut self.loaded.batch)
+    }
+}
+
 /// A request that joins the batch of its model.
 #[derive(Debug)]
 pub(super) struct NewRun {
@@ -46,6 +62,7 @@ pub(super) struct NewRun {
 pub(super) enum Command {
     Install { model: ModelName, loaded: Box<Loaded> },
     Unload { model: ModelName },
+    ResizeKv { pages: u64 },
     Join { sequence: SequenceId },
     Leave { model: ModelName, sequence: SequenceId },
 }
@@ -55,6 +72,7 @@ pub(super) enum Command {
 pub(super) enum News {
     Installed { model: ModelName },
     Unloaded { model: ModelName },
+    KvChanged { report: KvReport },
     Stepped,
     FirstToken { request: RequestId },
     Finished { request: RequestId, progress: Progress },
@@ -88,7 +106,9 @@ enum Stage {
 impl Engine {
     pub(super) fn new() -> Self {
         Self {
-            models: BTreeMap::new(),
+            models: Vec::new(),
+            budget: KvBudget::default(),
+            kv_told: KvReport::default(),
             runs: BTreeMap::new(),
             commands: VecDeque::new(),
             stage: Stage::Idle,
@@ -149,6 +169,11 @@ impl Engine {
 
     /// Goes on as far as it can without time passing.
     pub(super) fn advance(&mut self, now: Moment) {
+        self.go_on(now);
+        self.tell_kv();
+    }
+
+    fn go_on(&mut self, now: Moment) {
         loop {
             self.stage = match std::mem::take(&mut self.stage) {
                 Stage::Step { model, ends } if ends > now => {
@@ -174,15 +199,31 @@ impl Engine {
     /// # Panics
     /// When a batch is not sound.
     pub(super) fn check_invariants(&self) {
-        for loaded in self.models.values() {
-            loaded.batch.check_invariants();
+        for resident in &self.models {
+            resident.loaded.batch.check_invariants();
         }
+        let used = self
+            .models
+            .iter()
+            .map(|resident| resident.loaded.batch.pages_used());
+        assert_eq!(
+            used.sum::<u64>(),
+            self.budget.pages_used(),
+            "batches have all that is in use"
+        );
     }
 
     /// Begins the step of the next model that has one.
     fn begin(&mut self, now: Moment, after: Option<ModelName>) -> Option<Stage> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        for (model, Loaded { batch, timing }) in self.models.range_mut((from, Bound::Unbounded)) {
+        let first = self
+            .models
+            .partition_point(|model| after.as_ref().is_some_and(|after| model.name <= *after));
+        for at in first..self.models.len() {
+            kv::provide(&mut self.budget, &mut self.models, at, Resident::batch);
+            let Resident { name, loaded } = &mut self.models[at];
+            let Loaded { batch, timing } = loaded;
+            // There is no memory to map.
+            while batch.poll_memory().is_some() {}
             let Some(plan) = batch.plan() else { continue };
             let (mut prefill_tokens, mut decoding_sequences) = (0_usize, 0);
             self.drawn.clear();
@@ -196,18 +237,37 @@ impl Engine {
             let prefill_tokens = u32::try_from(prefill_tokens).unwrap_or(u32::MAX);
             let duration = timing.step(prefill_tokens, decoding_sequences);
             return Some(Stage::Step {
-                model: model.clone(),
+                model: name.clone(),
                 ends: now + duration,
             });
         }
         None
     }
 
+    fn place_of(&self, model: &ModelName) -> Option<usize> {
+        self.models
+            .binary_search_by(|resident| resident.name.cmp(model))
+            .ok()
+    }
+
+    /// Tells how the pool stands, if that has changed.
+    fn tell_kv(&mut self) {
+        let unused = self
+            .models
+            .iter()
+            .map(|resident| resident.loaded.batch.unused_pages());
+        let report = self.budget.report(unused.sum());
+        if report != self.kv_told {
+            self.kv_told = report;
+            self.news.push_back(News::KvChanged { report });
+        }
+    }
+
     fn complete(&mut self, model: &ModelName) {
-        let loaded = self.models.get_mut(model);
-        let Loaded { batch, .. } = loaded.expect("a model stays while its step runs");
+        let at = self.place_of(model).expect("a model stays while its step runs");
+        let Loaded { batch, .. } = &mut self.models[at].loaded;
         self.news.push_back(News::Stepped);
-        for outcome in batch.complete(&self.drawn) {
+        for outcome in batch.complete(&self.drawn, &mut self.budget) {
             let Outcome::Token { sequence, .. } = outcome else {
                 continue;
             };
@@ -225,7 +285,7 @@ impl Engine {
             }
         }
         for sequence in self.finished.drain(..) {
-            batch.remove(sequence);
+            batch.remove(sequence, &mut self.budget);
             let run = self.runs.remove(&sequence).expect("who finished ran");
             let progress = run.progress();
             let request = run.request;
@@ -238,17 +298,32 @@ impl Engine {
         while let Some(command) = self.commands.pop_front() {
             match command {
                 Command::Install { model, loaded } => {
-                    self.models.insert(model.clone(), *loaded);
+                    let at = self.models.partition_point(|resident| resident.name < model);
+                    let name = model.clone();
+                    self.models.insert(
+                        at,
+                        Resident {
+                            name,
+                            loaded: *loaded,
+                        },
+                    );
                     self.news.push_back(News::Installed { model });
                 }
                 Command::Unload { model } => {
-                    self.models.remove(&model);
+                    if let Some(at) = self.place_of(&model) {
+                        self.models.remove(at).loaded.batch.close(&mut self.budget);
+                    }
                     self.news.push_back(News::Unloaded { model });
+                }
+                Command::ResizeKv { pages } => {
+                    self.budget.resize(pages);
+                    let mut batches: Vec<_> = self.models.iter_mut().filter_map(Resident::batch).collect();
+                    kv::shrink(&mut self.budget, &mut batches);
                 }
                 Command::Join { sequence } => self.add(sequence),
                 Command::Leave { model, sequence } => {
-                    if let Some(loaded) = self.models.get_mut(&model) {
-                        loaded.batch.remove(sequence);
+                    if let Some(at) = self.place_of(&model) {
+                        self.models[at].loaded.batch.remove(sequence, &mut self.budget);
                     }
                 }
             }
@@ -262,20 +337,20 @@ impl Engine {
     fn add(&mut self, id: SequenceId) {
         // Who left before it joined is not there any more.
         let Some(run) = self.runs.get(&id) else { return };
-        let loaded = self.models.get_mut(&run.model);
-        let Loaded { batch, .. } = loaded.expect("a lease keeps its model");
+        let at = self.place_of(&run.model).expect("a lease keeps its model");
+        let Loaded { batch, .. } = &mut self.models[at].loaded;
         // Another token for each request: what one has read is never found by another.
         let token = u32::try_from(id.0).unwrap_or(u32::MAX);
         let prompt_tokens = run.work.prompt_tokens as usize;
-        let added = batch.add(NewSequence {
+        let new = NewSequence {
             id,
             class: run.class,
             tokens: vec![token; prompt_tokens],
             prompt_tokens,
             new_tokens_max: run.work.output_tokens_max as usize,
             stop_token_ids: Arc::default(),
-        });
-        if let Err(error) = added
+        };
+        if let Err(error) = batch.add(new, &mut self.budget)
             && let Some(run) = self.runs.remove(&id)
         {
             let (request, reason) = (run.request, error.to_string());

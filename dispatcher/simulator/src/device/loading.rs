@@ -85,6 +85,18 @@ impl Loading {
         self.loads.insert(model.clone(), load);
     }
 
+    /// Ends a load before its time, and tells how long it took; `None` when it has ended.
+    pub(super) fn cancel(&mut self, now: Moment, model: &ModelName) -> Option<Duration> {
+        let load = self.loads.get(model).filter(|load| load.batch.is_some())?;
+        let (began, ends) = (load.began, load.ends);
+        self.loads.remove(model);
+        // What was read is lost, as nothing was there before.
+        if self.in_host.get(model) == Some(&ends) {
+            self.in_host.remove(model);
+        }
+        Some(now.since(began))
+    }
+
     /// The models whose loads have ended by now, each once.
     pub(super) fn ended(&mut self, now: Moment) -> Vec<(ModelName, Batch)> {
         let due = self.loads.iter_mut().filter(|(_, load)| load.ends <= now);

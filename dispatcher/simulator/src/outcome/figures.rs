@@ -68,7 +68,7 @@ impl Part {
         (self.requests > 0).then(|| self.met as f64 / self.requests as f64)
     }
 
-    fn add(&mut self, met: bool) {
+    pub(super) fn add(&mut self, met: bool) {
         self.requests += 1;
         self.met += usize::from(met);
     }

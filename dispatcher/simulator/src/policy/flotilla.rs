@@ -32,6 +32,23 @@ impl Flotilla {
     /// how every model's requests are placed; `None` leaves it to the catalog.
     #[must_use]
     pub fn new(fleet: &FleetSpec, placement: Option<catalog::Policy>) -> Self {
+        Self::told(fleet, placement, DeviceProfile::clone)
+    }
+
+    /// The same with wrong profiles: of everything it is told that it takes `times` as long as it does.
+    ///
+    /// # Panics
+    /// When `times` is not above 0, or so extreme that times so far off are no numbers any more.
+    #[must_use]
+    pub fn misinformed(fleet: &FleetSpec, placement: Option<catalog::Policy>, times: f64) -> Self {
+        Self::told(fleet, placement, |profile| slower(profile, times))
+    }
+
+    fn told(
+        fleet: &FleetSpec,
+        placement: Option<catalog::Policy>,
+        told: impl Fn(&DeviceProfile) -> DeviceProfile,
+    ) -> Self {
         let now = Moment::default();
         let mut core = Dispatcher::new(now, settings());
         for model in &fleet.models {
@@ -51,7 +68,7 @@ impl Flotilla {
             let devices = fleet.devices.iter();
             let profiles = devices.map(|device| (&device.kind, fleet.profile(model, device)));
             for (_, profile) in profiles.collect::<BTreeMap<_, _>>() {
-                core.handle_profile(now, &model.name, DeviceProfile::clone(profile));
+                core.handle_profile(now, &model.name, told(profile));
             }
         }
         let mut begun = Self {
@@ -162,6 +179,23 @@ impl Policy for Flotilla {
     fn poll_order(&mut self) -> Option<Order> {
         self.orders.pop_front()
     }
+}
+
+/// A profile that says of everything but loads that it takes `times` as long.
+fn slower(profile: &DeviceProfile, times: f64) -> DeviceProfile {
+    let mut document = profile.document().clone();
+    let matrices = [&mut document.e2e, &mut document.ttft, &mut document.tpot];
+    for seconds in matrices.into_iter().flatten().flatten().flatten() {
+        *seconds *= times;
+    }
+    for rate in document.tputs.iter_mut().flatten() {
+        *rate /= times;
+    }
+    for (_, seconds) in document.tpot_by_batch.iter_mut().flatten() {
+        *seconds *= times;
+    }
+    document.prefill_tokens_per_s = document.prefill_tokens_per_s.map(|rate| rate / times);
+    DeviceProfile::try_from(document).expect("a profile with all times in proportion is one")
 }
 
 fn reason(event: &Event) -> EndReason {

@@ -53,7 +53,7 @@ impl Lru {
             pages_of: fleet
                 .models
                 .iter()
-                .map(|model| (model.name.clone(), memory::pages_min(model, device)))
+                .map(|model| (model.name.clone(), memory::pages_min(model)))
                 .collect(),
             reported: BTreeSet::new(),
             requests: BTreeMap::new(),

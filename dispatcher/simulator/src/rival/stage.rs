@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flotilla_profile::DeviceProfile;
 use flotilla_protocol::assignment::{AttemptEnd, Done};
-use flotilla_protocol::fleet::{DeviceReport, ModelReport, ModelState, Report, WorkerState};
+use flotilla_protocol::fleet::{DeviceReport, DeviceState, ModelReport, ModelState, Report, WorkerState};
 use flotilla_protocol::profile::Profile;
 use flotilla_protocol::{Attempt, Class, Epoch, ModelName, Moment, RequestId, WorkerId};
 use flotilla_worker_core::ledger::PAGE_BYTES;
@@ -164,7 +164,9 @@ pub(super) fn report(worker: &str, seq: u64, models: &[(&str, ModelState)]) -> R
         weights_bytes: 4 << 30,
         expires_in_ms: None,
         load_ms: None,
+        shards: Vec::new(),
         kv_tokens_max: None,
+        loaded_from: None,
     });
     let taken = (9 << 29) / PAGE_BYTES * models.len() as u64;
     Report {
@@ -183,6 +185,13 @@ pub(super) fn report(worker: &str, seq: u64, models: &[(&str, ModelState)]) -> R
             pages_weights: taken,
             pages_kv: 0,
             pages_workspace: 0,
+            pages_kv_kept: None,
+            resident_bytes: None,
+            state: DeviceState::Working,
         }],
+        host: None,
+        resident_bytes: None,
+        departures: Vec::new(),
+        fetches: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 mod bound;
+mod claims;
 mod clairvoyant;
 mod devices;
 mod fleets;

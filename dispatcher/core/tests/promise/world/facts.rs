@@ -175,6 +175,7 @@ fn entry(index: u8) -> CatalogEntry {
             weights_bytes: WEIGHTS_BYTES,
             task: ModelTask::Generate,
         },
+        root: None,
         slots: None,
         keep_alive: None,
         pin: false,

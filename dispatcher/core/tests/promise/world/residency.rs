@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_protocol::ModelName;
-use flotilla_protocol::fleet::{DeviceReport, ModelReport, ModelState};
+use flotilla_protocol::fleet::{DeviceReport, DeviceState, ModelReport, ModelState};
 
 /// Bytes of every model's weights.
 pub const WEIGHTS_BYTES: u64 = 10;
@@ -125,7 +125,9 @@ impl Residency {
             weights_bytes: WEIGHTS_BYTES,
             expires_in_ms: None,
             load_ms: held.is_ready.then_some(500),
+            shards: Vec::new(),
             kv_tokens_max: held.kv_tokens_max,
+            loaded_from: None,
         };
         self.models.iter().map(report).collect()
     }
@@ -138,6 +140,9 @@ impl Residency {
             pages_weights: u64::try_from(self.count_on(index)).unwrap(),
             pages_kv: 0,
             pages_workspace: 0,
+            pages_kv_kept: None,
+            resident_bytes: None,
+            state: DeviceState::Working,
         };
         self.rooms.iter().enumerate().map(report).collect()
     }

@@ -119,6 +119,10 @@ impl Worker {
             running: running.collect(),
             models: self.residency.models(&used),
             devices: self.residency.devices(),
+            host: None,
+            resident_bytes: None,
+            departures: Vec::new(),
+            fetches: Vec::new(),
         }
     }
 

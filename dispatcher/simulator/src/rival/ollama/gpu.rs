@@ -74,7 +74,7 @@ impl Gpu {
 
     /// Pages of a model with keys and values for so many full contexts.
     fn pages_for(&self, model: &ModelSpec, slots: u32) -> u64 {
-        let one = memory::pages_min(model, &self.device);
+        let one = memory::pages_min(model);
         one + u64::from(slots - 1) * memory::context_pages(model)
     }
 
