@@ -74,6 +74,8 @@ pub struct Ledger {
     device: DeviceIndex,
     pages_total: u64,
     pages_free: u64,
+    /// The reservation for keys and values, which is no model's: see [`crate::kv`].
+    pool_pages: u64,
     next_id: u64,
     entries: BTreeMap<u64, Entry>,
 }
@@ -93,6 +95,7 @@ impl Ledger {
             device,
             pages_total,
             pages_free: pages_total,
+            pool_pages: 0,
             next_id: 0,
             entries: BTreeMap::new(),
         }
@@ -120,7 +123,35 @@ impl Ledger {
     #[must_use]
     pub fn pages_for(&self, purpose: Purpose) -> u64 {
         let of_purpose = self.entries.values().filter(|entry| entry.purpose == purpose);
-        of_purpose.map(|entry| entry.pages).sum()
+        let pages: u64 = of_purpose.map(|entry| entry.pages).sum();
+        match purpose {
+            Purpose::Kv => pages + self.pool_pages,
+            Purpose::Weights | Purpose::Workspace => pages,
+        }
+    }
+
+    /// Pages that the device's pool for keys and values holds.
+    #[must_use]
+    pub fn pool_pages(&self) -> u64 {
+        self.pool_pages
+    }
+
+    /// Makes the pool hold so many pages.
+    ///
+    /// # Errors
+    /// [`LedgerError::NoRoom`] when fewer are free than it would take; nothing has changed then.
+    pub fn resize_pool(&mut self, pages: u64) -> Result<(), LedgerError> {
+        let more = pages.saturating_sub(self.pool_pages);
+        if more > self.pages_free {
+            return Err(LedgerError::NoRoom {
+                pages_needed: more,
+                pages_free: self.pages_free,
+                pages_total: self.pages_total,
+            });
+        }
+        self.pages_free = self.pages_free + self.pool_pages - pages;
+        self.pool_pages = pages;
+        Ok(())
     }
 
     /// Pages that one owner holds.
@@ -197,7 +228,7 @@ impl Ledger {
     pub fn check_invariants(&self) {
         let held: u64 = self.entries.values().map(|entry| entry.pages).sum();
         assert_eq!(
-            held + self.pages_free,
+            held + self.pool_pages + self.pages_free,
             self.pages_total,
             "held and free pages of device {} are all its pages",
             self.device.0

@@ -10,6 +10,7 @@
 pub mod answer;
 pub mod batch;
 pub mod isolate;
+pub mod kv;
 pub mod ledger;
 pub mod residency;
 pub mod texts;

@@ -285,6 +285,10 @@ impl Desk {
             running: running.collect(),
             models: self.residency.model_reports(now),
             devices: self.residency.device_reports(),
+            host: self.residency.host_report(),
+            resident_bytes: None,
+            departures: self.residency.departure_reports(now),
+            fetches: Vec::new(),
         }
     }
 
@@ -347,8 +351,9 @@ impl Desk {
         if self.free_slots() == 0 || self.runs.contains_key(&assignment.request) {
             return Some(Refusal::Full);
         }
-        let Unloadable { reason, retry_in } = self.residency.unloadable(now, &assignment.model)?;
+        let Unloadable { fault, retry_in } = self.residency.unloadable(now, &assignment.model)?;
         let retry_in_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
+        let reason = fault.to_string();
         Some(Refusal::ModelUnloadable { reason, retry_in_ms })
     }
 

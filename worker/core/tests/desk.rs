@@ -7,7 +7,8 @@ use flotilla_protocol::assignment::{AssignReply, Assignment, Refusal};
 use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
-use flotilla_worker_core::residency::{self, KvBlock, ModelNeeds, ResidencySettings};
+use flotilla_worker_core::kv::{KvBlock, KvReport};
+use flotilla_worker_core::residency::{self, ModelNeeds, ResidencySettings, Unusable};
 use flotilla_worker_core::worker::{Action, Desk, DeskSettings, Progress};
 use proptest::prelude::*;
 
@@ -25,6 +26,9 @@ fn desk() -> Desk {
             device_pages: vec![100],
             models_max: 3,
             keep_alive: KeepAlive::Ms(1000),
+            min_residency_max: Duration::ZERO,
+            load_stall: None,
+            host_pages: 0,
         },
     })
 }
@@ -145,8 +149,13 @@ fn a_full_worker_and_a_deposed_leader_are_refused() {
 fn a_model_in_back_off_is_refused_with_its_reason_and_takes_no_slot() {
     let mut desk = desk();
     desk.handle_assignment(at(0), &assignment(1, 1, 5), None);
-    desk.residency_mut()
-        .handle_inspected(at(0), &model(), Err("no such folder".into()));
+    desk.residency_mut().handle_inspected(
+        at(0),
+        &model(),
+        Err(Unusable {
+            reason: "no such folder".to_owned(),
+        }),
+    );
     desk.handle_ended(at(0), &request(1));
     let reply = desk.handle_assignment(at(400), &assignment(2, 1, 5), None);
     let reason = "no such folder".to_owned();
@@ -235,7 +244,7 @@ fn changes_travel_together_and_silence_is_broken_every_interval() {
     assert!(desk.is_report_due(at(520)), "a new leader's question is one");
 }
 
-/// 5 pages are 10 MiB, which hold three whole blocks.
+/// 11 of 100 pages are the model's own; the others hold 29 slabs of two blocks on three pages.
 #[test]
 fn a_report_tells_for_how_many_tokens_a_model_has_room_from_its_load_on() {
     let mut desk = desk();
@@ -243,9 +252,9 @@ fn a_report_tells_for_how_many_tokens_a_model_has_room_from_its_load_on() {
     let residency = desk.residency_mut();
     assert_eq!(residency.model_reports(at(0))[0].kv_tokens_max, None);
     residency.handle_inspected(at(0), &model(), Ok(needs()));
-    assert_eq!(residency.model_reports(at(0))[0].kv_tokens_max, Some(48));
+    assert_eq!(residency.model_reports(at(0))[0].kv_tokens_max, Some(928));
     residency.handle_loaded(at(1), &model(), Ok(()), Duration::from_millis(1));
-    assert_eq!(desk.report(at(1)).models[0].kv_tokens_max, Some(48));
+    assert_eq!(desk.report(at(1)).models[0].kv_tokens_max, Some(928));
 }
 
 fn needs() -> ModelNeeds {
@@ -253,11 +262,11 @@ fn needs() -> ModelNeeds {
         weights_pages: 10,
         workspace_pages: 1,
         kv_pages_min: 1,
-        kv_pages_wanted: 5,
         kv_block: Some(KvBlock {
             tokens: 16,
             bytes: 3 << 20,
         }),
+        split: None,
     }
 }
 
@@ -351,10 +360,23 @@ fn run_models(desk: &mut Desk, now: Moment) {
                 residency.handle_loaded(now, &model, Ok(()), Duration::from_millis(1));
             }
             Action::Residency(residency::Action::Unload { model, .. }) => {
-                residency.handle_unloaded(now, &model);
+                residency.handle_unloaded(now, &model, residency::Keep::Nowhere);
+            }
+            Action::Residency(residency::Action::ResizeKv { device, pages }) => {
+                let report = KvReport {
+                    pages_target: pages,
+                    pages_held: pages,
+                    ..KvReport::default()
+                };
+                residency.handle_kv_resized(now, device, report);
             }
             Action::Residency(
-                residency::Action::LeaseGranted { .. } | residency::Action::ModelFailed { .. },
+                residency::Action::CancelLoad { .. }
+                | residency::Action::Prefetch { .. }
+                | residency::Action::DropCopy { .. }
+                | residency::Action::LeaseGranted { .. }
+                | residency::Action::LeaseLost { .. }
+                | residency::Action::ModelFailed { .. },
             )
             | Action::Expired { .. }
             | Action::HandBack { .. } => {}

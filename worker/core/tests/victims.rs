@@ -7,7 +7,9 @@ use std::time::Duration;
 use flotilla_protocol::assignment::Assignment;
 use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Moment, RequestId, Strikes, WorkerId};
-use flotilla_worker_core::residency::{Action, ModelNeeds, Pin, Residency, ResidencySettings};
+use flotilla_worker_core::residency::{
+    Action, Keep, ModelNeeds, Pin, Residency, ResidencySettings, UnloadReason,
+};
 use flotilla_worker_core::worker::{self, Desk, DeskSettings};
 use proptest::prelude::*;
 
@@ -41,6 +43,9 @@ fn settings() -> ResidencySettings {
         device_pages: vec![u64::from(RESIDENT) * PAGES],
         models_max: usize::from(RESIDENT),
         keep_alive: KeepAlive::UntilEvicted,
+        min_residency_max: Duration::ZERO,
+        load_stall: None,
+        host_pages: 0,
     }
 }
 
@@ -49,8 +54,8 @@ fn needs(models: u64) -> ModelNeeds {
         weights_pages: models * PAGES,
         workspace_pages: 0,
         kv_pages_min: 0,
-        kv_pages_wanted: 0,
         kv_block: None,
+        split: None,
     }
 }
 
@@ -215,16 +220,18 @@ fn the_newest_hint_counts() {
 fn a_hint_lasts_for_one_load() {
     let mut full = Full::new(&[Standing::Idle; RESIDENT as usize]);
     assert_eq!(full.come(1, &[name(5), name(4)]), [name(5)]);
-    full.residency.handle_unloaded(now(), &name(5));
+    full.residency.handle_unloaded(now(), &name(5), Keep::Nowhere);
     full.residency
         .handle_loaded(now(), &name(RESIDENT), Ok(()), Duration::ZERO);
-    full.residency.handle_unload_order(now(), &name(RESIDENT));
+    full.residency
+        .handle_unload_order(now(), &name(RESIDENT), UnloadReason::Ordered);
     let waiting: BTreeSet<RequestId> = full.residency.requests().cloned().collect();
     waiting
         .iter()
         .for_each(|request| full.residency.handle_released(now(), request));
     assert_eq!(full.unloads(), [name(RESIDENT)]);
-    full.residency.handle_unloaded(now(), &name(RESIDENT));
+    full.residency
+        .handle_unloaded(now(), &name(RESIDENT), Keep::Nowhere);
     let next = RequestId::from_random(1000);
     full.residency.handle_wanted(now(), &next, &name(RESIDENT), None);
     full.residency

@@ -7,12 +7,13 @@
 mod operations;
 
 use std::io;
+use std::ops::Range;
 
 use crate::{BLOCK_TOKENS, WeightFormat};
 
 pub use operations::{
-    Activation, Attention, EditLogits, EmbedGather, Gated, LayerNorm, Linear, PRODUCTS_MAX, PlaceRows, Pool,
-    Pooling, Product, QkvPrep, RmsNorm, Rotations, Sample, VectorScale, Visible,
+    Activation, Attention, EditLogits, EmbedGather, Gated, LayerNorm, Linear, MaskLogits, PRODUCTS_MAX,
+    PlaceRows, Pool, Pooling, Product, QkvPrep, RmsNorm, Rotations, Sample, VectorScale, Visible,
 };
 
 /// One model's place on a device: its regions of memory and its queue of work.
@@ -21,26 +22,45 @@ pub use operations::{
 /// operation's shapes, overlap where they must not, or reach into unmapped pages are bugs of the caller: the
 /// operation panics.
 pub trait Backend {
+    /// A region's contents while they are not on the device, in host memory.
+    type Image: Send + std::fmt::Debug;
+
     /// Reserves an address range of `len_bytes`, rounded up to whole pages, with no memory behind it.
     ///
     /// # Errors
     /// The device has no such range.
     fn reserve(&mut self, len_bytes: usize) -> Result<RegionId, DeviceError>;
 
-    /// Puts memory behind the next `pages` pages of a region; what they hold is undefined.
+    /// Puts memory behind these pages of a region, none of which has any; what they hold is undefined. What is
+    /// mapped is taken from the device at once, not when it is first touched.
     ///
     /// # Errors
-    /// The region is not that long, or the device has not that much memory.
-    fn map_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError>;
+    /// The region has no such pages, or one of them is mapped, or the device has not that much memory; nothing is
+    /// mapped then.
+    fn map_pages(&mut self, region: RegionId, pages: Range<usize>) -> Result<(), DeviceError>;
 
-    /// Takes the memory behind the last `pages` mapped pages of a region away, once queued work is done.
+    /// Takes the memory behind these pages of a region away, once queued work is done.
     ///
     /// # Errors
-    /// Fewer pages are mapped, or the device refused.
-    fn unmap_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError>;
+    /// One of them is not mapped, or the device refused.
+    fn unmap_pages(&mut self, region: RegionId, pages: Range<usize>) -> Result<(), DeviceError>;
 
     /// How many pages of a region have memory behind them.
     fn mapped_pages(&self, region: RegionId) -> usize;
+
+    /// Takes a region's contents off the device, once queued work is done; the region is empty afterwards and has
+    /// no addresses.
+    ///
+    /// # Errors
+    /// The device refused, or the host has not the memory.
+    fn take_out(&mut self, region: RegionId) -> Result<Self::Image, DeviceError>;
+
+    /// Brings contents that were taken out, of any model's place on this kind of device, back as a new region of the
+    /// same length, mapped as it was.
+    ///
+    /// # Errors
+    /// The device has not the memory; the contents are lost then.
+    fn put_in(&mut self, image: Self::Image) -> Result<RegionId, DeviceError>;
 
     /// Copies host bytes to the device. They have been read when this returns; they may arrive later, but
     /// before any work launched after this call starts.
@@ -152,6 +172,13 @@ pub trait Backend {
     /// The launch failed.
     fn edit_logits(&mut self, operation: EditLogits) -> Result<(), DeviceError>;
 
+    /// Makes the logits of tokens that may not be drawn [`crate::MASKED_LOGIT`]. All logits of a row that has one
+    /// which is not finite become NaN, so that it is still found.
+    ///
+    /// # Errors
+    /// The launch failed.
+    fn mask_logits(&mut self, operation: MaskLogits) -> Result<(), DeviceError>;
+
     /// Draws one token from each row of logits, and tells its log-probability where that is asked for.
     ///
     /// # Errors
@@ -227,7 +254,8 @@ pub struct BatchView {
     pub positions: Span,
     /// u32 \[sequences + 1]: where each sequence's tokens start; the last entry is the number of tokens.
     pub starts: Span,
-    /// u32 \[sequences, table_blocks]: the KV blocks of each sequence, in order; unused entries are ignored.
+    /// u32 \[sequences, table_blocks]: where each KV block of each sequence starts, in order, in units of
+    /// [`KV_UNIT_BYTES`]; unused entries are ignored.
     pub tables: Span,
     /// The row length of `tables`.
     pub table_blocks: usize,
@@ -246,7 +274,19 @@ pub struct KvLayout {
     pub head_dim: usize,
 }
 
+/// What the starts of KV blocks are counted in. Every block's length is a multiple of it, and u32 counts reach
+/// through 512 GiB.
+pub const KV_UNIT_BYTES: usize = BLOCK_TOKENS * 2 * WORD_BYTES;
+
+/// The f32 elements of [`KV_UNIT_BYTES`].
+pub(crate) const KV_UNIT_ELEMENTS: usize = KV_UNIT_BYTES / WORD_BYTES;
+
 impl KvLayout {
+    /// The number of [`KV_UNIT_BYTES`] of one block.
+    pub const fn block_units(&self) -> usize {
+        self.block_elements() / KV_UNIT_ELEMENTS
+    }
+
     /// The number of f32 elements of one block.
     pub const fn block_elements(&self) -> usize {
         self.layers * 2 * self.head_elements() * self.kv_heads
@@ -271,7 +311,8 @@ impl KvLayout {
 /// One layer's share of the KV blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct KvLayer {
-    /// All blocks; block `i` starts at `i` times the block's size.
+    /// A range of addresses in which all blocks lie. Of its pages, those may lack memory that hold no block of a
+    /// step's tables.
     pub blocks: Span,
     /// What lies where in a block.
     pub layout: KvLayout,
@@ -291,22 +332,32 @@ pub enum DeviceError {
         source: io::Error,
     },
     /// A region is shorter than what should be mapped.
-    #[error("cannot map {pages} more pages: {mapped} of the region's {reserved} pages are mapped")]
+    #[error("cannot map pages up to {end}: the region has {reserved}")]
     RegionFull {
-        /// The pages asked for.
-        pages: usize,
-        /// The pages mapped before.
-        mapped: usize,
+        /// The end of the range asked for.
+        end: usize,
         /// The length of the region in pages.
         reserved: usize,
     },
-    /// More pages should be unmapped than are mapped.
-    #[error("cannot unmap {pages} pages: only {mapped} are mapped")]
+    /// A page that should be mapped is.
+    #[error("page {page} is mapped already")]
+    Mapped {
+        /// The page.
+        page: usize,
+    },
+    /// A page that should be unmapped is not mapped.
+    #[error("page {page} is not mapped")]
     NotMapped {
+        /// The page.
+        page: usize,
+    },
+    /// The system gave no memory.
+    #[error("cannot get memory for {pages} pages")]
+    Map {
         /// The pages asked for.
         pages: usize,
-        /// The pages mapped before.
-        mapped: usize,
+        /// What the system said.
+        source: io::Error,
     },
     /// The system did not take pages back.
     #[error("cannot give {pages} pages back")]

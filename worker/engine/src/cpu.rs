@@ -19,17 +19,20 @@ mod sample;
 mod simd;
 mod threads;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
     Activation, Attention, Backend, DeviceError, EditLogits, EmbedGather, Gated, LayerNorm, Linear,
-    PRODUCTS_MAX, PlaceRows, Pool, Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, WORD_BYTES,
+    MaskLogits, PRODUCTS_MAX, PlaceRows, Pool, Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span,
+    WORD_BYTES,
 };
 use crate::tensor::PANEL_ROWS;
-use crate::{LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling};
+use crate::{LOGPROB_WORDS, LogitEdit, PARAMETER_WORDS, Sampling, mask_words};
 use memory::Memory;
 use norm::RowNorm;
 
+pub use memory::CpuImage;
 pub use simd::Level;
 pub use threads::CpuThreads;
 
@@ -75,20 +78,30 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
+    type Image = CpuImage;
+
     fn reserve(&mut self, len_bytes: usize) -> Result<RegionId, DeviceError> {
         self.memory.reserve(len_bytes)
     }
 
-    fn map_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError> {
-        self.memory.map_pages(region, pages)
+    fn map_pages(&mut self, region: RegionId, pages: Range<usize>) -> Result<(), DeviceError> {
+        self.memory.map_pages(&self.threads, region, pages)
     }
 
-    fn unmap_pages(&mut self, region: RegionId, pages: usize) -> Result<(), DeviceError> {
+    fn unmap_pages(&mut self, region: RegionId, pages: Range<usize>) -> Result<(), DeviceError> {
         self.memory.unmap_pages(region, pages)
     }
 
     fn mapped_pages(&self, region: RegionId) -> usize {
         self.memory.mapped_pages(region)
+    }
+
+    fn take_out(&mut self, region: RegionId) -> Result<CpuImage, DeviceError> {
+        self.memory.take_out(region)
+    }
+
+    fn put_in(&mut self, image: CpuImage) -> Result<RegionId, DeviceError> {
+        Ok(self.memory.put_in(image))
     }
 
     fn upload(&mut self, target: Span, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -212,7 +225,7 @@ impl Backend for CpuBackend {
         self.head_prep(&operation, operation.k, operation.k_norm);
         let QkvPrep { k, v, batch, kv, .. } = operation;
         let reads = [k, v, batch.positions, batch.starts, batch.tables];
-        let ([k, v, positions, starts, tables], [blocks]) = self.memory.borrow(reads, [kv.blocks]);
+        let ([k, v, positions, starts, tables], [blocks]) = self.memory.borrow_reserved(reads, [kv.blocks]);
         let rows = qkv::TokenRows::new(cast(positions), cast(starts), cast(tables), &batch);
         qkv::write_blocks(&self.threads, (cast(k), cast(v)), rows, cast_mut(blocks), &kv);
         Ok(())
@@ -223,7 +236,7 @@ impl Backend for CpuBackend {
             q, out, batch, kv, ..
         } = operation;
         let reads = [q, kv.blocks, batch.positions, batch.starts, batch.tables];
-        let ([q, blocks, positions, starts, tables], [out]) = self.memory.borrow(reads, [out]);
+        let ([q, blocks, positions, starts, tables], [out]) = self.memory.borrow_reserved(reads, [out]);
         let problem = attention::Problem {
             q: cast(q),
             heads: operation.heads,
@@ -311,6 +324,20 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn mask_logits(&mut self, operation: MaskLogits) -> Result<(), DeviceError> {
+        let MaskLogits {
+            logits,
+            vocab_size,
+            masks,
+        } = operation;
+        let ([masks], [logits]) = self.memory.borrow([masks], [logits]);
+        for mask in cast::<u32>(masks).chunks_exact(mask_words(vocab_size)) {
+            let row = &mut cast_mut(logits)[mask[0] as usize * vocab_size..][..vocab_size];
+            sample::mask(row, &mask[1..]);
+        }
+        Ok(())
+    }
+
     fn sample(&mut self, operation: Sample) -> Result<(), DeviceError> {
         let Sample {
             logits,
@@ -329,8 +356,8 @@ impl Backend for CpuBackend {
             let words = cast(parameters)
                 .first_chunk()
                 .expect("the span has this many words");
-            let sampling = Sampling::from_words(words);
-            let token = sample::draw(cast(values), &sampling, cast_mut(candidates));
+            let (sampling, allowed) = Sampling::from_words(words);
+            let token = sample::draw(cast(values), &sampling, allowed, cast_mut(candidates));
             let ([], [out]) = self.memory.borrow([], [out.words(row, 1)]);
             cast_mut(out)[0] = token;
             if let Some(count) = sampling.logprobs {
@@ -339,7 +366,7 @@ impl Backend for CpuBackend {
                 let written = cast_mut(written)
                     .first_chunk_mut()
                     .expect("the span has this many words");
-                sample::write_logprobs(cast(values), token, count.into(), written);
+                sample::write_logprobs(cast(values), allowed, token, count.into(), written);
             }
         }
         Ok(())

@@ -1,223 +1,202 @@
-//! Decoders of the Llama kind: one definition over any [`Backend`].
+//! Decoders of the Llama kind: one definition over any [`Backend`], whole on one device or in stages on several.
+//!
+//! A stage is some layers that follow each other; embeddings go with the first, norm and output layer with the last.
+//! From stage to stage go the residual stream and what the last layer leaves to be added to it, as they are: what a
+//! layer reads has the same bits wherever the layers before it were, so a split model's tokens are those of the whole.
 
 mod forward;
 mod inputs;
+mod kv;
 mod results;
+mod stage;
 pub(crate) mod weights;
 
-use std::collections::HashMap;
+use crate::MemoryPlan;
+use crate::backend::{Backend, DeviceError};
+use crate::plan::ModelRegions;
+use crate::step::{PendingStep, Step, StepError, StepOutput};
+pub(crate) use kv::KvMemory;
+pub use kv::{KvSlab, KvSpace};
+pub(crate) use stage::Stage;
 
-use crate::backend::{Backend, DeviceError, Matrix, RegionId, Span, WORD_BYTES};
-use crate::plan::{Area, ModelRegions, PlannedTensor};
-use crate::step::{PendingStep, Step, StepError};
-use crate::{MemoryPlan, PAGE_BYTES};
-use results::Results;
-use weights::{LayerNorm, LayerRole, Linear, Role};
-
-/// A loaded model: weights, workspace and KV blocks on a device. Dropping it gives all its memory back.
+/// A loaded model: weights, workspace and KV blocks on a device, or on several. Dropping it gives all its memory back.
 #[derive(Debug)]
 pub struct DecoderModel<B: Backend> {
-    backend: B,
-    plan: MemoryPlan,
-    weights: Weights,
-    workspace: RegionId,
-    kv: RegionId,
-    kv_blocks: usize,
-    /// What embeddings are multiplied by, in the precision that they are stored in.
-    embedding_scale: f32,
-    /// Step inputs on their way to the device; kept so that a step does not allocate.
-    staging: Vec<u32>,
-    results: Results,
-}
-
-#[derive(Debug)]
-struct Weights {
-    embedding: Matrix,
-    layers: Vec<Layer>,
-    norm: Span,
-    head: Matrix,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Layer {
-    input_norm: Span,
-    query: Projection,
-    key: Projection,
-    value: Projection,
-    query_norm: Option<Span>,
-    key_norm: Option<Span>,
-    output: Projection,
-    output_norm: Option<Span>,
-    feed_forward_norm: Span,
-    gate: Projection,
-    up: Projection,
-    down: Projection,
-    down_norm: Option<Span>,
-}
-
-/// The weights of a linear layer.
-#[derive(Clone, Copy, Debug)]
-struct Projection {
-    weights: Matrix,
-    bias: Option<Span>,
+    /// In the order of their layers; all of the model's layers, but for a part that waits to be [`Self::join`]ed.
+    stages: Vec<Stage<B>>,
+    /// What is on its way from one stage to the next; kept so that a step does not allocate.
+    passed: Vec<u8>,
 }
 
 impl<B: Backend> DecoderModel<B> {
     /// Takes over loaded weights and a workspace, and writes the constants.
     pub(crate) fn new(backend: B, plan: MemoryPlan, regions: ModelRegions) -> Result<Self, DeviceError> {
-        let weights = Weights::new(&plan, regions.weights);
-        let embedding = plan.tensors_by_role().find(|(role, _)| *role == Role::Embedding);
-        let stored = embedding.expect(PLANNED).1.info.dtype;
-        let embedding_scale = stored.round(plan.config().embedding_scale);
-        let staging = Vec::with_capacity(plan.staging_words_max());
-        let results = Results::new(plan.limits());
-        let mut model = Self {
-            backend,
-            plan,
-            weights,
-            workspace: regions.workspace,
-            kv: regions.kv,
-            kv_blocks: 0,
-            embedding_scale,
-            staging,
-            results,
-        };
-        for (index, rope) in model.plan.config().ropes.clone().into_iter().enumerate() {
-            let frequencies = rope.inverse_frequencies(model.plan.config().head_dim);
-            model.staging.extend(frequencies.into_iter().map(f32::to_bits));
-            model.upload_staging(model.plan.workspace().ropes[index].inverse_frequencies)?;
+        Ok(Self {
+            stages: vec![Stage::new(backend, plan, regions)?],
+            passed: Vec::new(),
+        })
+    }
+
+    /// One model of its parts, each loaded by a [`MemoryPlan::stage`] of one plan, in the order of their layers.
+    ///
+    /// # Panics
+    /// The parts are not all of one model, or not in order.
+    #[must_use]
+    pub fn join(parts: impl IntoIterator<Item = Self>) -> Self {
+        let stages: Vec<Stage<B>> = parts.into_iter().flat_map(|part| part.stages).collect();
+        let mut next = 0;
+        for stage in &stages {
+            let layers = stage.plan().layers();
+            assert_eq!(layers.start, next, "each stage goes on where the one before ends");
+            next = layers.end;
         }
-        Ok(model)
+        let last = stages.last().expect("a model has at least one stage").plan();
+        assert!(last.is_last(), "the stages are a whole model");
+        let passed_bytes = match stages.as_slice() {
+            [_] => 0,
+            _ => stages.iter().map(Stage::passed_bytes_max).max().unwrap_or(0),
+        };
+        Self {
+            passed: Vec::with_capacity(passed_bytes),
+            stages,
+        }
     }
 
-    /// The model's memory plan, with its configuration and limits.
-    pub const fn plan(&self) -> &MemoryPlan {
-        &self.plan
-    }
-
-    /// How many KV blocks have memory.
-    pub const fn kv_blocks(&self) -> usize {
-        self.kv_blocks
-    }
-
-    /// Grows or shrinks the KV blocks to ids `0..blocks`; what remains keeps its contents.
+    /// Takes the weights off their devices, stage by stage, and gives all other memory back. [`crate::load_image`] is
+    /// the way back.
     ///
     /// # Errors
-    /// The device has not the memory, or `blocks` exceeds what was reserved at loading; nothing has changed.
-    pub fn set_kv_blocks(&mut self, blocks: usize) -> Result<(), DeviceError> {
-        let mapped = self.backend.mapped_pages(self.kv);
-        let pages = self.plan.kv_pages(blocks).unwrap_or(usize::MAX);
-        if pages > mapped {
-            self.backend.map_pages(self.kv, pages - mapped)?;
-        } else {
-            self.backend.unmap_pages(self.kv, mapped - pages)?;
+    /// A device refused, or the host has not the memory; the weights are lost then.
+    pub fn into_images(self) -> Result<Vec<B::Image>, DeviceError> {
+        self.stages.into_iter().map(Stage::into_image).collect()
+    }
+
+    /// The memory plan of its first stage, which is that of the model when it is whole; configuration and limits are
+    /// those of all stages.
+    pub fn plan(&self) -> &MemoryPlan {
+        self.stages[0].plan()
+    }
+
+    /// How many stages it has.
+    pub fn stage_count(&self) -> usize {
+        self.stages.len()
+    }
+
+    /// Puts memory behind a slab of KV blocks, on each device; what they hold is undefined.
+    ///
+    /// # Errors
+    /// There is no such slab, it has memory already, or a device has none; nothing has changed.
+    pub fn map_kv_slab(&mut self, slab: usize) -> Result<(), DeviceError> {
+        for index in 0..self.stages.len() {
+            if let Err(error) = self.stages[index].map_kv_slab(slab) {
+                for stage in &mut self.stages[..index] {
+                    // It was mapped just now. A device that does not take it back keeps it until the model goes.
+                    let _ = stage.unmap_kv_slab(slab);
+                }
+                return Err(error);
+            }
         }
-        self.kv_blocks = blocks;
         Ok(())
+    }
+
+    /// Takes the memory behind a slab of KV blocks away; no step may name them until it has memory again.
+    ///
+    /// # Errors
+    /// There is no such slab, it has no memory, or a device refused: it and those after it have not changed.
+    pub fn unmap_kv_slab(&mut self, slab: usize) -> Result<(), DeviceError> {
+        let mut stages = self.stages.iter_mut();
+        stages.try_for_each(|stage| stage.unmap_kv_slab(slab))
     }
 
     /// Copies the contents of KV block `from` to block `to`, so that a sequence can fork within a block.
     ///
     /// # Errors
-    /// The device failed.
+    /// A device failed.
     ///
     /// # Panics
     /// A block has no memory, or both are one.
     pub fn copy_kv_block(&mut self, from: u32, to: u32) -> Result<(), DeviceError> {
-        let (source, target) = (self.kv_block(from), self.kv_block(to));
-        self.backend.copy(source, target)
+        let mut stages = self.stages.iter_mut();
+        stages.try_for_each(|stage| stage.copy_kv_block(from, to))
     }
 
-    /// Checks a step and launches it.
+    /// Checks a step and launches it, on one device after the other.
     ///
     /// # Errors
     /// The step breaks a limit or names tokens, positions or blocks that do not exist: nothing was launched.
-    /// Or the device failed.
+    /// Or a device failed.
     pub fn submit(&mut self, step: &Step<'_>) -> Result<PendingStep<'_, B>, StepError> {
-        step.check(&self.plan, self.kv_blocks)?;
-        // A step that was given up in its middle may have left something.
-        self.staging.clear();
-        self.results.expect(step);
-        if !step.sequences.is_empty() {
-            self.launch(step)?;
+        let mut staged = self.begin(step)?;
+        while staged.run_stage()?.is_some() {}
+        let StagedStep { model, .. } = staged;
+        Ok(PendingStep { model })
+    }
+
+    /// Checks a step that is then run stage by stage, so that others can use a device between its stages.
+    ///
+    /// # Errors
+    /// As [`Self::submit`]; nothing is launched.
+    pub fn begin<'m, 's>(&'m mut self, step: &'s Step<'s>) -> Result<StagedStep<'m, 's, B>, StepError> {
+        for stage in &self.stages {
+            step.check(stage.plan(), stage.kv())?;
         }
-        Ok(PendingStep { model: self })
+        self.last_mut().expect_results(step);
+        let model = self;
+        Ok(StagedStep { model, step, next: 0 })
     }
 
-    /// Uploads what was staged to the start of an area and empties the staging.
-    fn upload_staging(&mut self, area: Area) -> Result<Span, DeviceError> {
-        let target = self.span(area).first_words(self.staging.len());
-        let uploaded = self.backend.upload(target, bytemuck::cast_slice(&self.staging));
-        self.staging.clear();
-        uploaded.map(|()| target)
+    /// Reads what the last step drew.
+    pub(crate) fn drawn(&mut self) -> Result<StepOutput<'_>, DeviceError> {
+        self.last_mut().drawn()
     }
 
-    fn span(&self, area: Area) -> Span {
-        area.in_region(self.workspace)
+    /// Reads the logits of the last step.
+    pub(crate) fn logits(&mut self) -> Result<Vec<Vec<f32>>, DeviceError> {
+        self.last_mut().logits()
     }
 
-    fn kv_span(&self) -> Span {
-        let len_bytes = self.kv_blocks * self.plan.kv_block_bytes();
-        assert!(
-            len_bytes <= self.backend.mapped_pages(self.kv) * PAGE_BYTES,
-            "blocks have memory"
-        );
-        Span {
-            region: self.kv,
-            offset_bytes: 0,
-            len_bytes,
-        }
-    }
-
-    fn kv_block(&self, block: u32) -> Span {
-        let words = self.plan.kv_block_bytes() / WORD_BYTES;
-        self.kv_span().words(block as usize * words, words)
+    /// The stage that draws.
+    fn last_mut(&mut self) -> &mut Stage<B> {
+        let last = self.stages.last_mut();
+        last.expect("a model has at least one stage")
     }
 }
 
-impl Weights {
-    fn new(plan: &MemoryPlan, region: RegionId) -> Self {
-        let by_role: HashMap<Role, &PlannedTensor> = plan.tensors_by_role().collect();
-        let matrix = |role| by_role.get(&role).map(|tensor| tensor.matrix(region));
-        let vector = |role| by_role.get(&role).map(|tensor| tensor.area.in_region(region));
-        let embedding = matrix(Role::Embedding).expect(PLANNED);
-        Self {
-            embedding,
-            layers: (0..plan.config().layers.len())
-                .map(|index| {
-                    let layer = |role| Role::Layer(index, role);
-                    Layer::new(|role| matrix(layer(role)), |role| vector(layer(role)))
-                })
-                .collect(),
-            norm: vector(Role::Norm).expect(PLANNED),
-            head: matrix(Role::Head).unwrap_or(embedding),
-        }
-    }
+/// A checked step that is run stage by stage. Between two stages it holds nothing on any device that others would
+/// have to wait for. Dropping it early leaves the step undone: its keys and values are to be written again.
+#[derive(Debug)]
+pub struct StagedStep<'m, 's, B: Backend> {
+    model: &'m mut DecoderModel<B>,
+    step: &'s Step<'s>,
+    /// The next stage.
+    next: usize,
 }
 
-impl Layer {
-    fn new(matrix: impl Fn(LayerRole) -> Option<Matrix>, vector: impl Fn(LayerRole) -> Option<Span>) -> Self {
-        let norm = |norm| vector(LayerRole::Norm(norm));
-        let projection = |linear| Projection {
-            weights: matrix(LayerRole::Weights(linear)).expect(PLANNED),
-            bias: vector(LayerRole::Bias(linear)),
+impl<'m, B: Backend> StagedStep<'m, '_, B> {
+    /// Runs the next stage, and says which it was; `None` when all have run. What it leaves for the one after it has
+    /// left the device when this returns; the last one may still be under way.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn run_stage(&mut self) -> Result<Option<usize>, StepError> {
+        let DecoderModel { stages, passed } = &mut *self.model;
+        let Some(stage) = stages.get_mut(self.next) else {
+            return Ok(None);
         };
-        Self {
-            input_norm: norm(LayerNorm::Input).expect(PLANNED),
-            query: projection(Linear::Query),
-            key: projection(Linear::Key),
-            value: projection(Linear::Value),
-            query_norm: norm(LayerNorm::Query),
-            key_norm: norm(LayerNorm::Key),
-            output: projection(Linear::Output),
-            output_norm: norm(LayerNorm::AttentionOutput),
-            feed_forward_norm: norm(LayerNorm::FeedForward).expect(PLANNED),
-            gate: projection(Linear::Gate),
-            up: projection(Linear::Up),
-            down: projection(Linear::Down),
-            down_norm: norm(LayerNorm::FeedForwardOutput),
-        }
+        stage.run(self.step, passed)?;
+        self.next += 1;
+        Ok(Some(self.next - 1))
+    }
+
+    /// Waits for the last device and reads the drawn tokens.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// Not all stages have run.
+    pub fn wait(self) -> Result<StepOutput<'m>, StepError> {
+        assert_eq!(self.next, self.model.stages.len(), "all stages have run");
+        Ok(self.model.drawn()?)
     }
 }
-
-const PLANNED: &str = "a plan has every weight that each model needs";

@@ -80,6 +80,14 @@ impl<B: Backend> EncoderModel<B> {
         Ok(model)
     }
 
+    /// Takes the weights off the device and gives all other memory back. [`crate::load_image`] is the way back.
+    ///
+    /// # Errors
+    /// The device refused, or the host has not the memory; the weights are lost then.
+    pub fn into_image(mut self) -> Result<B::Image, DeviceError> {
+        self.backend.take_out(self.weights.word.span.region)
+    }
+
     /// The model's memory plan, with its configuration and limits.
     pub const fn plan(&self) -> &EncoderPlan {
         &self.plan

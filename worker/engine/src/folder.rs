@@ -1,14 +1,18 @@
-//! A model's folder: its files are mapped and checked, nothing is copied.
+//! A model's folder: its files are opened and checked, and read when somebody wants the weights.
+
+mod file;
+mod reading;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::mapping::FileMapping;
+use self::file::WeightsFile;
+pub use self::reading::{Piece, Pieces};
 use crate::weights::{Required, TensorsError};
 use crate::{ConfigError, EncoderConfig, Header, HeaderError, ModelConfig, TensorInfo, decoder, encoder};
 
@@ -17,7 +21,7 @@ use crate::{ConfigError, EncoderConfig, Header, HeaderError, ModelConfig, Tensor
 #[derive(Debug)]
 pub struct ModelFolder<C = ModelConfig> {
     config: C,
-    files: Vec<FileMapping>,
+    files: Vec<WeightsFile>,
     tensors: Vec<Placed>,
     revision: u64,
 }
@@ -27,8 +31,31 @@ pub struct ModelFolder<C = ModelConfig> {
 pub struct FolderTensor<'a> {
     /// What it is.
     pub info: &'a TensorInfo,
-    /// Its elements as stored: row-major, little-endian, not aligned.
-    pub bytes: &'a [u8],
+    file: &'a WeightsFile,
+    file_offset: usize,
+    len_bytes: usize,
+}
+
+impl FolderTensor<'_> {
+    /// How many bytes its elements are.
+    pub const fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// All of its elements as stored: row-major, little-endian.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is shorter than it was.
+    pub fn read(&self) -> Result<Vec<u8>, ModelError> {
+        let mut bytes = vec![0; self.len_bytes];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills a buffer with what begins `offset_bytes` into the tensor and lies within it.
+    fn read_at(&self, offset_bytes: usize, into: &mut [u8]) -> Result<(), ModelError> {
+        self.file.read_at(self.file_offset + offset_bytes, into)
+    }
 }
 
 #[derive(Debug)]
@@ -42,8 +69,8 @@ impl ModelFolder {
     /// Opens a decoder's folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` and the
     /// files it names; `generation_config.json` is optional. Other files are ignored.
     ///
-    /// The files must not be written to or truncated while the value lives; replacing them by renaming is
-    /// fine.
+    /// The files stay open. Replacing them by renaming changes nothing for this value; what is written into them
+    /// shows in weights that are read later, and one that gets shorter cannot be read any more.
     ///
     /// # Errors
     /// The first fault found, with its file and tensor or field.
@@ -72,7 +99,7 @@ impl ModelFolder<EncoderConfig> {
     /// Opens an encoder's folder: the same files, and those that sentence-transformers puts beside them:
     /// `modules.json` with what it names, and `sentence_bert_config.json`, all optional.
     ///
-    /// The files must not be written to or truncated while the value lives.
+    /// The files stay open, as those of a decoder do.
     ///
     /// # Errors
     /// The first fault found, with its file and tensor or field.
@@ -106,7 +133,7 @@ impl<C> ModelFolder<C> {
         let tensors = shards.resolve(required, is_ignored)?;
         Ok(Self {
             config,
-            files: shards.files.into_iter().map(|shard| shard.mapping).collect(),
+            files: shards.files.into_iter().map(|shard| shard.file).collect(),
             tensors,
             revision: revision.0,
         })
@@ -121,7 +148,9 @@ impl<C> ModelFolder<C> {
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = FolderTensor<'_>> {
         self.tensors.iter().map(|tensor| FolderTensor {
             info: &tensor.info,
-            bytes: &self.files[tensor.file].bytes()[tensor.range.clone()],
+            file: &self.files[tensor.file],
+            file_offset: tensor.range.start,
+            len_bytes: tensor.range.len(),
         })
     }
 
@@ -152,8 +181,9 @@ struct Shards {
 }
 
 struct Shard {
-    path: PathBuf,
-    mapping: FileMapping,
+    file: WeightsFile,
+    /// The file up to its header's end.
+    start: Vec<u8>,
     header: Header,
 }
 
@@ -213,7 +243,7 @@ impl Shards {
                 return Err(ModelError::NotInShard {
                     path,
                     tensor,
-                    shard: shard.path.clone(),
+                    shard: shard.file.path().to_owned(),
                 });
             }
             file_of.insert(tensor, file_index);
@@ -237,7 +267,7 @@ impl Shards {
         match unexpected {
             None => Ok(placed),
             Some((tensor, file)) => Err(ModelError::Tensors {
-                path: self.files[*file].path.clone(),
+                path: self.files[*file].file.path().to_owned(),
                 source: TensorsError::Unexpected {
                     tensor: tensor.clone(),
                 },
@@ -261,7 +291,7 @@ impl Shards {
                 };
                 let shard = &self.files[file];
                 shard.resolve(weight, file).map_err(|source| ModelError::Tensors {
-                    path: shard.path.clone(),
+                    path: shard.file.path().to_owned(),
                     source,
                 })
             })
@@ -271,19 +301,9 @@ impl Shards {
 
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, ModelError> {
-        let mapped = File::open(&path).and_then(|file| FileMapping::new(&file));
-        let mapping = match mapped {
-            Ok(mapping) => mapping,
-            Err(source) => return Err(ModelError::Read { path, source }),
-        };
-        match Header::parse(mapping.bytes(), mapping.bytes().len()) {
-            Ok(header) => Ok(Self {
-                path,
-                mapping,
-                header,
-            }),
-            Err(source) => Err(ModelError::Header { path, source }),
-        }
+        let file = WeightsFile::open(path)?;
+        let (start, header) = file.header()?;
+        Ok(Self { file, start, header })
     }
 
     fn resolve<R>(&self, weight: Required<R>, file: usize) -> Result<Placed, TensorsError> {
@@ -327,9 +347,7 @@ impl Revision {
     }
 
     fn add_shard(&mut self, shard: &Shard) {
-        let bytes = shard.mapping.bytes();
-        let header_end = Header::end(bytes, bytes.len()).expect("the header was parsed before");
-        self.add(&bytes[..header_end]);
+        self.add(&shard.start);
     }
 }
 
@@ -365,6 +383,20 @@ pub enum ModelError {
     Read {
         /// The file.
         path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of weights ends before where it ended when it was opened.
+    #[error("{path}: is shorter than the {len_bytes} bytes that it was opened with", path = .path.display())]
+    Shrunk {
+        /// The file.
+        path: PathBuf,
+        /// Its length when it was opened.
+        len_bytes: usize,
+    },
+    /// The system has no thread to read files with.
+    #[error("the system has no thread to read files with")]
+    NoThread {
         /// What the system said.
         source: io::Error,
     },

@@ -235,7 +235,8 @@ fn check_coverage(
     Ok(())
 }
 
-const LENGTH_BYTES: usize = 8;
+/// The length of a header is told in as many bytes, at the start of the file.
+pub(crate) const LENGTH_BYTES: usize = 8;
 
 /// The largest header that is believed, in bytes; the reference implementation has the same limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;

@@ -15,6 +15,7 @@ mod decoder;
 mod encoder;
 mod folder;
 mod header;
+mod image;
 mod loader;
 mod mapping;
 mod plan;
@@ -24,24 +25,28 @@ mod tensor;
 mod weights;
 
 pub use backend::{
-    Activation, Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer,
-    KvLayout, LayerNorm, Linear, Matrix, NO_ELEMENT, PRODUCTS_MAX, PlaceRows, Pool, Pooling, Product,
-    QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, VectorScale, Visible,
+    Activation, Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KV_UNIT_BYTES,
+    KvLayer, KvLayout, LayerNorm, Linear, MaskLogits, Matrix, NO_ELEMENT, PRODUCTS_MAX, PlaceRows, Pool,
+    Pooling, Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, VectorScale, Visible,
 };
 pub use config::{
     Biases, ConfigError, EncoderConfig, Family, LayerAttention, ModelConfig, ModelKind, Norms, Rope,
     RopeScaling, SamplingDefaults, Yarn,
 };
-pub use cpu::{CpuBackend, CpuThreads, Level};
-pub use decoder::DecoderModel;
+pub use cpu::{CpuBackend, CpuImage, CpuThreads, Level};
+pub use decoder::{DecoderModel, KvSlab, KvSpace, StagedStep};
 pub use encoder::{EncoderModel, EncoderPlan};
-pub use folder::{FolderTensor, ModelError, ModelFolder};
+pub use folder::{FolderTensor, ModelError, ModelFolder, Piece, Pieces};
 pub use header::{Header, HeaderError, HeaderTensor, StoredDtype};
+pub use image::load_image;
 pub use loader::{LoadError, ModelLoader};
-pub use plan::{MemoryPlan, ModelPlan, ModelRegions, PlanError, PlannedTensor, PlannedWeights, StepLimits};
+pub use plan::{
+    MemoryPlan, ModelPlan, ModelRegions, PlanError, PlannedTensor, PlannedWeights, StageSizes, StepLimits,
+};
 pub use sampling::{
-    EDIT_WORDS, LOGPROB_WORDS, LOGPROBS_MAX, LogitBias, LogitEdit, LogitEdits, LogitEditsError, Logprobs,
-    NO_TOKEN, PARAMETER_WORDS, Penalties, Sampling, TokenLogprob, uniform,
+    AllowedTokens, EDIT_WORDS, LOGPROB_WORDS, LOGPROBS_MAX, LogitBias, LogitEdit, LogitEdits,
+    LogitEditsError, Logprobs, MASKED_LOGIT, NO_TOKEN, PARAMETER_WORDS, Penalties, Sampling, TokenLogprob,
+    TokenMask, mask_words, uniform,
 };
 pub use step::{PendingStep, SequenceOutput, SequenceStep, Step, StepError, StepOutput};
 pub use tensor::{Dtype, INT4_GROUP_COLUMNS, PANEL_ROWS, Precision, TensorInfo, WeightFormat};

@@ -9,6 +9,7 @@ mod staging;
 use std::collections::HashMap;
 
 use crate::backend::{Backend, DeviceError, NO_ELEMENT, PlaceRows, RegionId, Span, WORD_BYTES};
+use crate::decoder::KvSpace;
 use crate::plan::{ModelPlan, ModelRegions, Placement, PlannedTensor};
 use crate::tensor::PANEL_ROWS;
 use crate::{MemoryPlan, PAGE_BYTES};
@@ -27,24 +28,18 @@ pub struct ModelLoader<B: Backend, P: ModelPlan = MemoryPlan> {
 }
 
 impl<B: Backend, P: ModelPlan> ModelLoader<B, P> {
-    /// Maps the plan's weights and workspace, and reserves addresses for up to `kv_blocks_max` KV blocks, where
-    /// the model has such.
+    /// Maps the plan's weights and workspace, and reserves addresses for keys and values, where the model has such.
     ///
     /// # Errors
-    /// The device has not the memory; nothing stays mapped.
-    pub fn new(mut backend: B, plan: P, kv_blocks_max: usize) -> Result<Self, LoadError> {
-        let kv_pages = plan
-            .kv_pages(kv_blocks_max)
-            .filter(|pages| pages.checked_mul(PAGE_BYTES).is_some())
-            .ok_or(LoadError::TooManyBlocks {
-                blocks: kv_blocks_max,
-            })?;
+    /// The device has not the memory, or not the addresses; nothing stays mapped.
+    pub fn new(mut backend: B, plan: P, kv_space: KvSpace) -> Result<Self, LoadError> {
+        let kv_bytes = kv_space.len_bytes().ok_or(LoadError::KvTooLarge { kv_space })?;
         let weights = backend.reserve(plan.weights().len_bytes())?;
-        backend.map_pages(weights, plan.weights().pages())?;
+        backend.map_pages(weights, 0..plan.weights().pages())?;
         let workspace = backend.reserve(plan.workspace_bytes())?;
-        backend.map_pages(workspace, plan.workspace_pages())?;
+        backend.map_pages(workspace, 0..plan.workspace_pages())?;
         // A range of addresses is never empty.
-        let kv = backend.reserve(kv_pages.max(1) * PAGE_BYTES)?;
+        let kv = backend.reserve(kv_bytes.max(PAGE_BYTES))?;
         let tensors = plan.weights().tensors();
         let by_name = tensors
             .iter()
@@ -62,6 +57,7 @@ impl<B: Backend, P: ModelPlan> ModelLoader<B, P> {
                 weights,
                 workspace,
                 kv,
+                kv_space,
             },
             by_name,
             staging,
@@ -201,11 +197,19 @@ pub enum LoadError {
     /// The device failed.
     #[error("the device failed")]
     Device(#[from] DeviceError),
-    /// So many KV blocks are more bytes than this machine can address.
-    #[error("{blocks} KV blocks are more bytes than this machine can address")]
-    TooManyBlocks {
-        /// The blocks asked for.
-        blocks: usize,
+    /// The KV blocks would lie beyond what block tables reach.
+    #[error("keys and values cannot lie in {kv_space:?}")]
+    KvTooLarge {
+        /// Where they should lie.
+        kv_space: KvSpace,
+    },
+    /// An image is not of the model's weights.
+    #[error("the image has {pages} pages, the model's weights take {planned_pages}")]
+    OtherImage {
+        /// Pages of the image.
+        pages: usize,
+        /// Pages of the weights.
+        planned_pages: usize,
     },
     /// The model has no such tensor.
     #[error("the model has no tensor {tensor}")]

@@ -1,18 +1,25 @@
 //! How much device memory a model needs, to the byte, and what lies where in it.
 
 mod areas;
+mod stages;
 mod weights;
+mod workspace;
+
+use std::ops::Range;
 
 use crate::backend::{Backend, DeviceError, KvLayout, RegionId, WORD_BYTES};
-use crate::decoder::DecoderModel;
 use crate::decoder::weights::{Role, required};
+use crate::decoder::{DecoderModel, KvSpace};
 use crate::tensor::Precision;
 use crate::weights::{TensorsError, resolve};
-use crate::{BLOCK_TOKENS, EDIT_WORDS, LOGPROB_WORDS, ModelConfig, PAGE_BYTES, PARAMETER_WORDS, TensorInfo};
+use crate::{BLOCK_TOKENS, ModelConfig, PAGE_BYTES, TensorInfo};
 
 pub(crate) use areas::{Area, Areas};
+use stages::Scope;
+pub use stages::StageSizes;
 pub(crate) use weights::Placement;
 pub use weights::{PlannedTensor, PlannedWeights};
+pub(crate) use workspace::{EDITS_AT_ONCE, MASKS_AT_ONCE, Workspace};
 
 /// The largest step that a model can be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +55,6 @@ pub trait ModelPlan {
     /// What inputs, activations and results of the largest step take.
     fn workspace_bytes(&self) -> usize;
 
-    /// The pages that `blocks` KV blocks take, or none when that overflows; 0 for models that have none.
-    fn kv_pages(&self, blocks: usize) -> Option<usize>;
-
     /// The pages that loading maps for the workspace.
     fn workspace_pages(&self) -> usize {
         self.workspace_bytes().div_ceil(PAGE_BYTES)
@@ -71,8 +75,10 @@ pub struct ModelRegions {
     pub weights: RegionId,
     /// All pages of [`ModelPlan::workspace_bytes`], mapped.
     pub workspace: RegionId,
-    /// Reserved, not mapped.
+    /// Reserved for all slabs, not mapped.
     pub kv: RegionId,
+    /// What lies where in `kv`.
+    pub kv_space: KvSpace,
 }
 
 /// The device memory of one decoder: weights, workspace, and the size of a KV block.
@@ -87,77 +93,11 @@ pub struct MemoryPlan {
     weights: PlannedWeights,
     /// What each of the weights is.
     roles: Vec<Role>,
+    /// Those of its layers that are planned.
+    layers: Range<usize>,
     workspace: Workspace,
     kv_layout: KvLayout,
 }
-
-/// Where the inputs, activations and results of a step lie.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Workspace {
-    /// One for each of the model's rotary embeddings; those beyond are empty.
-    pub(crate) ropes: [RopeAreas; ROPES_MAX],
-    /// u32 \[tokens].
-    pub(crate) tokens: Area,
-    /// u32 \[tokens].
-    pub(crate) positions: Area,
-    /// u32 \[sequences + 1].
-    pub(crate) starts: Area,
-    /// u32 \[sequences, blocks of a full context].
-    pub(crate) tables: Area,
-    /// u32 \[sequences]: the rows whose logits are wanted.
-    pub(crate) sampled_rows: Area,
-    /// u32 \[sequences, PARAMETER_WORDS].
-    pub(crate) parameters: Area,
-    /// u32 \[EDITS_AT_ONCE, EDIT_WORDS]: used again for each part of a step's edits.
-    pub(crate) edits: Area,
-    /// f32 \[tokens, hidden]: the residual stream.
-    pub(crate) residual: Area,
-    /// f32 \[tokens, hidden]: what the next normalisation adds to it.
-    pub(crate) addend: Area,
-    /// f32 \[tokens, hidden].
-    pub(crate) normed: Area,
-    /// f32 \[tokens, query_width].
-    pub(crate) q: Area,
-    /// f32 \[tokens, kv_width].
-    pub(crate) k: Area,
-    /// f32 \[tokens, kv_width].
-    pub(crate) v: Area,
-    /// f32 \[tokens, query_width].
-    pub(crate) attended: Area,
-    /// The inputs of a linear layer as its products read them; undefined between launches.
-    pub(crate) inputs: Area,
-    /// f32 \[tokens, intermediate].
-    pub(crate) gate: Area,
-    /// f32 \[tokens, intermediate].
-    pub(crate) up: Area,
-    /// f32 \[sequences, hidden]: the residual stream of the sampled rows.
-    pub(crate) last_residual: Area,
-    /// f32 \[sequences, hidden].
-    pub(crate) last_addend: Area,
-    /// f32 \[sequences, hidden].
-    pub(crate) last_normed: Area,
-    /// f32 \[sequences, vocab_size].
-    pub(crate) logits: Area,
-    /// u32 \[sequences, vocab_size].
-    pub(crate) sample_scratch: Area,
-    /// u32 \[sequences].
-    pub(crate) drawn: Area,
-    /// u32 \[sequences, LOGPROB_WORDS].
-    pub(crate) logprobs: Area,
-    len_bytes: usize,
-}
-
-/// What rotation needs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RopeAreas {
-    /// f32 \[head_dim / 2]: written once.
-    pub(crate) inverse_frequencies: Area,
-    /// f32 \[tokens, 2, head_dim / 2]: written at the start of each step.
-    pub(crate) rotations: Area,
-}
-
-/// No family has more rotary embeddings: one for layers that see everything, one for layers with a window.
-const ROPES_MAX: usize = 2;
 
 impl MemoryPlan {
     /// Plans a model of the given tensors; tensors that the model does not need are left out.
@@ -174,19 +114,33 @@ impl MemoryPlan {
         let resolved = resolve(required(config), tensors).map_err(PlanError::Tensors)?;
         let weights = PlannedWeights::new(&resolved, precision)?;
         let roles: Vec<Role> = resolved.into_iter().map(|(role, _)| role).collect();
-        let workspace = Workspace::new(config, limits, &weights, &roles)?;
+        let layers = 0..config.layers.len();
+        let scope = Scope::of(&layers, config);
+        let workspace = Workspace::new(config, limits, (&weights, &roles[..]), scope)?;
         Ok(Self {
             config: config.clone(),
             limits,
             weights,
             roles,
+            kv_layout: kv_layout(config, layers.len()),
+            layers,
             workspace,
-            kv_layout: KvLayout {
-                layers: config.layers.len(),
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-            },
         })
+    }
+
+    /// The planned layers: all of a whole model's.
+    pub fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    /// Whether the first layer is planned, and the embeddings with it.
+    pub const fn is_first(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    /// Whether the last layer is planned, and norm and output layer with it.
+    pub fn is_last(&self) -> bool {
+        self.layers.end == self.config.layers.len()
     }
 
     /// The model's configuration.
@@ -214,7 +168,7 @@ impl MemoryPlan {
         self.workspace.len_bytes
     }
 
-    /// What one KV block of [`BLOCK_TOKENS`] tokens takes: all layers, keys and values, f32.
+    /// What one KV block of [`BLOCK_TOKENS`] tokens takes: all planned layers, keys and values, f32.
     pub const fn kv_block_bytes(&self) -> usize {
         self.kv_layout.block_elements() * WORD_BYTES
     }
@@ -227,11 +181,6 @@ impl MemoryPlan {
     /// The pages that loading maps for the workspace.
     pub const fn workspace_pages(&self) -> usize {
         self.workspace_bytes().div_ceil(PAGE_BYTES)
-    }
-
-    /// The pages that `blocks` KV blocks take, or none when that overflows.
-    pub fn kv_pages(&self, blocks: usize) -> Option<usize> {
-        Some(blocks.checked_mul(self.kv_block_bytes())?.div_ceil(PAGE_BYTES))
     }
 
     /// The KV blocks of one sequence of full length.
@@ -253,6 +202,7 @@ impl MemoryPlan {
             workspace.tables,
             workspace.parameters,
             workspace.edits,
+            workspace.masks,
         ];
         let longest = staged.into_iter().map(|area| area.len_bytes).max();
         longest.unwrap_or(0) / WORD_BYTES
@@ -278,10 +228,6 @@ impl ModelPlan for MemoryPlan {
         self.workspace.len_bytes
     }
 
-    fn kv_pages(&self, blocks: usize) -> Option<usize> {
-        self.kv_pages(blocks)
-    }
-
     fn into_model<B: Backend>(
         self,
         backend: B,
@@ -291,96 +237,17 @@ impl ModelPlan for MemoryPlan {
     }
 }
 
-impl Workspace {
-    fn new(
-        config: &ModelConfig,
-        limits: StepLimits,
-        weights: &PlannedWeights,
-        roles: &[Role],
-    ) -> Result<Self, PlanError> {
-        let StepLimits {
-            batch_tokens_max: tokens,
-            sequences_max: sequences,
-        } = limits;
-        let mut areas = Areas::default();
-        // For the loader, which looks for it at the start.
-        areas.take_words(1, roles.len());
-        let mut workspace = Self {
-            ropes: take_ropes(&mut areas, config, tokens),
-            tokens: areas.take_words(1, tokens),
-            positions: areas.take_words(1, tokens),
-            starts: areas.take_words(1, sequences.saturating_add(1)),
-            tables: areas.take_words(sequences, sequence_blocks_max(config)),
-            sampled_rows: areas.take_words(1, sequences),
-            parameters: areas.take_words(sequences, PARAMETER_WORDS),
-            edits: areas.take_words(EDITS_AT_ONCE, EDIT_WORDS),
-            residual: areas.take_words(tokens, config.hidden),
-            addend: areas.take_words(tokens, config.hidden),
-            normed: areas.take_words(tokens, config.hidden),
-            q: areas.take_words(tokens, config.query_width()),
-            k: areas.take_words(tokens, config.kv_width()),
-            v: areas.take_words(tokens, config.kv_width()),
-            attended: areas.take_words(tokens, config.query_width()),
-            inputs: areas.take_words(1, input_words_max(weights, roles, limits)),
-            gate: areas.take_words(tokens, config.intermediate),
-            up: areas.take_words(tokens, config.intermediate),
-            last_residual: areas.take_words(sequences, config.hidden),
-            last_addend: areas.take_words(sequences, config.hidden),
-            last_normed: areas.take_words(sequences, config.hidden),
-            logits: areas.take_words(sequences, config.vocab_size),
-            sample_scratch: areas.take_words(sequences, config.vocab_size),
-            drawn: areas.take_words(1, sequences),
-            logprobs: areas.take_words(sequences, LOGPROB_WORDS),
-            len_bytes: 0,
-        };
-        workspace.len_bytes = areas.len_bytes()?;
-        Ok(workspace)
+fn kv_layout(config: &ModelConfig, layers: usize) -> KvLayout {
+    KvLayout {
+        layers,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
     }
-}
-
-/// The most words that the rounded inputs of a linear layer take; those of unrounded ones are used where they
-/// lie.
-fn input_words_max(weights: &PlannedWeights, roles: &[Role], limits: StepLimits) -> usize {
-    let words =
-        weights
-            .tensors()
-            .iter()
-            .zip(roles)
-            .filter_map(|(tensor, role)| match (tensor.placement, role) {
-                (Placement::Matrix { format, columns, .. }, role) if format.takes_pairs() => {
-                    let rows = match role {
-                        Role::Layer(..) => limits.batch_tokens_max,
-                        // Of a tied model, the embeddings are the output layer as well.
-                        Role::Embedding | Role::Head | Role::Norm => limits.sequences_max,
-                    };
-                    Some(rows.saturating_mul(format.input_words(columns)))
-                }
-                (Placement::Matrix { .. } | Placement::Vector, _) => None,
-            });
-    words.max().unwrap_or(0)
 }
 
 const fn sequence_blocks_max(config: &ModelConfig) -> usize {
     config.context_tokens_max.div_ceil(BLOCK_TOKENS)
 }
-
-fn take_ropes(areas: &mut Areas, config: &ModelConfig, tokens: usize) -> [RopeAreas; ROPES_MAX] {
-    assert!(
-        config.ropes.len() <= ROPES_MAX,
-        "a family has at most {ROPES_MAX} rotary embeddings"
-    );
-    std::array::from_fn(|index| {
-        let rows = usize::from(index < config.ropes.len());
-        RopeAreas {
-            inverse_frequencies: areas.take_words(rows, config.head_dim / 2),
-            rotations: areas.take_words(rows * tokens, config.head_dim),
-        }
-    })
-}
-
-/// How many logits are edited by one upload and launch: a step with more of them makes several. 64 KiB of
-/// workspace, and more edits than a batch without penalties over long prompts has.
-pub(crate) const EDITS_AT_ONCE: usize = 4096;
 
 /// Why a model cannot be planned.
 #[derive(Debug, thiserror::Error)]

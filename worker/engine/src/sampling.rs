@@ -1,9 +1,9 @@
 //! How a token is drawn from logits: parameters and random numbers.
 //!
 //! The order is that of vLLM's penalties and transformers' cuts: repetition penalty, presence and frequency
-//! penalties, logit bias (all of them [`LogitEdits`]), then temperature, top-k, top-p and min-p. Each cut
-//! counts probabilities among what the cuts before it have left. Log-probabilities are taken between the bias
-//! and the temperature.
+//! penalties, logit bias (all of them [`LogitEdits`]), the mask ([`TokenMask`]), then temperature, top-k, top-p
+//! and min-p. Each cut counts probabilities among what the cuts before it have left. Log-probabilities are taken
+//! between the mask and the temperature.
 //!
 //! Nothing here depends on what happened before: a draw is a function of the logits, the tokens so far, the
 //! parameters, the seed and the position.
@@ -13,9 +13,11 @@
 
 mod edits;
 mod logprobs;
+mod mask;
 
 pub use edits::{EDIT_WORDS, LogitBias, LogitEdit, LogitEdits, LogitEditsError, Penalties};
 pub use logprobs::{LOGPROB_WORDS, LOGPROBS_MAX, Logprobs, TokenLogprob};
+pub use mask::{AllowedTokens, MASKED_LOGIT, TokenMask, mask_words};
 
 /// How one token is drawn.
 ///
@@ -67,12 +69,12 @@ impl Sampling {
 
     /// The form in which devices read it: bits of temperature and top_p, top_k (0 for all), bits of min_p, then
     /// seed and position, each with its low half first, then 1 more than the alternatives wanted (0 for no
-    /// log-probabilities).
+    /// log-probabilities), then 1 for a row with a mask (0 for others).
     #[expect(
         clippy::cast_possible_truncation,
         reason = "each half of a u64 is taken on purpose"
     )]
-    pub const fn to_words(&self) -> [u32; PARAMETER_WORDS] {
+    pub const fn to_words(&self, allowed: AllowedTokens) -> [u32; PARAMETER_WORDS] {
         [
             self.temperature.to_bits(),
             self.top_p.to_bits(),
@@ -89,6 +91,10 @@ impl Sampling {
                 Some(count) => count as u32 + 1,
                 None => 0,
             },
+            match allowed {
+                AllowedTokens::All => 0,
+                AllowedTokens::Masked => 1,
+            },
         ]
     }
 
@@ -97,8 +103,8 @@ impl Sampling {
         clippy::cast_possible_truncation,
         reason = "`to_words` wrote a u8 and one more"
     )]
-    pub const fn from_words(words: &[u32; PARAMETER_WORDS]) -> Self {
-        Self {
+    pub const fn from_words(words: &[u32; PARAMETER_WORDS]) -> (Self, AllowedTokens) {
+        let sampling = Self {
             temperature: f32::from_bits(words[0]),
             top_p: f32::from_bits(words[1]),
             top_k: if words[2] == 0 { None } else { Some(words[2]) },
@@ -109,7 +115,12 @@ impl Sampling {
             },
             seed: words[4] as u64 | (words[5] as u64) << 32,
             position: words[6] as u64 | (words[7] as u64) << 32,
-        }
+        };
+        let allowed = match words[9] {
+            0 => AllowedTokens::All,
+            _ => AllowedTokens::Masked,
+        };
+        (sampling, allowed)
     }
 }
 
@@ -133,9 +144,9 @@ const fn mix(mut z: u64) -> u64 {
 }
 
 /// How many u32 words [`Sampling::to_words`] gives.
-pub const PARAMETER_WORDS: usize = 9;
+pub const PARAMETER_WORDS: usize = 10;
 
-/// The token id that stands for "a logit was not finite"; no vocabulary reaches it.
+/// The token id that stands for "a logit was not finite, or the mask allows no token"; no vocabulary reaches it.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -155,11 +166,12 @@ mod tests {
             seed: 0x0123_4567_89ab_cdef,
             position: u64::MAX - 5,
         };
-        assert_eq!(Sampling::from_words(&sampling.to_words()), sampling);
-        assert_eq!(
-            Sampling::from_words(&Sampling::GREEDY.to_words()),
-            Sampling::GREEDY
-        );
+        for allowed in [AllowedTokens::All, AllowedTokens::Masked] {
+            for sampling in [sampling, Sampling::GREEDY] {
+                let words = sampling.to_words(allowed);
+                assert_eq!(Sampling::from_words(&words), (sampling, allowed));
+            }
+        }
     }
 
     /// Journals hold tokens drawn with this function: a change of it breaks every continuation.

@@ -1,8 +1,10 @@
 //! One step of a model: what goes in, what comes out, and what is refused before anything runs.
 
+use std::sync::OnceLock;
+
 use crate::backend::{Backend, DeviceError};
-use crate::decoder::DecoderModel;
-use crate::{BLOCK_TOKENS, LogitEdits, Logprobs, MemoryPlan, Sampling};
+use crate::decoder::{DecoderModel, KvMemory};
+use crate::{BLOCK_TOKENS, LogitEdits, Logprobs, MemoryPlan, Sampling, TokenMask};
 
 /// The sequences that advance together; each brings one token (decode) or several (prefill, whole or a chunk).
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,9 @@ pub struct SequenceStep<'a> {
     pub sample: Option<Sampling>,
     /// What changes the logits before that; none without penalties and biases.
     pub edits: Option<&'a LogitEdits>,
+    /// Which tokens may be drawn; all of them when none. It is waited for when the logits are there and not
+    /// before, so that it can be made while the step runs: whoever makes it has to set it in any case.
+    pub mask: Option<&'a OnceLock<TokenMask>>,
 }
 
 /// What a step gave; it lies in buffers of the model, until the next step.
@@ -56,8 +61,9 @@ pub enum SequenceOutput {
     Read,
     /// The token drawn.
     Token(u32),
-    /// A logit was NaN or infinite, so no token can be drawn; other sequences are not touched by it.
-    NonFiniteLogits,
+    /// A logit was NaN or infinite, or the mask allows no token, so none can be drawn; other sequences are not
+    /// touched by it.
+    NoToken,
 }
 
 impl SequenceOutput {
@@ -65,7 +71,7 @@ impl SequenceOutput {
     pub const fn token(self) -> Option<u32> {
         match self {
             Self::Token(token) => Some(token),
-            Self::Read | Self::NonFiniteLogits => None,
+            Self::Read | Self::NoToken => None,
         }
     }
 }
@@ -88,7 +94,7 @@ impl<'m, B: Backend> PendingStep<'m, B> {
         Ok(self.model.drawn()?)
     }
 
-    /// Waits for the device and reads the drawn tokens, and the logits that each was drawn from, edits
+    /// Waits for the device and reads the drawn tokens, and the logits that each was drawn from, edits and masks
     /// included (f32 \[vocab_size], one for each sequence that draws).
     ///
     /// # Errors
@@ -101,7 +107,7 @@ impl<'m, B: Backend> PendingStep<'m, B> {
 
 impl Step<'_> {
     /// Checks everything that a caller could get wrong, before anything is launched.
-    pub(crate) fn check(&self, plan: &MemoryPlan, kv_blocks: usize) -> Result<(), StepError> {
+    pub(crate) fn check(&self, plan: &MemoryPlan, kv: &KvMemory) -> Result<(), StepError> {
         let limits = plan.limits();
         let sequences = self.sequences.len();
         if sequences > limits.sequences_max {
@@ -120,12 +126,12 @@ impl Step<'_> {
         self.sequences
             .iter()
             .enumerate()
-            .try_for_each(|(sequence, part)| part.check(sequence, plan, kv_blocks))
+            .try_for_each(|(sequence, part)| part.check(sequence, plan, kv))
     }
 }
 
 impl SequenceStep<'_> {
-    fn check(&self, sequence: usize, plan: &MemoryPlan, kv_blocks: usize) -> Result<(), StepError> {
+    fn check(&self, sequence: usize, plan: &MemoryPlan, kv: &KvMemory) -> Result<(), StepError> {
         let config = plan.config();
         if self.tokens.is_empty() {
             return Err(StepError::NoTokens { sequence });
@@ -148,14 +154,14 @@ impl SequenceStep<'_> {
                 vocab_size,
             });
         }
-        self.check_table(sequence, end.div_ceil(BLOCK_TOKENS), kv_blocks)?;
+        self.check_table(sequence, end.div_ceil(BLOCK_TOKENS), kv)?;
         match self.sample {
             Some(sampling) if !sampling.is_valid() => Err(StepError::InvalidSampling { sequence, sampling }),
             _ => Ok(()),
         }
     }
 
-    fn check_table(&self, sequence: usize, needed: usize, kv_blocks: usize) -> Result<(), StepError> {
+    fn check_table(&self, sequence: usize, needed: usize, kv: &KvMemory) -> Result<(), StepError> {
         let Some(table) = self.block_table.get(..needed) else {
             return Err(StepError::TableTooShort {
                 sequence,
@@ -163,11 +169,10 @@ impl SequenceStep<'_> {
                 needed,
             });
         };
-        match table.iter().find(|block| **block as usize >= kv_blocks) {
-            Some(block) => Err(StepError::BlockOutOfRange {
+        match table.iter().find(|block| kv.start(**block).is_none()) {
+            Some(block) => Err(StepError::BlockWithoutMemory {
                 sequence,
                 block: *block,
-                kv_blocks,
             }),
             None => Ok(()),
         }
@@ -230,14 +235,12 @@ pub enum StepError {
         needed: usize,
     },
     /// A block table names a block that has no memory.
-    #[error("sequence {sequence}: KV block {block} is not below the model's {kv_blocks}")]
-    BlockOutOfRange {
+    #[error("sequence {sequence}: KV block {block} has no memory")]
+    BlockWithoutMemory {
         /// Which sequence.
         sequence: usize,
         /// The block.
         block: u32,
-        /// The blocks that there are.
-        kv_blocks: usize,
     },
     /// Sampling parameters lie outside their ranges.
     #[error("sequence {sequence}: sampling parameters out of range: {sampling:?}")]

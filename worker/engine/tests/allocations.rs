@@ -9,12 +9,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use flotilla_worker_engine::{
-    CpuBackend, CpuThreads, DecoderModel, LogitBias, LogitEdits, MemoryPlan, ModelFolder, ModelLoader,
-    Penalties, Precision, Sampling, SequenceStep, Step, StepLimits,
+    CpuBackend, CpuThreads, DecoderModel, KvSpace, LogitBias, LogitEdits, MemoryPlan, ModelFolder,
+    ModelLoader, Penalties, Precision, Sampling, SequenceStep, Step, StepLimits, TokenMask,
 };
 
 struct Counting;
@@ -44,6 +44,7 @@ struct Decoding {
     block_table: Vec<u32>,
     sampling: Sampling,
     edits: LogitEdits,
+    mask: Option<OnceLock<TokenMask>>,
     last: [u32; 1],
 }
 
@@ -55,21 +56,20 @@ fn model() -> DecoderModel<CpuBackend> {
         sequences_max: 8,
     };
     let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits, Precision::Stored).unwrap();
-    let mut loader = ModelLoader::new(
-        CpuBackend::new(Arc::new(CpuThreads::for_this_machine())),
-        plan,
-        64,
-    )
-    .unwrap();
+    let kv_space = KvSpace::of_one_slab(64, plan.kv_block_bytes());
+    let backend = CpuBackend::new(Arc::new(CpuThreads::for_this_machine()));
+    let mut loader = ModelLoader::new(backend, plan, kv_space).unwrap();
     for tensor in folder.tensors() {
-        loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
+        loader
+            .place(&tensor.info.name, 0, &tensor.read().unwrap())
+            .unwrap();
     }
     let mut model = loader.finish().unwrap();
-    model.set_kv_blocks(64).unwrap();
+    model.map_kv_slab(0).unwrap();
     model
 }
 
-/// Every way to draw, each with and without edits and log-probabilities.
+/// Every way to draw, each with and without edits, mask and log-probabilities.
 fn decoding() -> Vec<Decoding> {
     let warm = Sampling {
         temperature: 3.0,
@@ -103,6 +103,9 @@ fn decoding() -> Vec<Decoding> {
     let all = (0u32..).step_by(8).zip(plain.into_iter().chain(edited));
     all.map(|(first_block, (sampling, edits))| Decoding {
         block_table: (first_block..first_block + 8).collect(),
+        mask: sampling
+            .logprobs
+            .map(|_| OnceLock::from(TokenMask::from_words(vec![0xaaaa_aaaa; 3]))),
         sampling,
         edits,
         last: [1],
@@ -123,6 +126,7 @@ fn step(model: &mut DecoderModel<CpuBackend>, sequences: &mut [Decoding], positi
                 ..sequence.sampling
             }),
             edits: Some(&sequence.edits),
+            mask: sequence.mask.as_ref(),
         }
     });
     let output = model.submit(&Step { sequences: &parts }).unwrap().wait().unwrap();

@@ -44,14 +44,6 @@ pub enum AddError {
         /// The context.
         context_tokens_max: usize,
     },
-    /// The whole KV memory is too small.
-    #[error("{blocks_needed} blocks are needed, the model has {blocks_total}")]
-    TooLong {
-        /// Blocks for the longest possible answer.
-        blocks_needed: usize,
-        /// Blocks that there are.
-        blocks_total: u32,
-    },
 }
 
 impl Batch {
@@ -77,14 +69,6 @@ impl Batch {
                 context_tokens_max,
             });
         }
-        let tokens_max = tokens.saturating_add(new.new_tokens_max).min(context_tokens_max);
-        let (blocks_needed, blocks_total) = (self.blocks_for(tokens_max), self.settings.blocks_total);
-        if usize::try_from(blocks_total).is_ok_and(|total| blocks_needed > total) {
-            return Err(AddError::TooLong {
-                blocks_needed,
-                blocks_total,
-            });
-        }
-        Ok(tokens_max)
+        Ok(tokens.saturating_add(new.new_tokens_max).min(context_tokens_max))
     }
 }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_protocol::Class;
-
 use super::{Admitted, BatchSettings, Flow, Sequence, SequenceId, Stage};
 
 /// One sequence's part of a step, by place.
@@ -32,7 +30,7 @@ pub struct PlanEntry<'a> {
     pub start: usize,
     /// The tokens to read, at least one.
     pub tokens: &'a [u32],
-    /// The sequence's blocks from position 0 on, for its whole possible length. Those that `tokens` are
+    /// The sequence's blocks from position 0 on, at least those of all its tokens. Those that `tokens` are
     /// written to are its alone; those before may be other sequences' too.
     pub blocks: &'a [u32],
     /// When the next token is to be sampled: its index in the answer, from 0, earlier attempts included.
@@ -83,7 +81,7 @@ pub(super) fn plan_step(
     planned.clear();
     let runnable = || {
         let admitted = admitted.iter().map(|id| (*id, &sequences[id]));
-        admitted.filter_map(|(id, sequence)| Some((id, sequence, tokens_read(sequence)?)))
+        admitted.filter_map(|(id, sequence)| Some((id, sequence, tokens_read(settings, sequence)?)))
     };
     let mut budget = settings.batch_tokens_max;
     for (id, sequence, read) in runnable() {
@@ -91,19 +89,21 @@ pub(super) fn plan_step(
             planned.push(take(id, sequence, read, &mut budget));
         }
     }
-    for class in Class::ALL {
-        for (id, sequence, read) in runnable().filter(|(_, sequence, _)| sequence.class == class) {
-            if budget > 0 && sequence.tokens.len() - read > 1 {
-                planned.push(take(id, sequence, read, &mut budget));
-            }
+    for (id, sequence, read) in runnable() {
+        if budget > 0 && sequence.tokens.len() - read > 1 {
+            planned.push(take(id, sequence, read, &mut budget));
         }
     }
 }
 
-/// Tokens that are in the blocks already; `None` when the sequence is left out of steps.
-fn tokens_read(sequence: &Sequence) -> Option<usize> {
+/// Tokens that are in the blocks already; `None` when the sequence is left out of steps: it is paused, or has no
+/// block for its last token.
+fn tokens_read(settings: &BatchSettings, sequence: &Sequence) -> Option<usize> {
     match (sequence.flow, &sequence.stage) {
-        (Flow::Running, Stage::Admitted(Admitted { read, .. })) => Some(*read),
+        (Flow::Running, Stage::Admitted(Admitted { read, table, .. })) => {
+            let room = table.blocks().len() * settings.block_tokens;
+            (sequence.tokens.len() <= room).then_some(*read)
+        }
         (Flow::Paused, _) | (_, Stage::Waiting) => None,
     }
 }

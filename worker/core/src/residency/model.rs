@@ -1,15 +1,21 @@
 //! One model's state, with its data in the variant.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use flotilla_protocol::fleet::LoadSource;
 use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{ModelName, Moment, RequestId};
 
-use super::{KvBlock, ModelNeeds, Pin, RETRY_MAX, RETRY_MIN};
-use crate::ledger::{DeviceIndex, Purpose, Reservation};
+use super::fault::ModelFault;
+use super::loading::Loading;
+use super::reuse::Uses;
+use super::shard::Home;
+use super::{LoadStall, ModelNeeds, Pin, RETRY_MAX, RETRY_MIN, THRASH_WINDOW};
+use crate::kv::KvBlock;
+use crate::ledger::DeviceIndex;
 
-/// A model that is wanted, resident, pinned or in back-off.
+/// A model that is wanted, resident, pinned, in back-off or remembered.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) state: State,
@@ -21,7 +27,22 @@ pub(super) struct Model {
     /// Failures in a row.
     pub(super) failures: u32,
     pub(super) load_time: Option<Duration>,
+    /// Of the last load from files.
+    pub(super) origin_load_time: Option<Duration>,
+    /// Where the last load read from.
+    pub(super) loaded_from: Option<LoadSource>,
+    /// Its weights are to be brought into host memory.
+    pub(super) is_expected: bool,
+    /// What is resident is of files that are others by now.
+    pub(super) is_outdated: bool,
+    /// Ticket of the last thing that happened to it.
+    pub(super) touched: u64,
+    /// When it last left for another model.
+    pub(super) left_at: Option<Moment>,
+    /// How often it was wanted.
+    pub(super) uses: Uses,
     pub(super) weights_pages: u64,
+    pub(super) kv_pages_min: u64,
     /// As it was inspected last.
     pub(super) kv_block: Option<KvBlock>,
     /// Idle models that are to leave before others if it needs room, in this order.
@@ -39,49 +60,39 @@ pub(super) struct Lease {
 pub(super) enum State {
     Absent,
     Inspecting,
+    /// Its weights come to host memory, and nobody has loaded it.
+    Fetching,
     /// The smaller ticket came first.
     WaitingForRoom {
         needs: ModelNeeds,
         ticket: u64,
     },
-    Loading {
-        device: DeviceIndex,
-        reservations: Vec<Reservation>,
-        stay: Stay,
-    },
+    Loading(Loading),
     Ready(Ready),
     /// It leaves when its leases end.
     Draining(Ready),
     Unloading {
-        device: DeviceIndex,
-        reservations: Vec<Reservation>,
+        home: Home,
     },
     Failed {
-        reason: String,
+        fault: ModelFault,
         retry_at: Moment,
     },
-}
-
-/// What happens when a load ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stay {
-    /// The model stays by its keep-alive.
-    ByKeepAlive,
-    /// It was ordered out meanwhile.
-    LeaveWhenLoaded,
 }
 
 /// A model in device memory.
 #[derive(Debug)]
 pub(super) struct Ready {
-    pub(super) device: DeviceIndex,
-    pub(super) reservations: Vec<Reservation>,
-    pub(super) leases: BTreeSet<RequestId>,
+    pub(super) home: Home,
+    /// Requests that hold it, each with its ticket.
+    pub(super) leases: BTreeMap<RequestId, u64>,
     /// Ticket of the last use.
     pub(super) used: u64,
     /// Longest keep-alive of all that held it since it was last idle.
     stay: KeepAlive,
     rest: Rest,
+    /// Until then it is no victim, so that models do not chase each other in and out.
+    guarded_until: Option<Moment>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +113,15 @@ impl Default for Model {
             order: None,
             failures: 0,
             load_time: None,
+            origin_load_time: None,
+            loaded_from: None,
+            is_expected: false,
+            is_outdated: false,
+            touched: 0,
+            left_at: None,
+            uses: Uses::default(),
             weights_pages: 0,
+            kv_pages_min: 0,
             kv_block: None,
             evict_first: Vec::new(),
         }
@@ -115,20 +134,26 @@ impl Model {
         !self.waiters.is_empty() || self.order.is_some()
     }
 
-    /// Whether it is as if it had never been named.
-    pub(super) fn is_blank(&self) -> bool {
+    /// Whether nothing depends on it now: all that is left of it is what is remembered.
+    pub(super) fn is_at_rest(&self) -> bool {
         let is_absent = matches!(self.state, State::Absent);
-        is_absent && !self.is_wanted() && self.pin == Pin::Evictable && self.failures == 0
+        is_absent && !self.is_wanted() && !self.is_expected && self.pin == Pin::Evictable
     }
 
-    pub(super) fn timeout(&self) -> Option<Moment> {
+    /// Whether there is anything to remember of it.
+    pub(super) fn has_history(&self) -> bool {
+        self.failures > 0 || self.load_time.is_some()
+    }
+
+    pub(super) fn timeout(&self, load_stall: Option<LoadStall>) -> Option<Moment> {
         match &self.state {
             State::Ready(ready) => ready.expires_at(),
+            State::Loading(loading) => loading.stalls_at(load_stall),
             State::Failed { retry_at, .. } => Some(*retry_at),
             State::Absent
             | State::Inspecting
+            | State::Fetching
             | State::WaitingForRoom { .. }
-            | State::Loading { .. }
             | State::Draining(_)
             | State::Unloading { .. } => None,
         }
@@ -141,45 +166,77 @@ impl Model {
         RETRY_MIN.saturating_mul(1 << doublings).min(RETRY_MAX)
     }
 
-    /// The device that holds it, and its pages there.
-    pub(super) fn place(&self) -> Option<(DeviceIndex, &[Reservation])> {
+    /// What devices hold of it.
+    pub(super) fn home(&self) -> Option<&Home> {
         match &self.state {
-            State::Loading {
-                device, reservations, ..
-            }
-            | State::Unloading { device, reservations } => Some((*device, reservations)),
-            State::Ready(ready) | State::Draining(ready) => Some((ready.device, &ready.reservations)),
-            State::Absent | State::Inspecting | State::WaitingForRoom { .. } | State::Failed { .. } => None,
+            State::Loading(loading) => Some(&loading.home),
+            State::Unloading { home } => Some(home),
+            State::Ready(ready) | State::Draining(ready) => Some(&ready.home),
+            State::Absent
+            | State::Inspecting
+            | State::Fetching
+            | State::WaitingForRoom { .. }
+            | State::Failed { .. } => None,
         }
     }
 
-    /// Pages that it holds.
-    pub(super) fn pages(&self) -> u64 {
-        let reservations = self.place().map_or(&[][..], |(_, reservations)| reservations);
-        reservations.iter().map(Reservation::pages).sum()
+    /// Whether a device holds any of it.
+    pub(super) fn is_on(&self, device: DeviceIndex) -> bool {
+        self.home().is_some_and(|home| home.is_on(device))
     }
 
-    /// Tokens that its keys and values have room for; `None` while it has no room, or keeps none.
-    pub(super) fn kv_tokens_max(&self) -> Option<u64> {
-        let (_, reservations) = self.place()?;
-        let kv = reservations
-            .iter()
-            .filter(|reservation| reservation.purpose() == Purpose::Kv);
-        Some(self.kv_block?.tokens_on(kv.map(Reservation::pages).sum()))
+    /// Pages that it holds on a device.
+    pub(super) fn pages_on(&self, device: DeviceIndex) -> u64 {
+        self.home().map_or(0, |home| home.pages_on(device))
+    }
+
+    /// Whether it may be chasing a model that it left for.
+    pub(super) fn is_chasing(&self, now: Moment) -> bool {
+        self.left_at.is_some_and(|at| now.since(at) < THRASH_WINDOW)
+    }
+
+    /// What is expected to be lost when it leaves, in microseconds.
+    pub(super) fn regret_us(&self, now: Moment) -> u64 {
+        self.uses.regret_us(now, self.load_time.unwrap_or_default())
+    }
+
+    /// When it may be a victim, if it may not be yet.
+    pub(super) fn guarded_until(&self, now: Moment) -> Option<Moment> {
+        match &self.state {
+            State::Ready(ready) => ready.guarded_until.filter(|until| *until > now),
+            State::Absent
+            | State::Inspecting
+            | State::Fetching
+            | State::WaitingForRoom { .. }
+            | State::Loading(_)
+            | State::Draining(_)
+            | State::Unloading { .. }
+            | State::Failed { .. } => None,
+        }
     }
 
     pub(super) fn is_leaving(&self) -> bool {
-        matches!(self.state, State::Draining(_) | State::Unloading { .. })
-    }
-
-    /// The model as it runs on a device, if it does.
-    pub(super) fn ready_on(&self, device: DeviceIndex) -> Option<&Ready> {
         match &self.state {
-            State::Ready(ready) if ready.device == device => Some(ready),
+            State::Draining(_) | State::Unloading { .. } => true,
+            State::Loading(loading) => loading.is_ending(),
             State::Absent
             | State::Inspecting
+            | State::Fetching
             | State::WaitingForRoom { .. }
-            | State::Loading { .. }
+            | State::Ready(_)
+            | State::Failed { .. } => false,
+        }
+    }
+
+    /// The model as it runs on a device, or in part there, if it does.
+    pub(super) fn ready_on(&self, device: DeviceIndex) -> Option<&Ready> {
+        match &self.state {
+            State::Ready(ready) if ready.home.is_on(device) => Some(ready),
+            State::Absent
+            | State::Inspecting
+            | State::Fetching
+            | State::WaitingForRoom { .. }
+            | State::Loading(_)
             | State::Ready(_)
             | State::Draining(_)
             | State::Unloading { .. }
@@ -189,7 +246,8 @@ impl Model {
 
     /// Whether it takes its room from others for good.
     pub(super) fn is_pinned_down(&self) -> bool {
-        self.pin == Pin::Pinned && matches!(self.state, State::Loading { .. } | State::Ready(_))
+        let stays = matches!(self.state, State::Loading(_) | State::Ready(_));
+        self.pin == Pin::Pinned && stays && !self.is_leaving()
     }
 
     pub(super) fn lease_count(&self) -> usize {
@@ -197,8 +255,9 @@ impl Model {
             State::Ready(ready) | State::Draining(ready) => ready.leases.len(),
             State::Absent
             | State::Inspecting
+            | State::Fetching
             | State::WaitingForRoom { .. }
-            | State::Loading { .. }
+            | State::Loading(_)
             | State::Unloading { .. }
             | State::Failed { .. } => 0,
         }
@@ -207,26 +266,36 @@ impl Model {
 
 impl Ready {
     /// A model that was just loaded; it counts as in use until it rests.
-    pub(super) fn new(
-        device: DeviceIndex,
-        reservations: Vec<Reservation>,
-        used: u64,
-        stay: KeepAlive,
-    ) -> Self {
+    pub(super) fn new(home: Home, used: u64, stay: KeepAlive) -> Self {
         Self {
-            device,
-            reservations,
-            leases: BTreeSet::new(),
+            home,
+            leases: BTreeMap::new(),
             used,
             stay,
             rest: Rest::InUse,
+            guarded_until: None,
         }
     }
 
-    pub(super) fn lease(&mut self, lease: Lease) {
+    pub(super) fn lease(&mut self, lease: Lease, ticket: u64) {
         self.stay_for(lease.keep_alive);
         self.rest = Rest::InUse;
-        self.leases.insert(lease.request);
+        self.used = ticket;
+        self.leases.insert(lease.request, ticket);
+    }
+
+    /// Ticket of the lease that was granted last.
+    pub(super) fn newest_lease(&self) -> Option<u64> {
+        self.leases.values().copied().max()
+    }
+
+    /// It is no victim before this moment.
+    pub(super) fn guard_until(&mut self, until: Moment) {
+        self.guarded_until = Some(until);
+    }
+
+    pub(super) fn is_guarded(&self, now: Moment) -> bool {
+        self.guarded_until.is_some_and(|until| until > now)
     }
 
     /// Counts a keep-alive: the longest of one time of use rules, a new time of use begins anew.

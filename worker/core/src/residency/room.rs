@@ -3,89 +3,141 @@
 //! Models that wait are served in the order of their arrival. What an earlier one needs is set aside; a later
 //! one may pass it only in what is left beside that. Nobody is evicted unless a set of victims suffices.
 
-use std::fmt;
-
+use flotilla_protocol::fleet::DepartureReason;
 use flotilla_protocol::{ModelName, Moment};
 
-use super::model::{Model, Ready, State, Stay};
+use super::fault::{ModelFault, Together};
+use super::loading::Loading;
+use super::model::{Model, State};
+use super::shard::{Holding, Home, Shard, cut_of};
+use super::victims::Victims;
 use super::{Action, Grant, ModelNeeds, Residency};
-use crate::ledger::{DeviceIndex, Ledger, PAGE_BYTES, Purpose};
+use crate::ledger::{DeviceIndex, Ledger, Purpose};
 
-/// Room on one device: pages, and places for models.
+/// Room on one device: pages for models themselves, the pool of keys and values beside them, and places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Room {
-    pages: u64,
-    places: usize,
+pub(super) struct Room {
+    pub(super) pages: u64,
+    /// What the pool has to have at least: the most that any of several models needs, as they share it.
+    pub(super) kv_pages_min: u64,
+    pub(super) places: usize,
+}
+
+impl Room {
+    /// What is left of it beside another; nothing where that is larger. Of a shared pool nothing is ever missing.
+    pub(super) fn less(self, other: Self) -> Self {
+        Self {
+            pages: self.pages.saturating_sub(other.pages),
+            kv_pages_min: 0,
+            places: self.places.saturating_sub(other.places),
+        }
+    }
 }
 
 /// One device as a newcomer finds it.
 #[derive(Debug)]
-struct Site<'a> {
+pub(super) struct Site<'a> {
     ledger: &'a Ledger,
     /// Not taken at this moment.
-    free: Room,
+    pub(super) free: Room,
     /// Not taken once everyone that was told to leave has left.
-    coming: Room,
+    pub(super) coming: Room,
     /// Not taken if everyone but pinned models left.
-    at_most: Room,
+    pub(super) at_most: Room,
+}
+
+/// What a newcomer needs on one device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own {
+    /// For itself.
+    pub(super) pages: u64,
+    /// What the pool has to have at least for it.
+    pub(super) kv_pages_min: u64,
+}
+
+/// A place for a model that waits: on one device, or on several in parts.
+#[derive(Debug)]
+pub(super) struct Spot {
+    /// Indices of the devices, and what each is to hold.
+    pub(super) sites: Vec<usize>,
+    pub(super) shards: Vec<Shard>,
+    pub(super) placement: Placement,
 }
 
 /// What to do for one model that waits.
 #[derive(Debug)]
-enum Placement {
-    /// There is room.
-    Load,
-    /// Those that were told to leave make room.
+pub(super) enum Placement {
+    /// There is room, beside so many leases of others, and so many pages are left then.
+    Load { leases: usize, left_pages: u64 },
+    /// Those that were told to leave make room, or keys and values that nobody uses.
     Coming,
+    /// Requests that run make room when they end, as they use keys and values where it could be.
+    InUse,
     /// These have to leave.
-    Evict {
-        busy_count: usize,
-        victims: Vec<ModelName>,
-    },
-    /// Too much is on its way in to make room now.
+    Evict(Victims),
+    /// Too much is on its way in, or came too recently, to make room now.
     Blocked,
 }
 
 impl Placement {
-    /// Smaller is better: what is soonest and disturbs the fewest.
-    fn rank(&self) -> (u8, usize, usize) {
+    /// Smaller is better: what is soonest, disturbs the fewest and costs least. Of devices that have room, those with
+    /// the fewest requests share their time with the fewest; where they are equal, that which fits best leaves most
+    /// room in one piece.
+    pub(super) fn rank(&self) -> (u8, usize, u64, usize) {
         match self {
-            Self::Load => (0, 0, 0),
-            Self::Coming => (1, 0, 0),
-            Self::Evict { busy_count, victims } => (2, *busy_count, victims.len()),
-            Self::Blocked => (3, 0, 0),
+            Self::Load { leases, left_pages } => (0, *leases, *left_pages, 0),
+            Self::Coming => (1, 0, 0, 0),
+            // After idle models, before busy ones.
+            Self::InUse => (2, 1, 0, 0),
+            Self::Evict(victims) => (2, victims.busy_count, victims.cost_us, victims.models.len()),
+            Self::Blocked => (3, 0, 0, 0),
         }
     }
 }
 
 impl ModelNeeds {
     /// Pages without which it does not run.
-    fn pages_min(&self) -> u64 {
-        let pages = self.weights_pages.saturating_add(self.workspace_pages);
-        pages.saturating_add(self.kv_pages_min)
+    pub(super) fn pages_min(&self) -> u64 {
+        self.pages_own().saturating_add(self.kv_pages_min)
     }
 }
 
 impl Residency {
     /// Serves the models that wait for room, as far as there is any.
     pub(super) fn settle(&mut self, now: Moment) {
+        self.looked_at = self.looked_at.max(now);
         let mut claims = vec![Room::default(); self.ledgers.len()];
         for (model, needs) in self.line() {
-            let Some((site, placement)) = self.place(&model, &needs, &claims) else {
-                let reason = self.refusal(&needs);
-                self.fail(now, &model, reason);
+            let Some(spot) = self.place(now, &model, &needs, &claims) else {
+                let fault = self.refusal(&needs);
+                self.fail(now, &model, fault);
                 continue;
             };
-            match placement {
-                Placement::Load => {
-                    self.load(&model, site, needs, claims[site]);
+            match spot.placement {
+                Placement::Load { .. } => {
+                    self.load(now, &model, spot.shards);
                     continue;
                 }
-                Placement::Evict { victims, .. } => victims.iter().for_each(|victim| self.evict(victim)),
-                Placement::Coming | Placement::Blocked => {}
+                Placement::Evict(victims) => self.evict_all(now, &model, victims),
+                Placement::Coming | Placement::InUse | Placement::Blocked => {}
             }
-            claims[site].pages = claims[site].pages.saturating_add(needs.pages_min());
-            claims[site].places += 1;
+            for (site, shard) in spot.sites.into_iter().zip(spot.shards) {
+                let claim = &mut claims[site];
+                claim.pages = claim.pages.saturating_add(shard.grant.pages());
+                claim.places += 1;
+                if shard.part.is_none() {
+                    claim.kv_pages_min = claim.kv_pages_min.max(needs.kv_pages_min);
+                }
+            }
+        }
+        self.resize_pools(&claims);
+    }
+
+    fn evict_all(&mut self, now: Moment, newcomer: &ModelName, victims: Victims) {
+        for victim in victims.models {
+            self.model_mut(&victim).left_at = Some(now);
+            let newcomer = newcomer.clone();
+            self.evict(now, &victim, DepartureReason::Room { newcomer });
         }
     }
 
@@ -95,7 +147,8 @@ impl Residency {
             State::WaitingForRoom { needs, ticket } => Some((*ticket, name, *needs)),
             State::Absent
             | State::Inspecting
-            | State::Loading { .. }
+            | State::Fetching
+            | State::Loading(_)
             | State::Ready(_)
             | State::Draining(_)
             | State::Unloading { .. }
@@ -109,181 +162,174 @@ impl Residency {
             .collect()
     }
 
-    /// The best place for a model; `None` when it would not fit on any device, even alone with what is pinned.
-    fn place(&self, model: &ModelName, needs: &ModelNeeds, claims: &[Room]) -> Option<(usize, Placement)> {
-        let sites = (0..self.ledgers.len()).map(|index| (index, self.site(index)));
-        let possible =
-            sites.filter(|(_, site)| needs.pages_min() <= site.at_most.pages && site.at_most.places > 0);
-        let placed =
-            possible.map(|(index, site)| (index, self.placement(model, &site, needs, claims[index])));
-        placed.min_by(|(a, one), (b, other)| (one.rank(), a).cmp(&(other.rank(), b)))
+    /// The best place for a model: a device that can hold it, or else the fewest that can together. `None` when it
+    /// would fit nowhere, even alone with what is pinned.
+    fn place(&self, now: Moment, model: &ModelName, needs: &ModelNeeds, claims: &[Room]) -> Option<Spot> {
+        let own = needs.own();
+        let possible = self.working().filter(|index| self.can_hold(*index, own));
+        let placed = possible.map(|index| (index, self.placement(now, model, index, own, claims[index])));
+        let best = placed.min_by_key(|(index, placement)| (placement.rank(), *index));
+        let Some((index, placement)) = best else {
+            return self.place_split(now, model, needs.split.as_ref()?, claims);
+        };
+        let shard = Shard {
+            device: self.device_at(index),
+            grant: Grant {
+                weights_pages: needs.weights_pages,
+                workspace_pages: needs.workspace_pages,
+                kv_pages: 0,
+            },
+            part: None,
+        };
+        Some(Spot {
+            sites: vec![index],
+            shards: vec![shard],
+            placement,
+        })
     }
 
-    fn placement(&self, model: &ModelName, site: &Site<'_>, needs: &ModelNeeds, claim: Room) -> Placement {
+    /// Whether a model could lie on a device, alone with what is pinned.
+    fn can_hold(&self, index: usize, own: Own) -> bool {
+        let at_most = self.site(index, own.kv_pages_min).at_most;
+        own.pages <= at_most.pages && at_most.places > 0
+    }
+
+    /// Whether a device that works is large enough for all of a model.
+    pub(super) fn fits_whole(&self, needs: &ModelNeeds) -> bool {
+        let mut pages = self.working().map(|index| self.ledgers[index].pages_total());
+        pages.any(|pages| needs.pages_min() <= pages)
+    }
+
+    pub(super) fn device_at(&self, index: usize) -> DeviceIndex {
+        self.ledgers[index].device()
+    }
+
+    /// What to do on a device for a newcomer that needs this there, behind what others claim.
+    pub(super) fn placement(
+        &self,
+        now: Moment,
+        model: &ModelName,
+        index: usize,
+        own: Own,
+        claim: Room,
+    ) -> Placement {
         let asked = Room {
-            pages: needs.pages_min().saturating_add(claim.pages),
+            pages: own.pages.saturating_add(claim.pages),
+            kv_pages_min: claim.kv_pages_min.max(own.kv_pages_min),
             places: 1 + claim.places,
         };
-        let missing = Room {
-            pages: asked.pages.saturating_sub(site.coming.pages),
-            places: asked.places.saturating_sub(site.coming.places),
-        };
-        if missing == Room::default() {
-            let is_free = needs.pages_min() <= site.free.pages && site.free.places > 0;
-            return if is_free {
-                Placement::Load
-            } else {
-                Placement::Coming
+        let site = self.site(index, asked.kv_pages_min);
+        let device = site.ledger.device();
+        let missing = asked.less(site.coming);
+        if missing != Room::default() {
+            let victims = self.victims(now, model, device, missing);
+            let victims = victims.or_else(|| self.victims_for_smaller_pool(now, model, index, asked));
+            return victims.map_or(Placement::Blocked, Placement::Evict);
+        }
+        if own.pages <= site.free.pages && site.free.places > 0 {
+            let here = self.models.values().filter(|model| model.is_on(device));
+            return Placement::Load {
+                leases: here.map(Model::lease_count).sum(),
+                left_pages: site.free.pages - own.pages,
             };
         }
-        let victims = self.victims(model, site.ledger.device(), missing);
-        if victims.is_empty() {
-            return Placement::Blocked;
+        let kv_pages_busy = self.kv_pages_busy_beyond(index, site.coming.kv_pages_min);
+        let coming_now = Room {
+            pages: site.coming.pages.saturating_sub(kv_pages_busy),
+            ..site.coming
+        };
+        let missing = asked.less(coming_now);
+        if missing == Room::default() {
+            return Placement::Coming;
         }
-        let busy = victims
-            .iter()
-            .filter(|victim| self.models[*victim].lease_count() > 0);
-        Placement::Evict {
-            busy_count: busy.count(),
-            victims,
-        }
+        let victims = self.victims(now, model, device, missing);
+        let idle = victims.filter(|victims| victims.busy_count == 0);
+        idle.map_or(Placement::InUse, Placement::Evict)
     }
 
-    /// The models whose leaving makes up for what is missing: idle ones, those first that the newcomer's hint
-    /// names, then the least recently used, then busy ones, those with the fewest leases first as the likeliest
-    /// to be idle soon. Empty when all together do not suffice. One whose leaving is not needed beside the
-    /// others' is spared.
-    fn victims(&self, newcomer: &ModelName, device: DeviceIndex, missing: Room) -> Vec<ModelName> {
-        let ready = self
-            .models
-            .iter()
-            .filter_map(|(name, model)| Some((name, model, model.ready_on(device)?)));
-        let ready = ready.filter(|(name, model, _)| *name != newcomer && !model.is_pinned_down());
-        let mut candidates: Vec<_> = ready.collect();
-        let evict_first = &self.models[newcomer].evict_first;
-        let hinted_at = |name: &ModelName, ready: &Ready| {
-            let is_idle = ready.leases.is_empty();
-            let at = evict_first.iter().position(|hinted| hinted == name);
-            at.filter(|_| is_idle).unwrap_or(usize::MAX)
-        };
-        candidates.sort_by_key(|(name, _, ready)| (ready.leases.len(), hinted_at(name, ready), ready.used));
-        let suffices = |chosen: &[(&ModelName, &Model)]| {
-            let pages: u64 = chosen.iter().map(|(_, model)| model.pages()).sum();
-            pages >= missing.pages && chosen.len() >= missing.places
-        };
-        let mut chosen = Vec::new();
-        for (name, model, _) in candidates {
-            if suffices(&chosen) {
-                break;
-            }
-            chosen.push((name, model));
-        }
-        if !suffices(&chosen) {
-            return Vec::new();
-        }
-        for index in (0..chosen.len()).rev() {
-            let spared = chosen.remove(index);
-            if !suffices(&chosen) {
-                chosen.insert(index, spared);
-            }
-        }
-        chosen.into_iter().map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Takes a model's pages, as many for keys and values as are free beside what others claim.
-    fn load(&mut self, model: &ModelName, index: usize, needs: ModelNeeds, claim: Room) {
-        let site = self.site(index);
-        let unclaimed = site.coming.pages.saturating_sub(claim.pages).min(site.free.pages);
-        let spare = unclaimed.saturating_sub(needs.pages_min());
-        let kv_more = needs
-            .kv_pages_wanted
-            .saturating_sub(needs.kv_pages_min)
-            .min(spare);
-        let grant = Grant {
-            weights_pages: needs.weights_pages,
-            workspace_pages: needs.workspace_pages,
-            kv_pages: needs.kv_pages_min + kv_more,
-        };
-        let parts = [
-            (Purpose::Weights, grant.weights_pages),
-            (Purpose::Workspace, grant.workspace_pages),
-            (Purpose::Kv, grant.kv_pages),
-        ];
-        let ledger = &mut self.ledgers[index];
-        let reservations = ledger
-            .reserve_all(model, &parts)
-            .expect("no more is granted than is free");
-        let device = ledger.device();
+    /// Takes a model's pages on all its devices.
+    fn load(&mut self, now: Moment, model: &ModelName, shards: Vec<Shard>) {
+        let holdings = shards.iter().map(|shard| self.hold(model, *shard)).collect();
         self.changes += 1;
         let entry = self.model_mut(model);
         entry.evict_first = Vec::new();
-        entry.state = State::Loading {
-            device,
-            reservations,
-            stay: Stay::ByKeepAlive,
-        };
+        entry.state = State::Loading(Loading::new(now, Home::new(holdings)));
+        let source = self.begin_load(model, &cut_of(shards.iter()));
         let model = model.clone();
-        self.actions.push_back(Action::Load { model, device, grant });
+        self.actions.push_back(Action::Load {
+            model,
+            shards,
+            source,
+        });
     }
 
-    fn site(&self, index: usize) -> Site<'_> {
+    fn hold(&mut self, model: &ModelName, shard: Shard) -> Holding {
+        let Grant {
+            weights_pages,
+            workspace_pages,
+            kv_pages,
+        } = shard.grant;
+        let parts = [
+            (Purpose::Weights, weights_pages),
+            (Purpose::Workspace, workspace_pages),
+            (Purpose::Kv, kv_pages),
+        ];
+        let reservations = self.ledger_mut(shard.device).reserve_all(model, &parts);
+        Holding {
+            shard,
+            reservations: reservations.expect("a place was found where all of it is free"),
+        }
+    }
+
+    /// Indices of the devices that work.
+    pub(super) fn working(&self) -> impl Iterator<Item = usize> {
+        let ledgers = self.ledgers.iter().enumerate();
+        ledgers
+            .filter(|(_, ledger)| self.device_fault(ledger.device()).is_none())
+            .map(|(index, _)| index)
+    }
+
+    /// A device beside whose models the pool has at least so many pages.
+    pub(super) fn site(&self, index: usize, kv_pages_min: u64) -> Site<'_> {
         let ledger = &self.ledgers[index];
-        let here = |model: &&Model| model.place().is_some_and(|(device, _)| device == ledger.device());
-        let taken = |filter: fn(&Model) -> bool| {
-            let models = self.models.values().filter(here).filter(|model| filter(model));
-            models.fold(Room::default(), |room, model| Room {
-                pages: room.pages + model.pages(),
-                places: room.places + 1,
-            })
-        };
-        let left = |taken: Room| Room {
-            pages: ledger.pages_total().saturating_sub(taken.pages),
-            places: self.settings.models_max.saturating_sub(taken.places),
+        let here = |model: &&Model| model.is_on(ledger.device());
+        let left = |filter: fn(&Model) -> bool, kv_pages_held: u64| {
+            let models = || self.models.values().filter(here).filter(|model| filter(model));
+            let pages: u64 = models().map(|model| model.pages_on(ledger.device())).sum();
+            let kv_pages_min = Self::kv_pages_needed(models()).max(kv_pages_min);
+            let taken = pages.saturating_add(kv_pages_min.max(kv_pages_held));
+            Room {
+                pages: ledger.pages_total().saturating_sub(taken),
+                kv_pages_min,
+                places: self.settings.models_max.saturating_sub(models().count()),
+            }
         };
         Site {
             ledger,
-            free: left(taken(|_| true)),
-            coming: left(taken(|model| !model.is_leaving())),
-            at_most: left(taken(Model::is_pinned_down)),
+            free: left(|_| true, ledger.pool_pages()),
+            coming: left(|model| !model.is_leaving(), 0),
+            at_most: left(Model::is_pinned_down, 0),
         }
     }
 
-    fn refusal(&self, needs: &ModelNeeds) -> String {
-        let sites = (0..self.ledgers.len()).map(|index| self.site(index));
-        let best = sites.max_by_key(|site| site.at_most.pages);
-        Refusal {
-            needs: *needs,
-            pages_total: best.as_ref().map_or(0, |site| site.ledger.pages_total()),
-            at_most: best.map_or(Room::default(), |site| site.at_most),
+    /// Why a model will not fit, with the numbers of the device that comes closest.
+    fn refusal(&self, needs: &ModelNeeds) -> ModelFault {
+        let sites = || self.working().map(|index| self.site(index, needs.kv_pages_min));
+        let together = Together {
+            devices: sites().count(),
+            pages_at_most: sites()
+                .map(|site| site.at_most.pages + site.at_most.kv_pages_min)
+                .sum(),
+        };
+        match sites().max_by_key(|site| site.at_most.pages) {
+            Some(site) if site.at_most.places > 0 => ModelFault::NoRoom {
+                needs: *needs,
+                pages_total: site.ledger.pages_total(),
+                pages_at_most: site.at_most.pages + site.at_most.kv_pages_min,
+                together: Some(together).filter(|it| needs.split.is_some() && it.devices > 1),
+            },
+            Some(_) => ModelFault::NoPlace,
+            None => ModelFault::NoDevice(self.device_faults.values().next().cloned()),
         }
-        .to_string()
-    }
-}
-
-/// Why a model will not fit, with the numbers of the device that comes closest.
-#[derive(Debug)]
-struct Refusal {
-    needs: ModelNeeds,
-    pages_total: u64,
-    at_most: Room,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (needs, page_mib) = (&self.needs, PAGE_BYTES >> 20);
-        if self.at_most.places == 0 {
-            return f.write_str("every place for a model is taken by a pinned one");
-        }
-        write!(
-            f,
-            "it needs {} pages of {page_mib} MiB ({} for weights, {} for workspace, {} for keys and values); \
-             the largest device has {}, of which {} are not pinned",
-            needs.pages_min(),
-            needs.weights_pages,
-            needs.workspace_pages,
-            needs.kv_pages_min,
-            self.pages_total,
-            self.at_most.pages,
-        )
     }
 }

@@ -232,6 +232,17 @@ pub struct EditLogits {
     pub edits: Span,
 }
 
+/// Arguments of [`Backend::mask_logits`].
+#[derive(Clone, Copy, Debug)]
+pub struct MaskLogits {
+    /// f32 \[rows, vocab_size]: masked in place.
+    pub logits: Span,
+    /// The row length of `logits`.
+    pub vocab_size: usize,
+    /// u32 \[n, mask_words(vocab_size)], each row of logits at most once: see [`crate::TokenMask::to_words`].
+    pub masks: Span,
+}
+
 /// Arguments of [`Backend::sample`].
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
@@ -243,11 +254,13 @@ pub struct Sample {
     pub parameters: Span,
     /// u32 \[n, vocab_size]: undefined before and after.
     pub scratch: Span,
-    /// u32 \[n]: receives token ids, [`crate::NO_TOKEN`] where a logit is not finite.
+    /// u32 \[n]: receives token ids, [`crate::NO_TOKEN`] where a logit is not finite, or where the parameters say
+    /// that the row has a mask, and it has left no finite one.
     pub out: Span,
     /// u32 \[n, LOGPROB_WORDS]: each row whose parameters ask for log-probabilities receives the bits of the
     /// drawn token's, the number of alternatives, then id and log-probability bits of each, likeliest first; all
     /// zero where there is no token. They are of the logits as given: the softmax without temperature and cuts.
+    /// Masked tokens are no alternatives.
     /// Other rows and what is beyond the last alternative are undefined.
     pub logprobs: Span,
 }

@@ -18,7 +18,7 @@ use super::qkv::TokenRows;
 use super::simd::{Kernel, LANES, Level, Simd};
 use super::threads::CpuThreads;
 use crate::BLOCK_TOKENS;
-use crate::backend::{KvLayer, Visible};
+use crate::backend::{KV_UNIT_ELEMENTS, KvLayer, Visible};
 
 const _: () = assert!(BLOCK_TOKENS == LANES);
 
@@ -60,11 +60,12 @@ impl Problem<'_> {
         self.heads / self.kv.layout.kv_heads
     }
 
-    /// The keys and values of one head in the block at `place`, whose first position is `first_position`.
+    /// The keys and values of one head in the block that starts at `place`, in units, and whose first position is
+    /// `first_position`.
     #[inline(always)]
     fn block(&self, place: usize, kv_head: usize, first_position: usize, positions: usize) -> Block<'_> {
         let layout = self.kv.layout;
-        let elements = &self.blocks[place * layout.block_elements()..][..layout.block_elements()];
+        let elements = &self.blocks[place * KV_UNIT_ELEMENTS..][..layout.block_elements()];
         Block {
             keys: &elements[layout.key_start(self.kv.layer, kv_head)..][..layout.head_elements()],
             values: &elements[layout.value_start(self.kv.layer, kv_head)..][..layout.head_elements()],

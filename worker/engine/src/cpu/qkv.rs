@@ -9,7 +9,7 @@ use super::norm::{Norm, RowNorm};
 use super::simd::{Kernel, Level, Simd};
 use super::threads::CpuThreads;
 use crate::BLOCK_TOKENS;
-use crate::backend::{BatchView, KvLayer};
+use crate::backend::{BatchView, KV_UNIT_ELEMENTS, KvLayer};
 
 /// The step's tokens: position and block table of each row.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,7 @@ impl<'a> TokenRows<'a> {
         self.starts[sequence] as usize..self.starts[sequence + 1] as usize
     }
 
-    /// The blocks of a sequence.
+    /// Where the blocks of a sequence start, in units.
     #[inline(always)]
     pub(super) fn table(&self, sequence: usize) -> &'a [u32] {
         &self.tables[sequence * self.table_blocks..][..self.table_blocks]
@@ -62,12 +62,12 @@ impl<'a> TokenRows<'a> {
         self.positions[row] as usize
     }
 
-    /// The block that holds a row's keys and values, and the place in it.
+    /// Where the block starts that holds a row's keys and values, in elements, and the place in it.
     fn slot(&self, row: usize) -> (usize, usize) {
         let sequence = self.starts.partition_point(|start| *start as usize <= row) - 1;
         let position = self.position(row);
         let block = self.table(sequence)[position / BLOCK_TOKENS];
-        (block as usize, position % BLOCK_TOKENS)
+        (block as usize * KV_UNIT_ELEMENTS, position % BLOCK_TOKENS)
     }
 }
 
@@ -181,8 +181,7 @@ pub(super) fn write_blocks(
     let part_rows = (PART_ELEMENTS / columns).max(1);
     threads.run(rows.div_ceil(part_rows), &|part| {
         for row in part * part_rows..rows.min((part + 1) * part_rows) {
-            let (block, place) = tokens.slot(row);
-            let start = block * layout.block_elements();
+            let (start, place) = tokens.slot(row);
             for head in 0..layout.kv_heads {
                 let elements =
                     row * columns + head * layout.head_dim..row * columns + (head + 1) * layout.head_dim;

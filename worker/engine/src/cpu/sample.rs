@@ -5,11 +5,13 @@
 
 use std::cmp::Ordering;
 
-use crate::{LOGPROB_WORDS, LOGPROBS_MAX, LogitEdit, NO_TOKEN, Sampling, uniform};
+use crate::{
+    AllowedTokens, LOGPROB_WORDS, LOGPROBS_MAX, LogitEdit, MASKED_LOGIT, NO_TOKEN, Sampling, uniform,
+};
 
-/// The token drawn, or [`NO_TOKEN`] if a logit is not finite; `scratch` has a word for each logit.
-pub(super) fn draw(logits: &[f32], sampling: &Sampling, scratch: &mut [u32]) -> u32 {
-    let Some(best) = largest(logits) else {
+/// The token drawn, or [`NO_TOKEN`] as [`crate::Sample::out`] says; `scratch` has a word for each logit.
+pub(super) fn draw(logits: &[f32], sampling: &Sampling, allowed: AllowedTokens, scratch: &mut [u32]) -> u32 {
+    let Some(best) = largest(logits, allowed) else {
         return NO_TOKEN;
     };
     if sampling.temperature == 0.0 {
@@ -31,9 +33,15 @@ pub(super) fn draw(logits: &[f32], sampling: &Sampling, scratch: &mut [u32]) -> 
 
 /// Writes how likely `drawn` was and the `top_count` likeliest tokens, in the form that
 /// [`crate::Sample::logprobs`] documents.
-pub(super) fn write_logprobs(logits: &[f32], drawn: u32, top_count: usize, out: &mut [u32; LOGPROB_WORDS]) {
+pub(super) fn write_logprobs(
+    logits: &[f32],
+    allowed: AllowedTokens,
+    drawn: u32,
+    top_count: usize,
+    out: &mut [u32; LOGPROB_WORDS],
+) {
     out.fill(0);
-    let Some(best) = largest(logits).filter(|_| drawn != NO_TOKEN) else {
+    let Some(best) = largest(logits, allowed).filter(|_| drawn != NO_TOKEN) else {
         return;
     };
     let weighing = Weighing {
@@ -60,7 +68,24 @@ pub(super) fn edit(logits: &mut [f32], vocab_size: usize, row: u32, edit: &Logit
     *logit = edit.edited(*logit);
 }
 
-/// Unnormalised probabilities; the largest is 1.
+/// Masks one row of logits by its bits; see [`crate::Backend::mask_logits`].
+pub(super) fn mask(logits: &mut [f32], bits: &[u32]) {
+    if largest(logits, AllowedTokens::All).is_none() {
+        return logits.fill(f32::NAN);
+    }
+    for (logits, word) in logits.chunks_mut(32).zip(bits) {
+        match *word {
+            u32::MAX => {}
+            0 => logits.fill(MASKED_LOGIT),
+            word => {
+                let masked = (0..).zip(logits).filter(|(bit, _)| word >> bit & 1 == 0);
+                masked.for_each(|(_, logit)| *logit = MASKED_LOGIT);
+            }
+        }
+    }
+}
+
+/// Unnormalised probabilities; the largest is 1, of a masked token 0.
 struct Weighing<'a> {
     logits: &'a [f32],
     maximum: f32,
@@ -96,8 +121,9 @@ impl Weighing<'_> {
     }
 }
 
-/// The lowest id of the largest logit, none if a logit is not finite. One pass, and one block again.
-fn largest(logits: &[f32]) -> Option<u32> {
+/// The lowest id of the largest logit; none if a logit is not finite, or if a mask has left none that is. One
+/// pass, and one block again.
+fn largest(logits: &[f32], allowed: AllowedTokens) -> Option<u32> {
     let mut best = (0, f32::NEG_INFINITY);
     let mut are_finite = true;
     for (index, block) in logits.chunks(BLOCK_LOGITS).enumerate() {
@@ -107,7 +133,12 @@ fn largest(logits: &[f32]) -> Option<u32> {
             best = (index * BLOCK_LOGITS, maximum);
         }
     }
-    if !are_finite {
+    let is_sound = match allowed {
+        AllowedTokens::All => are_finite,
+        // Of a row that was not finite the mask has left NaN, which is never the larger.
+        AllowedTokens::Masked => best.1 > MASKED_LOGIT,
+    };
+    if !is_sound {
         return None;
     }
     let within = logits[best.0..].iter().position(|logit| *logit == best.1)?;
@@ -269,10 +300,12 @@ fn pick(
     })
 }
 
-/// The tokens with the largest logits, as many as there is room for; largest first, ties by id.
+/// The tokens with the largest logits, as many as there is room for and are not masked; largest first, ties by
+/// id.
 fn likeliest_tokens<'a>(logits: &[f32], room: &'a mut [u32]) -> &'a [u32] {
     let mut count = 0;
-    for (token, logit) in (0..).zip(logits) {
+    let drawable = (0..).zip(logits).filter(|(_, logit)| **logit > MASKED_LOGIT);
+    for (token, logit) in drawable {
         let worst = room[..count].last();
         if count == room.len() && worst.is_none_or(|worst| *logit <= logits[*worst as usize]) {
             continue;

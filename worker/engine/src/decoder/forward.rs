@@ -1,13 +1,13 @@
 //! The launches of one step, in order.
 
-use super::{DecoderModel, Projection};
+use super::stage::{First, Last, Projection, Stage};
 use crate::backend::{
-    Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer, Linear, Product,
-    QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, Visible,
+    Attention, Backend, BatchView, DeviceError, EditLogits, EmbedGather, Gated, KvLayer, Linear, MaskLogits,
+    Product, QkvPrep, RegionId, RmsNorm, Rotations, Sample, Span, Visible,
 };
-use crate::plan::{Area, EDITS_AT_ONCE};
+use crate::plan::{Area, EDITS_AT_ONCE, MASKS_AT_ONCE};
 use crate::step::Step;
-use crate::{EDIT_WORDS, LOGPROB_WORDS, LogitEdits, MemoryPlan, PARAMETER_WORDS};
+use crate::{EDIT_WORDS, LOGPROB_WORDS, LogitEdits, MemoryPlan, PARAMETER_WORDS, mask_words};
 
 /// The activations of a step, each as long as the step's tokens need.
 #[derive(Clone, Copy)]
@@ -41,36 +41,64 @@ impl Activations {
     }
 }
 
-impl<B: Backend> DecoderModel<B> {
-    /// Launches a checked step of at least one sequence.
-    pub(super) fn launch(&mut self, step: &Step<'_>) -> Result<(), DeviceError> {
+impl<B: Backend> Stage<B> {
+    /// Runs its layers of a checked step. What the stage before has left in `passed` it takes from there, and puts
+    /// there what it leaves for the one after it.
+    pub(super) fn run(&mut self, step: &Step<'_>, passed: &mut Vec<u8>) -> Result<(), DeviceError> {
+        // A step that was given up in its middle may have left something.
+        self.staging.clear();
+        if step.sequences.is_empty() {
+            return Ok(());
+        }
         let batch = self.upload_inputs(step)?;
         let tokens = step.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let draws = step
-            .sequences
-            .iter()
-            .filter(|sequence| sequence.sample.is_some())
-            .count();
         let activations = Activations::new(&self.plan, self.workspace, tokens);
-        let table = self.weights.embedding;
-        self.backend.embed_gather(EmbedGather {
-            table,
-            tokens: self.span(self.plan.workspace().tokens).first_words(tokens),
-            scale: self.embedding_scale,
-            out: activations.residual,
-        })?;
+        match self.weights.first {
+            Some(first) => self.launch_embeddings(first, tokens, &activations)?,
+            None => self.take_passed(passed, &activations)?,
+        }
         self.launch_rotations(tokens, batch.positions)?;
         for layer in 0..self.weights.layers.len() {
-            let rope = self.plan.config().layers[layer].rope;
+            let rope = self.plan.config().layers[self.plan.layers().start + layer].rope;
             let rotations = rope.map(|rope| self.rotations(rope, tokens));
             self.launch_attention(layer, &activations, batch, rotations)?;
             self.launch_feed_forward(layer, &activations)?;
         }
-        if draws > 0 {
-            self.launch_sampling(step, draws, &activations)
-        } else {
-            Ok(())
+        match self.weights.last {
+            Some(last) => self.launch_draws(last, step, &activations),
+            None => self.pass_on(passed, &activations),
         }
+    }
+
+    fn launch_embeddings(
+        &mut self,
+        first: First,
+        tokens: usize,
+        activations: &Activations,
+    ) -> Result<(), DeviceError> {
+        self.backend.embed_gather(EmbedGather {
+            table: first.embedding,
+            tokens: self.span(self.plan.workspace().tokens).first_words(tokens),
+            scale: first.scale,
+            out: activations.residual,
+        })
+    }
+
+    /// Takes the residual stream, and what is to be added to it, from the stage before.
+    fn take_passed(&mut self, passed: &[u8], activations: &Activations) -> Result<(), DeviceError> {
+        let (residual, addend) = passed.split_at(activations.residual.len_bytes);
+        self.backend.upload(activations.residual, residual)?;
+        self.backend.upload(activations.addend, addend)
+    }
+
+    /// Leaves them to the stage after it.
+    fn pass_on(&mut self, passed: &mut Vec<u8>, activations: &Activations) -> Result<(), DeviceError> {
+        let Activations { residual, addend, .. } = *activations;
+        passed.clear();
+        passed.resize(residual.len_bytes + addend.len_bytes, 0);
+        let (residual_bytes, addend_bytes) = passed.split_at_mut(residual.len_bytes);
+        self.backend.download(residual, residual_bytes)?;
+        self.backend.download(addend, addend_bytes)
     }
 
     fn launch_rotations(&mut self, tokens: usize, positions: Span) -> Result<(), DeviceError> {
@@ -114,17 +142,18 @@ impl<B: Backend> DecoderModel<B> {
         let layer = self.weights.layers[index];
         let config = self.plan.config();
         let (heads, scale) = (config.heads, config.attention_scale);
-        let visible = config.layers[index]
+        let visible = config.layers[self.plan.layers().start + index]
             .window
             .map_or(Visible::Causal, Visible::Window);
         let (norm_epsilon, norm_weight_offset) = (config.rms_norm_epsilon, config.norm_weight_offset);
         let kv = KvLayer {
-            blocks: self.kv_span(),
+            blocks: self.kv.span(),
             layout: self.plan.kv_layout(),
             layer: index,
         };
-        // The layer before has left its result to be added here.
-        let add = (index > 0).then_some(addend);
+        // The layer before has left its result to be added here, be it of the stage before.
+        let is_first = self.plan.is_first() && index == 0;
+        let add = (!is_first).then_some(addend);
         self.norm(layer.input_norm, residual, add, normed)?;
         self.linear(normed, [(layer.query, q), (layer.key, k), (layer.value, v)])?;
         self.backend.qkv_prep(QkvPrep {
@@ -242,13 +271,45 @@ impl<B: Backend> DecoderModel<B> {
         })
     }
 
-    /// Norm, output layer, edits and draw, for the last row of each sequence that draws.
-    fn launch_sampling(
+    /// Masks the logits of the sequences that draw and have a mask, in parts of bounded size. Waits for the masks
+    /// that are still in the making.
+    fn launch_masks(&mut self, step: &Step<'_>, logits: Span) -> Result<(), DeviceError> {
+        let vocab_size = self.plan.config().vocab_size;
+        let drawing = step.sequences.iter().filter(|sequence| sequence.sample.is_some());
+        for (row, sequence) in (0u32..).zip(drawing) {
+            let Some(mask) = sequence.mask else { continue };
+            self.staging.extend(mask.wait().to_words(row, vocab_size));
+            if self.staging.len() == MASKS_AT_ONCE * mask_words(vocab_size) {
+                self.launch_staged_masks(logits)?;
+            }
+        }
+        self.launch_staged_masks(logits)
+    }
+
+    fn launch_staged_masks(&mut self, logits: Span) -> Result<(), DeviceError> {
+        if self.staging.is_empty() {
+            return Ok(());
+        }
+        let masks = self.upload_staging(self.plan.workspace().masks)?;
+        self.backend.mask_logits(MaskLogits {
+            logits,
+            vocab_size: self.plan.config().vocab_size,
+            masks,
+        })
+    }
+
+    /// Norm, output layer, edits, masks and draw, for the last row of each sequence that draws.
+    fn launch_draws(
         &mut self,
+        last: Last,
         step: &Step<'_>,
-        draws: usize,
         activations: &Activations,
     ) -> Result<(), DeviceError> {
+        let drawing = step.sequences.iter().filter(|sequence| sequence.sample.is_some());
+        let draws = drawing.count();
+        if draws == 0 {
+            return Ok(());
+        }
         let (workspace, config) = (*self.plan.workspace(), self.plan.config());
         let (width, vocab_size) = (config.hidden, config.vocab_size);
         let rows = |area: Area, columns: usize| area.in_region(self.workspace).first_words(draws * columns);
@@ -264,13 +325,14 @@ impl<B: Backend> DecoderModel<B> {
         self.backend.gather_rows(activations.residual, sampled_rows, x)?;
         self.backend
             .gather_rows(activations.addend, sampled_rows, addend)?;
-        self.norm(self.weights.norm, x, Some(addend), normed)?;
+        self.norm(last.norm, x, Some(addend), normed)?;
         let head = Projection {
-            weights: self.weights.head,
+            weights: last.head,
             bias: None,
         };
         self.linear(normed, [(head, logits)])?;
         self.launch_edits(step, logits)?;
+        self.launch_masks(step, logits)?;
         self.backend.sample(Sample {
             logits,
             vocab_size,

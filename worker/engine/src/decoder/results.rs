@@ -1,6 +1,6 @@
 //! What a step drew, on its way from the device, in buffers that are kept from step to step.
 
-use super::DecoderModel;
+use super::stage::Stage;
 use crate::backend::{Backend, DeviceError};
 use crate::step::{SequenceOutput, SequenceStep, Step, StepOutput};
 use crate::{LOGPROB_WORDS, Logprobs, NO_TOKEN, StepLimits};
@@ -45,8 +45,7 @@ impl Results {
         }
     }
 
-    /// Takes note of what a step asks for.
-    pub(super) fn expect(&mut self, step: &Step<'_>) {
+    fn expect(&mut self, step: &Step<'_>) {
         self.wanted.clear();
         self.wanted.extend(step.sequences.iter().map(Wanted::of));
     }
@@ -70,7 +69,7 @@ impl Results {
         self.outputs.extend(self.wanted.iter().map(|wanted| match wanted {
             Wanted::Nothing => SequenceOutput::Read,
             Wanted::Token | Wanted::TokenWithLogprobs => match tokens.next() {
-                Some(&NO_TOKEN) | None => SequenceOutput::NonFiniteLogits,
+                Some(&NO_TOKEN) | None => SequenceOutput::NoToken,
                 Some(token) => SequenceOutput::Token(*token),
             },
         }));
@@ -91,9 +90,14 @@ impl Results {
     }
 }
 
-impl<B: Backend> DecoderModel<B> {
+impl<B: Backend> Stage<B> {
+    /// Takes note of what a step asks for.
+    pub(super) fn expect_results(&mut self, step: &Step<'_>) {
+        self.results.expect(step);
+    }
+
     /// Reads what the last step drew.
-    pub(crate) fn drawn(&mut self) -> Result<StepOutput<'_>, DeviceError> {
+    pub(super) fn drawn(&mut self) -> Result<StepOutput<'_>, DeviceError> {
         let workspace = *self.plan.workspace();
         let rows = self.results.rows();
         let source = self.span(workspace.drawn).first_words(rows);
@@ -110,7 +114,7 @@ impl<B: Backend> DecoderModel<B> {
     }
 
     /// Reads the logits of the last step.
-    pub(crate) fn logits(&mut self) -> Result<Vec<Vec<f32>>, DeviceError> {
+    pub(super) fn logits(&mut self) -> Result<Vec<Vec<f32>>, DeviceError> {
         let vocab_size = self.plan.config().vocab_size;
         let words = self.results.rows() * vocab_size;
         let mut logits = vec![0f32; words];

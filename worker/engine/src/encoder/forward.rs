@@ -76,11 +76,13 @@ impl<B: Backend> EncoderModel<B> {
         let starts = self.upload_staging(workspace.starts)?;
         let blocks = |sequence: &&[u32]| sequence.len().div_ceil(BLOCK_TOKENS);
         let table_blocks = sequences.iter().map(blocks).max().unwrap_or(0);
+        let block_units = kv_layout(self.plan.config()).block_units();
         let mut next_block = 0;
         for sequence in sequences {
             let row = self.staging.len();
             let end = next_block + blocks(sequence);
-            self.staging.extend((next_block..end).map(index_u32));
+            let starts = (next_block..end).map(|block| index_u32(block * block_units));
+            self.staging.extend(starts);
             self.staging.resize(row + table_blocks, 0);
             next_block = end;
         }

@@ -119,10 +119,6 @@ impl ModelPlan for EncoderPlan {
         self.workspace.len_bytes
     }
 
-    fn kv_pages(&self, _: usize) -> Option<usize> {
-        Some(0)
-    }
-
     fn into_model<B: Backend>(
         self,
         backend: B,

@@ -34,9 +34,33 @@ impl PlannedWeights {
         })
     }
 
+    /// Some of them, laid out anew; `keeps` is asked with the index of each.
+    ///
+    /// # Errors
+    /// The sizes overflow.
+    pub(crate) fn part(&self, keeps: impl Fn(usize) -> bool) -> Result<Self, PlanError> {
+        let mut areas = Areas::default();
+        let kept = self.tensors.iter().enumerate().filter(|(index, _)| keeps(*index));
+        let tensors = kept
+            .map(|(_, tensor)| PlannedTensor {
+                area: areas.take_bytes(Some(tensor.area.len_bytes)),
+                ..tensor.clone()
+            })
+            .collect();
+        Ok(Self {
+            tensors,
+            len_bytes: areas.len_bytes()?,
+        })
+    }
+
     /// The tensors to place, in load order.
     pub fn tensors(&self) -> &[PlannedTensor] {
         &self.tensors
+    }
+
+    /// Whether a tensor of the model is among them; a stage has some.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.tensors.iter().any(|planned| planned.info.name == tensor)
     }
 
     /// What they take, alignment included.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flotilla_worker_engine::{
-    CpuBackend, CpuThreads, EncoderModel, EncoderPlan, Level, ModelFolder, ModelLoader, Precision, StepError,
-    StepLimits,
+    CpuBackend, CpuThreads, EncoderModel, EncoderPlan, KvSpace, Level, ModelFolder, ModelLoader, Precision,
+    StepError, StepLimits,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -39,10 +39,10 @@ fn load(path: &Path, options: Options) -> EncoderModel<CpuBackend> {
     let plan = EncoderPlan::new(folder.config(), infos, options.limits, options.precision).unwrap();
     let threads = CpuThreads::new(NonZero::new(options.threads).unwrap());
     let backend = CpuBackend::at_level(Arc::new(threads), options.level);
-    let mut loader = ModelLoader::new(backend, plan, 0).unwrap();
+    let mut loader = ModelLoader::new(backend, plan, KvSpace::NONE).unwrap();
     for tensor in folder.tensors() {
         // Pieces of an odd size, from the end: a loader takes them in any order.
-        for (index, piece) in tensor.bytes.chunks(777).enumerate().rev() {
+        for (index, piece) in tensor.read().unwrap().chunks(777).enumerate().rev() {
             loader.place(&tensor.info.name, index * 777, piece).unwrap();
         }
     }

@@ -2,11 +2,12 @@
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, Level, LogitEdits, MemoryPlan, ModelFolder,
-    ModelLoader, Precision, Sampling, SequenceOutput, SequenceStep, Step, StepLimits,
+    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, KvSlab, KvSpace, Level, LogitEdits, MemoryPlan,
+    ModelFolder, ModelLoader, ModelPlan, Precision, Sampling, SequenceOutput, SequenceStep, Step, StepLimits,
+    TensorInfo, TokenMask,
 };
 
 /// The models of `tests/golden/make.py`: every family, every feature in a model of at least one dtype.
@@ -35,7 +36,13 @@ pub const LIMITS: StepLimits = StepLimits {
     sequences_max: 8,
 };
 
-pub const KV_BLOCKS: usize = 64;
+/// 8 slabs of 8 blocks have memory, one has none.
+pub const KV_SPACE: KvSpace = KvSpace {
+    slab: KvSlab { blocks: 8, pages: 1 },
+    slabs_max: 9,
+};
+
+pub const SLABS: usize = 8;
 
 pub fn golden_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -72,19 +79,28 @@ impl Default for Options {
     }
 }
 
-fn loader_with(folder: &ModelFolder, options: Options) -> ModelLoader<CpuBackend> {
+/// What a whole model needs.
+pub fn plan(folder: &ModelFolder, options: Options) -> MemoryPlan {
     let plan = MemoryPlan::new(
         folder.config(),
         folder.tensor_infos(),
         options.limits,
         options.precision,
     );
-    let threads = CpuThreads::new(NonZero::new(options.threads).unwrap());
-    let backend = CpuBackend::at_level(Arc::new(threads), options.level);
-    ModelLoader::new(backend, plan.unwrap(), KV_BLOCKS).unwrap()
+    plan.unwrap()
 }
 
-/// A model with all its tensors and [`KV_BLOCKS`] blocks.
+/// A place on a device of its own.
+pub fn backend(options: Options) -> CpuBackend {
+    let threads = CpuThreads::new(NonZero::new(options.threads).unwrap());
+    CpuBackend::at_level(Arc::new(threads), options.level)
+}
+
+fn loader_with(folder: &ModelFolder, options: Options) -> ModelLoader<CpuBackend> {
+    ModelLoader::new(backend(options), plan(folder, options), KV_SPACE).unwrap()
+}
+
+/// A model with all its tensors and memory for all blocks but those of the last slab.
 pub fn load(path: &Path) -> DecoderModel<CpuBackend> {
     load_with(path, Options::default())
 }
@@ -94,11 +110,42 @@ pub fn load_with(path: &Path, options: Options) -> DecoderModel<CpuBackend> {
     let folder = ModelFolder::open(path).unwrap();
     let mut loader = loader_with(&folder, options);
     for tensor in folder.tensors() {
-        loader.place(&tensor.info.name, 0, tensor.bytes).unwrap();
+        loader
+            .place(&tensor.info.name, 0, &tensor.read().unwrap())
+            .unwrap();
     }
     let mut model = loader.finish().unwrap();
-    model.set_kv_blocks(KV_BLOCKS).unwrap();
+    map_blocks(&mut model);
     model
+}
+
+/// The same in stages that end at these layers, each on a device of its own.
+pub fn load_stages(path: &Path, ends: &[usize], options: Options) -> DecoderModel<CpuBackend> {
+    let folder = ModelFolder::open(path).unwrap();
+    let whole = plan(&folder, options);
+    let starts = [0].into_iter().chain(ends.iter().copied());
+    let parts = starts.zip(ends).map(|(start, end)| {
+        let stage = whole.stage(start..*end).unwrap();
+        let weights = stage.weights().clone();
+        let mut loader = ModelLoader::new(backend(options), stage, KV_SPACE).unwrap();
+        let wants = |info: &TensorInfo| weights.has(&info.name);
+        folder.read_ahead_of(wants, |pieces| {
+            for piece in pieces.map(Result::unwrap) {
+                loader
+                    .place(&piece.info.name, piece.offset_bytes, piece.bytes())
+                    .unwrap();
+            }
+        });
+        loader.finish().unwrap()
+    });
+    let mut model = DecoderModel::join(parts);
+    map_blocks(&mut model);
+    model
+}
+
+/// Puts memory behind [`SLABS`] slabs.
+pub fn map_blocks(model: &mut DecoderModel<CpuBackend>) {
+    (0..SLABS).for_each(|slab| model.map_kv_slab(slab).unwrap());
 }
 
 /// A sequence that grows, with KV blocks of its own.
@@ -110,6 +157,7 @@ pub struct Sequence {
     pub read: usize,
     pub block_table: Vec<u32>,
     pub edits: LogitEdits,
+    pub mask: Option<OnceLock<TokenMask>>,
 }
 
 impl Sequence {
@@ -120,7 +168,16 @@ impl Sequence {
             read: 0,
             block_table: blocks.into_iter().collect(),
             edits: LogitEdits::none(),
+            mask: None,
         }
+    }
+
+    /// That draws only the tokens for which `allows` holds.
+    pub fn with_mask(mut self, allows: impl Fn(u32) -> bool) -> Self {
+        let word = |first: u32| (0..32).map(|bit| u32::from(allows(first + bit)) << bit).sum();
+        let words = (0..96).step_by(32).map(word).collect();
+        self.mask = Some(OnceLock::from(TokenMask::from_words(words)));
+        self
     }
 
     /// With edits that know the first `prompt_len` tokens as the prompt, the others as the answer.
@@ -140,6 +197,7 @@ impl Sequence {
             block_table: &self.block_table,
             sample,
             edits: Some(&self.edits),
+            mask: self.mask.as_ref(),
         }
     }
 }

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use flotilla_worker_engine::{
-    Backend, CpuBackend, CpuThreads, EDIT_WORDS, EditLogits, LOGPROB_WORDS, LogitEdits, PARAMETER_WORDS,
-    Penalties, Sample, Sampling, Span, uniform,
+    AllowedTokens, Backend, CpuBackend, CpuThreads, EDIT_WORDS, EditLogits, LOGPROB_WORDS, LogitEdits,
+    PARAMETER_WORDS, Penalties, Sample, Sampling, Span, uniform,
 };
 use serde::Deserialize;
 
@@ -73,7 +73,7 @@ impl Device {
         let vocab_size = case.logits.len();
         let mut backend = CpuBackend::new(Arc::new(CpuThreads::for_this_machine()));
         let region = backend.reserve(1).unwrap();
-        backend.map_pages(region, 1).unwrap();
+        backend.map_pages(region, 0..1).unwrap();
         let mut offset_bytes = 0;
         let mut span = |words: usize| {
             let span = Span {
@@ -125,7 +125,7 @@ impl Device {
     }
 
     fn draw(&mut self, sampling: &Sampling) -> u32 {
-        self.upload(self.parameters, &sampling.to_words());
+        self.upload(self.parameters, &sampling.to_words(AllowedTokens::All));
         let sample = Sample {
             logits: self.logits,
             vocab_size: self.vocab_size,

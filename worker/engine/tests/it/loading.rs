@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use flotilla_worker_engine::{
-    CpuBackend, CpuThreads, LoadError, ModelFolder, ModelLoader, Sampling, SequenceOutput, Step,
+    Backend, CpuBackend, CpuThreads, DecoderModel, KvSpace, LoadError, ModelFolder, ModelLoader, PAGE_BYTES,
+    Sampling, SequenceOutput, Step, load_image,
 };
 use proptest::prelude::*;
 
-use crate::fixture::{GOLDEN, KV_BLOCKS, Sequence, bits, blocks_of, golden_folder, load, loader, read_chunk};
+use crate::fixture::{
+    GOLDEN, KV_SPACE, Sequence, bits, blocks_of, golden_folder, load, loader, map_blocks, read_chunk,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
@@ -23,19 +26,22 @@ proptest! {
         let mut loader = loader(&folder);
         let mut pieces = Vec::new();
         for tensor in folder.tensors() {
-            let starts = (0..tensor.bytes.len()).step_by(piece_bytes);
-            pieces.extend(starts.map(|start| (tensor, start)));
+            let bytes = tensor.read().unwrap();
+            let starts = (0..).step_by(piece_bytes);
+            let named = |(start, piece): (usize, &[u8])| (&tensor.info.name, start, piece.to_vec());
+            pieces.extend(starts.zip(bytes.chunks(piece_bytes)).map(named));
         }
         // A multiplicative hash of the index is a shuffle that the seed fixes.
-        pieces.sort_by_key(|(tensor, start)| {
-            (tensor.bytes.as_ptr() as u64 + *start as u64).wrapping_mul(order | 1)
+        let mut index = 0u64;
+        pieces.sort_by_cached_key(|_| {
+            index += 1;
+            index.wrapping_mul(order | 1)
         });
-        for (tensor, start) in pieces {
-            let end = tensor.bytes.len().min(start + piece_bytes);
-            loader.place(&tensor.info.name, start, &tensor.bytes[start..end]).unwrap();
+        for (name, start, piece) in pieces {
+            loader.place(name, start, &piece).unwrap();
         }
         let mut model = loader.finish().unwrap();
-        model.set_kv_blocks(KV_BLOCKS).unwrap();
+        map_blocks(&mut model);
         let tokens: Vec<u32> = (3..30).collect();
         let logits = read_chunk(&mut model, &mut Sequence::new(&tokens, blocks_of(0)), 27);
         let expected = read_chunk(&mut load(&path), &mut Sequence::new(&tokens, blocks_of(0)), 27);
@@ -48,12 +54,13 @@ fn missing_and_incomplete_tensors_are_listed_in_load_order() {
     let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
     let mut loader = loader(&folder);
     for tensor in folder.tensors() {
+        let bytes = tensor.read().unwrap();
         match tensor.info.name.as_str() {
             "model.norm.weight" => {}
             "model.layers.1.mlp.up_proj.weight" => {
-                loader.place(&tensor.info.name, 4, &tensor.bytes[4..]).unwrap();
+                loader.place(&tensor.info.name, 4, &bytes[4..]).unwrap();
             }
-            name => loader.place(name, 0, tensor.bytes).unwrap(),
+            name => loader.place(name, 0, &bytes).unwrap(),
         }
     }
     let LoadError::Missing { tensors } = loader.finish().map(|_| ()).unwrap_err() else {
@@ -102,7 +109,7 @@ fn weights_that_are_not_finite_are_named() {
         let folder = ModelFolder::open(&golden_folder(name)).unwrap();
         let mut loader = loader(&folder);
         for tensor in folder.tensors() {
-            let mut bytes = tensor.bytes.to_vec();
+            let mut bytes = tensor.read().unwrap();
             if tensor.info.name == "model.layers.1.mlp.down_proj.weight" {
                 bytes[7 * bad.len()..][..bad.len()].copy_from_slice(bad);
             }
@@ -120,12 +127,19 @@ fn weights_that_are_not_finite_are_named() {
 }
 
 #[test]
-fn more_blocks_than_addresses_are_refused() {
+fn more_blocks_than_can_be_told_are_refused() {
     let folder = ModelFolder::open(&golden_folder("gqa-f32")).unwrap();
     let plan = loader(&folder).plan().clone();
     let backend = CpuBackend::new(Arc::new(CpuThreads::for_this_machine()));
-    let refused = ModelLoader::new(backend, plan, usize::MAX / 3);
-    assert!(matches!(refused, Err(LoadError::TooManyBlocks { .. })));
+    let kv_space = KvSpace {
+        slabs_max: (1 << 18) + 1,
+        ..KV_SPACE
+    };
+    let refused = ModelLoader::new(backend, plan, kv_space);
+    assert!(
+        matches!(refused, Err(LoadError::KvTooLarge { .. })),
+        "512 GiB and a page are out of reach"
+    );
 }
 
 /// The outputs of two sequences that end in different tokens, of a model whose logit 0 is the largest f32 times
@@ -133,7 +147,7 @@ fn more_blocks_than_addresses_are_refused() {
 fn outputs_of_overflowing_head(folder: &ModelFolder, column: usize) -> [Vec<SequenceOutput>; 2] {
     let mut loader = loader(folder);
     for tensor in folder.tensors() {
-        let mut bytes = tensor.bytes.to_vec();
+        let mut bytes = tensor.read().unwrap();
         if tensor.info.name == "lm_head.weight" {
             let mut row = [0f32; 40];
             row[column] = f32::MAX;
@@ -142,7 +156,7 @@ fn outputs_of_overflowing_head(folder: &ModelFolder, column: usize) -> [Vec<Sequ
         loader.place(&tensor.info.name, 0, &bytes).unwrap();
     }
     let mut model = loader.finish().unwrap();
-    model.set_kv_blocks(KV_BLOCKS).unwrap();
+    map_blocks(&mut model);
     let sequences = [
         Sequence::new(&[3, 50], blocks_of(0)),
         Sequence::new(&[3, 49], blocks_of(1)),
@@ -174,7 +188,7 @@ fn logits_that_are_not_finite_give_no_token_to_that_sequence_alone() {
         assert_eq!(together, alone);
         let overflows = together
             .iter()
-            .filter(|output| **output == SequenceOutput::NonFiniteLogits)
+            .filter(|output| **output == SequenceOutput::NoToken)
             .count();
         only_one_overflows += usize::from(overflows == 1);
     }
@@ -194,4 +208,40 @@ fn models_can_move_to_the_thread_of_their_device() {
         (reader.join().unwrap(), owner.join().unwrap())
     });
     assert_eq!(names.0, names.1);
+}
+
+#[test]
+fn model_that_was_taken_off_the_device_and_brought_back_makes_the_same_logits() {
+    for name in GOLDEN {
+        let path = golden_folder(name);
+        let tokens: Vec<u32> = (3..30).collect();
+        let read = |model: &mut DecoderModel<CpuBackend>| {
+            bits(&read_chunk(model, &mut Sequence::new(&tokens, blocks_of(0)), 27))
+        };
+        let mut model = load(&path);
+        let before = read(&mut model);
+        let plan = model.plan().clone();
+        let image = model.into_images().unwrap().remove(0);
+        let threads = Arc::new(CpuThreads::for_this_machine());
+        let mut model = load_image(CpuBackend::new(threads), plan, image, KV_SPACE).unwrap();
+        map_blocks(&mut model);
+        assert_eq!(read(&mut model), before, "{name}");
+    }
+}
+
+#[test]
+fn image_of_another_size_is_refused() {
+    let plan = load(&golden_folder("gqa-f32")).plan().clone();
+    let backend = || CpuBackend::new(Arc::new(CpuThreads::for_this_machine()));
+    let (mut other, planned) = (backend(), plan.weights_pages());
+    let region = other.reserve((planned + 1) * PAGE_BYTES).unwrap();
+    other.map_pages(region, 0..planned + 1).unwrap();
+    let image = other.take_out(region).unwrap();
+    let refused = load_image(backend(), plan, image, KvSpace::NONE)
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(refused, LoadError::OtherImage { pages, planned_pages } if pages == planned_pages + 1),
+        "{refused}"
+    );
 }

@@ -118,7 +118,7 @@ fn folders_say_what_the_files_say() {
     assert_eq!(names[0], "model.embed_tokens.weight");
     assert!(names[10].starts_with("model.layers.1."));
     assert_eq!(names[28..], ["model.norm.weight", "lm_head.weight"]);
-    let lengths: usize = folder.tensors().map(|tensor| tensor.bytes.len()).sum();
+    let lengths: usize = folder.tensors().map(|tensor| tensor.len_bytes()).sum();
     assert_eq!(folder.weights_bytes(), lengths);
 }
 

@@ -1,11 +1,11 @@
 //! What a step refuses before anything runs, and what growing and shrinking the KV blocks keeps.
 
 use flotilla_worker_engine::{
-    DeviceError, MemoryPlan, ModelFolder, PAGE_BYTES, PlanError, Precision, Sampling, SequenceStep, Step,
-    StepError, StepLimits, TensorInfo,
+    DeviceError, MemoryPlan, ModelFolder, PlanError, Precision, Sampling, SequenceStep, Step, StepError,
+    StepLimits, TensorInfo,
 };
 
-use crate::fixture::{KV_BLOCKS, LIMITS, Sequence, bits, blocks_of, golden_folder, load, read_chunk};
+use crate::fixture::{LIMITS, SLABS, Sequence, bits, blocks_of, golden_folder, load, read_chunk};
 
 const TABLE: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
 
@@ -15,6 +15,7 @@ const GOOD: SequenceStep<'static> = SequenceStep {
     block_table: &TABLE,
     sample: None,
     edits: None,
+    mask: None,
 };
 
 fn refusal(sequences: &[SequenceStep<'_>]) -> StepError {
@@ -87,11 +88,7 @@ fn blocks_without_memory_are_refused_where_they_are_needed() {
     };
     assert!(matches!(
         refusal(&[bad]),
-        StepError::BlockOutOfRange {
-            block: 64,
-            kv_blocks: KV_BLOCKS,
-            ..
-        }
+        StepError::BlockWithoutMemory { block: 64, .. }
     ));
     let unused = SequenceStep {
         block_table: &[63, 64],
@@ -200,28 +197,36 @@ fn a_full_step_runs() {
 }
 
 #[test]
-fn shrinking_and_growing_keeps_the_blocks_that_remain() {
+fn slabs_come_and_go_and_the_others_keep_their_blocks() {
     let mut model = load(&golden_folder("gqa-f32"));
     let tokens: Vec<u32> = (3..40).collect();
-    let mut sequence = Sequence::new(&tokens, [0, 1, 2]);
-    let mut same = Sequence::new(&tokens, blocks_of(1));
+    let mut sequence = Sequence::new(&tokens, [20, 63, 7]);
+    let mut same = Sequence::new(&tokens, [8, 9, 10]);
     read_chunk(&mut model, &mut sequence, 20);
-    model.set_kv_blocks(2).unwrap();
-    assert_eq!(model.kv_blocks(), 2);
-    model.set_kv_blocks(KV_BLOCKS).unwrap();
+    for slab in [1, 0, 4] {
+        model.unmap_kv_slab(slab).unwrap();
+    }
+    for slab in [4, 0, 1] {
+        model.map_kv_slab(slab).unwrap();
+    }
     let continued = read_chunk(&mut model, &mut sequence, 17);
     assert_eq!(bits(&continued), bits(&read_chunk(&mut model, &mut same, 37)));
 }
 
 #[test]
-fn blocks_beyond_the_reservation_are_refused_and_change_nothing() {
+fn slabs_that_are_not_there_or_have_memory_are_refused_and_nothing_changes() {
     let mut model = load(&golden_folder("gqa-f32"));
-    let absurd = usize::MAX / 2;
+    for beyond in [SLABS + 1, usize::MAX] {
+        let refused = model.map_kv_slab(beyond);
+        assert!(matches!(refused, Err(DeviceError::RegionFull { .. })), "{beyond}");
+    }
     assert!(matches!(
-        model.set_kv_blocks(absurd),
-        Err(DeviceError::RegionFull { .. })
+        model.map_kv_slab(3),
+        Err(DeviceError::Mapped { page: 3 })
     ));
-    assert_eq!(model.kv_blocks(), KV_BLOCKS);
+    let unmapped = model.unmap_kv_slab(SLABS);
+    assert!(matches!(unmapped, Err(DeviceError::NotMapped { page: SLABS })));
+    read_chunk(&mut model, &mut Sequence::new(&[3, 4], [24]), 2);
 }
 
 #[test]
@@ -242,8 +247,6 @@ fn plans_count_every_byte_of_weights_and_blocks() {
         .sum();
     assert_eq!(plan.weights_bytes(), aligned);
     assert_eq!(plan.weights_pages(), 1);
-    assert_eq!(plan.kv_pages(PAGE_BYTES), Some(plan.kv_block_bytes()));
-    assert_eq!(plan.kv_pages(usize::MAX), None);
 }
 
 #[test]

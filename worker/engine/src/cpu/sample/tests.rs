@@ -16,7 +16,14 @@ const WARM: Sampling = Sampling {
 fn drawn(logits: &[f32], sampling: Sampling) -> Vec<u32> {
     let mut scratch = vec![u32::MAX; logits.len()];
     let mut tokens: Vec<u32> = (0..200)
-        .map(|position| draw(logits, &Sampling { position, ..sampling }, &mut scratch))
+        .map(|position| {
+            draw(
+                logits,
+                &Sampling { position, ..sampling },
+                AllowedTokens::All,
+                &mut scratch,
+            )
+        })
         .collect();
     tokens.sort_unstable();
     tokens.dedup();
@@ -184,7 +191,7 @@ proptest! {
         let mut scratch = vec![u32::MAX; count];
         for position in 0..8 {
             let sampling = Sampling { temperature, top_k, top_p, min_p, logprobs: None, seed, position };
-            prop_assert_eq!(draw(&logits, &sampling, &mut scratch), plain_draw(&logits, &sampling));
+            prop_assert_eq!(draw(&logits, &sampling, AllowedTokens::All, &mut scratch), plain_draw(&logits, &sampling));
         }
     }
 
@@ -193,9 +200,9 @@ proptest! {
         let mut logits = made_logits(count, seed, 2.0, 0.25);
         let place = place % count;
         logits[place] = 99.0;
-        prop_assert_eq!(largest(&logits), Some(u32::try_from(place).unwrap()));
+        prop_assert_eq!(largest(&logits, AllowedTokens::All), Some(u32::try_from(place).unwrap()));
         logits[place] = if bad { f32::NAN } else { f32::NEG_INFINITY };
-        prop_assert_eq!(largest(&logits), None);
+        prop_assert_eq!(largest(&logits, AllowedTokens::All), None);
     }
 }
 
@@ -211,7 +218,7 @@ fn nucleus_that_rounding_decides_is_that_of_the_plain_way() {
     let mut scratch = vec![0; logits.len()];
     for position in 0..50 {
         let sampling = Sampling { position, ..sampling };
-        let drawn = draw(&logits, &sampling, &mut scratch);
+        let drawn = draw(&logits, &sampling, AllowedTokens::All, &mut scratch);
         assert_eq!(drawn, plain_draw(&logits, &sampling));
     }
     let weighing = Weighing {
@@ -271,8 +278,70 @@ fn min_p_cuts_what_top_p_left_and_does_not_change_its_mass() {
 
 fn logprobs_of(logits: &[f32], drawn: u32, top_count: usize) -> Logprobs {
     let mut words = [u32::MAX; LOGPROB_WORDS];
-    write_logprobs(logits, drawn, top_count, &mut words);
+    write_logprobs(logits, AllowedTokens::All, drawn, top_count, &mut words);
     Logprobs::from_words(&words)
+}
+
+/// The bits of a mask that allows the tokens for which `allows` holds.
+fn mask_bits(count: usize, allows: impl Fn(usize) -> bool) -> Vec<u32> {
+    let word = |first: usize| (0..32).map(|bit| u32::from(allows(first + bit)) << bit).sum();
+    (0..count).step_by(32).map(word).collect()
+}
+
+proptest! {
+    /// Masked tokens are as if they were not in the vocabulary at all.
+    #[test]
+    fn masked_draw_equals_the_draw_from_what_is_allowed(
+        count in 1usize..3000,
+        logits_seed in any::<u64>(),
+        mask_seed in any::<u64>(),
+        sparse in any::<bool>(),
+        temperature in prop_oneof![Just(0.0f32), Just(f32::MAX), 0.1f32..4.0],
+        top_k in prop_oneof![Just(None), (1u32..3000).prop_map(Some)],
+        top_p in prop_oneof![Just(1.0f32), 0.01f32..1.0],
+        min_p in prop_oneof![Just(0.0f32), 0.0f32..0.5],
+        seed in any::<u64>(),
+    ) {
+        let logits = made_logits(count, logits_seed, 4.0, 0.25);
+        let share = if sparse { 0.01 } else { 0.5 };
+        let allows = |token: usize| uniform(mask_seed, token as u64) < share;
+        let allowed: Vec<usize> = (0..count).filter(|token| allows(*token)).collect();
+        let mut masked = logits.clone();
+        mask(&mut masked, &mask_bits(count, allows));
+        // A top-k that cuts only masked tokens orders the others, so that the same number draws another one.
+        let top_k = top_k.filter(|top_k| (*top_k as usize) < allowed.len());
+        let sampling = Sampling { temperature, top_k, top_p, min_p, seed, ..WARM };
+        let mut scratch = vec![0; count];
+        let drawn = draw(&masked, &sampling, AllowedTokens::Masked, &mut scratch);
+        let mut words = [u32::MAX; LOGPROB_WORDS];
+        write_logprobs(&masked, AllowedTokens::Masked, drawn, 20, &mut words);
+        if allowed.is_empty() {
+            prop_assert_eq!(drawn, NO_TOKEN);
+            prop_assert_eq!(words, [0; LOGPROB_WORDS]);
+            return Ok(());
+        }
+        let left: Vec<f32> = allowed.iter().map(|token| logits[*token]).collect();
+        let expected = draw(&left, &sampling, AllowedTokens::All, &mut scratch[..left.len()]);
+        prop_assert_eq!(drawn as usize, allowed[expected as usize]);
+        let (told, expected) = (Logprobs::from_words(&words), logprobs_of(&left, expected, 20));
+        prop_assert_eq!(told.drawn(), expected.drawn());
+        let named = |entry: &crate::TokenLogprob| (allowed[entry.token as usize], entry.logprob);
+        let found: Vec<_> = told.top().iter().map(|entry| (entry.token as usize, entry.logprob)).collect();
+        prop_assert_eq!(found, expected.top().iter().map(named).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn mask_does_not_hide_a_logit_that_is_not_finite() {
+    for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut logits = vec![0.5; 70];
+        logits[40] = broken;
+        mask(&mut logits, &mask_bits(70, |token| token < 8));
+        assert_eq!(
+            draw(&logits, &WARM, AllowedTokens::Masked, &mut [0; 70]),
+            NO_TOKEN
+        );
+    }
 }
 
 #[test]
