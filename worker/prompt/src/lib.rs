@@ -5,9 +5,11 @@
 //! and who runs them is left to the worker.
 
 mod bounds;
+mod format;
 mod maker;
 
 pub use bounds::ModelBounds;
+pub use format::{check_format, refused};
 pub use maker::{Made, OpenTextError, Prompt, PromptMaker};
 
 use flotilla_protocol::event::{ErrorCode, RequestError};

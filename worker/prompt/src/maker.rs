@@ -1,19 +1,20 @@
 //! Rendering and tokenising, by the files of a model's folder, or by rule for a model that is simulated.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use flotilla_protocol::catalog::ModelTask;
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input};
+use flotilla_protocol::request::{Chat, ChatMessage, InferenceRequest, Input, ResponseFormat};
 use flotilla_text::{
-    ChatError, ChatOptions, ChatTemplate, GenerationPrompt, SimulatedVocabulary, SpecialTokens, Tokenizer,
-    TokenizerError,
+    AnswerGrammar, ChatError, ChatOptions, ChatTemplate, GenerationPrompt, GrammarError, GrammarVocabulary,
+    SimulatedVocabulary, SpecialTokens, Tokenizer, TokenizerError,
 };
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::{ModelBounds, invalid};
+use crate::{ModelBounds, format, invalid, refused};
 
 /// A model's tokenizer and chat template, ready to make prompts.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct PromptMaker {
     tokenizer: Tokenizer,
     chat: ChatSide,
     bounds: ModelBounds,
+    /// Made for the first answer that has a shape.
+    vocabulary: OnceLock<Result<GrammarVocabulary, GrammarError>>,
 }
 
 /// How chats become text.
@@ -96,6 +99,7 @@ impl PromptMaker {
                 None => ChatSide::None,
             },
             bounds,
+            vocabulary: OnceLock::new(),
         })
     }
 
@@ -107,6 +111,7 @@ impl PromptMaker {
             tokenizer: Tokenizer::simulated(SimulatedVocabulary::new(bounds.vocabulary_size)),
             chat: ChatSide::Plain,
             bounds,
+            vocabulary: OnceLock::new(),
         }
     }
 
@@ -123,6 +128,7 @@ impl PromptMaker {
     /// A [`RequestError`] that names the field.
     pub fn make(&self, request: &InferenceRequest, now: SystemTime) -> Result<Made, RequestError> {
         self.bounds.check(request)?;
+        self.check_tokenizer(request)?;
         let field = request.input.field();
         let tokens = match &request.input {
             Input::Prompt(text) => self.encode(field, text, SpecialTokens::Add)?,
@@ -136,6 +142,42 @@ impl PromptMaker {
             tokens,
             answer_tokens_max,
         }))
+    }
+
+    /// The shape of the request's answer, before its first token; none for any text. `end_tokens` end an answer of
+    /// this model. Compiles a schema, and the first time the model's vocabulary, which takes up to seconds: it
+    /// belongs on a thread for blocking work.
+    ///
+    /// # Errors
+    /// A [`RequestError`] that names the field.
+    pub fn answer_grammar(
+        &self,
+        request: &InferenceRequest,
+        end_tokens: &[u32],
+    ) -> Result<Option<AnswerGrammar>, RequestError> {
+        let Some(grammar) = format::grammar(&request.response_format) else {
+            return Ok(None);
+        };
+        let size = self.bounds.vocabulary_size;
+        let made = || GrammarVocabulary::new(&self.tokenizer, size, end_tokens);
+        let vocabulary = self.vocabulary.get_or_init(made).as_ref();
+        let answer = vocabulary
+            .map_err(Clone::clone)
+            .and_then(|vocabulary| vocabulary.answer(&grammar));
+        answer
+            .map(Some)
+            .map_err(|error| refused(&request.response_format, &error))
+    }
+
+    fn check_tokenizer(&self, request: &InferenceRequest) -> Result<(), RequestError> {
+        match &request.response_format {
+            ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_)
+                if !self.tokenizer.spells_alike_anywhere() =>
+            {
+                Err(refused(&request.response_format, &GrammarError::Tokenizer))
+            }
+            ResponseFormat::Text | ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) => Ok(()),
+        }
     }
 
     fn encode_texts(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, RequestError> {

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use flotilla_prompt::{Made, ModelBounds, OpenTextError, Prompt, PromptMaker, text_bytes};
+use flotilla_prompt::{Made, ModelBounds, OpenTextError, Prompt, PromptMaker, check_format, text_bytes};
 use flotilla_protocol::catalog::ModelTask;
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::request::InferenceRequest;
@@ -294,5 +294,69 @@ fn simulated_model_refuses_what_its_numbers_forbid_as_others_do() {
     ];
     for (body, code, field) in cases {
         assert_eq!(refused(&body), (code, field.to_owned()), "{body}");
+    }
+}
+
+fn shaped(schema: &Value) -> Value {
+    let described = json!({"name": "answer", "schema": schema});
+    json!({"prompt": "12+3=", "response_format": {"type": "json_schema", "json_schema": described}})
+}
+
+#[test]
+fn format_changes_nothing_about_the_prompt_and_makes_a_grammar() {
+    let (maker, plain) = (maker(None), json!({"prompt": "12+3="}));
+    let integer = request(&shaped(&json!({"type": "integer"})));
+    assert_eq!(check_format(&integer), Ok(()));
+    let made = maker.make(&integer, SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(
+        made,
+        maker.make(&request(&plain), SystemTime::UNIX_EPOCH).unwrap()
+    );
+    assert!(maker.answer_grammar(&request(&plain), &[2]).unwrap().is_none());
+    let mut answer = maker.answer_grammar(&integer, &[2]).unwrap().unwrap();
+    // The tokens 4 to 13 are the digits.
+    assert_eq!(answer.mask().unwrap(), [0b0011_1111_1111_0000]);
+    answer.push(7).unwrap();
+    assert_eq!(answer.mask().unwrap(), [0b0011_1111_1111_0100], "and the end");
+}
+
+#[test]
+fn schema_that_cannot_be_obeyed_is_refused_alike_with_and_without_a_model() {
+    for schema in [
+        json!({"type": "strin"}),
+        json!({"type": "array", "uniqueItems": true}),
+        json!({"$ref": "https://example.com/schema"}),
+    ] {
+        let request = request(&shaped(&schema));
+        let refused = check_format(&request).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InvalidRequest);
+        assert_eq!(
+            refused.param.as_deref(),
+            Some("response_format.json_schema.schema")
+        );
+        assert_eq!(maker(None).answer_grammar(&request, &[2]).unwrap_err(), refused);
+    }
+}
+
+#[test]
+fn strict_schema_has_one_of_to_the_letter_and_any_other_takes_it_for_any_of() {
+    let one_of = json!({"oneOf": [{"type": "integer"}, {"type": "integer", "minimum": 3}]});
+    let mut body = shaped(&one_of);
+    assert_eq!(check_format(&request(&body)), Ok(()));
+    body["response_format"]["json_schema"]["strict"] = json!(true);
+    let refused = check_format(&request(&body)).unwrap_err();
+    assert!(refused.message.contains("oneOf"), "{refused}");
+}
+
+#[test]
+fn simulated_models_have_no_answers_of_a_shape() {
+    let maker = PromptMaker::simulated(BOUNDS);
+    for format in [
+        json!({"type": "json_object"}),
+        shaped(&json!({}))["response_format"].clone(),
+    ] {
+        let request = request(&json!({"prompt": "ba", "response_format": format}));
+        let refused = maker.make(&request, SystemTime::UNIX_EPOCH).unwrap_err();
+        assert_eq!(refused.param.as_deref(), Some("response_format"));
     }
 }

@@ -44,6 +44,29 @@ impl Spelling {
     }
 }
 
+/// Whether a token adds the same bytes after any other. Word pieces, say, are joined to what is before them by
+/// rules that look at both.
+pub(crate) fn spells_alike(decoder: Option<&DecoderWrapper>) -> bool {
+    let is_alike = |decoder: &DecoderWrapper| match decoder {
+        DecoderWrapper::Fuse(_)
+        | DecoderWrapper::ByteFallback(_)
+        | DecoderWrapper::Metaspace(_)
+        | DecoderWrapper::Replace(_) => true,
+        // At the beginning of a text it matters to the first token alone, at the end to the last so far.
+        DecoderWrapper::Strip(strip) => strip.stop == 0,
+        DecoderWrapper::ByteLevel(_)
+        | DecoderWrapper::BPE(_)
+        | DecoderWrapper::WordPiece(_)
+        | DecoderWrapper::CTC(_)
+        | DecoderWrapper::Sequence(_) => false,
+    };
+    match (Spelling::of(decoder), decoder) {
+        (Spelling::ByteLevel, _) | (_, None) => true,
+        (_, Some(DecoderWrapper::Sequence(sequence))) => sequence.get_decoders().iter().all(is_alike),
+        (_, Some(decoder)) => is_alike(decoder),
+    }
+}
+
 /// The bytes of a byte-level token. One with a character outside the alphabet was added as plain text.
 pub(crate) fn byte_level_bytes(token: &str) -> Vec<u8> {
     token

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::file::{FILE_BYTES_MAX, FileError, read_bounded};
 use crate::simulated::SimulatedVocabulary;
-use crate::spelling::{Spelling, byte_level_bytes, fallback_byte};
+use crate::spelling::{Spelling, byte_level_bytes, fallback_byte, spells_alike};
 use crate::tokenizer_config::{ConfigError, TokenizerConfig};
 
 /// A model's tokenizer. Cheap to clone; clones share everything.
@@ -206,6 +206,15 @@ impl Tokenizer {
         match &self.kind {
             Kind::Files(shared) => shared.eos_id,
             Kind::Simulated(_) => Some(SimulatedVocabulary::END),
+        }
+    }
+
+    /// Whether a token adds the same bytes to a text wherever it stands, but for its beginning: only then can
+    /// answers be given a shape.
+    pub fn spells_alike_anywhere(&self) -> bool {
+        match &self.kind {
+            Kind::Files(shared) => spells_alike(shared.inner.get_decoder()),
+            Kind::Simulated(_) => false,
         }
     }
 

@@ -91,3 +91,36 @@ fn byte_character(byte: u8) -> char {
     let earlier = (0..byte).filter(|&earlier| !visible(earlier)).count();
     char::from_u32(0x100 + u32::try_from(earlier).unwrap()).unwrap()
 }
+
+/// Id of the token that ends an answer in [`byte_fallback`].
+pub const BYTE_FALLBACK_END: u32 = 0;
+
+/// A tokenizer of Llama 2's kind: the end, a token for each byte, then printable characters and some more.
+pub fn byte_fallback() -> Value {
+    let mut file = with(
+        fallback_tokens(),
+        json!({"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]}),
+    );
+    file["model"]["byte_fallback"] = json!(true);
+    file["added_tokens"] = json!([added(BYTE_FALLBACK_END, "</s>")]);
+    file
+}
+
+/// The id of a token of [`byte_fallback`].
+pub fn fallback_id(token: &str) -> u32 {
+    let place = fallback_tokens().iter().position(|other| other == token);
+    u32::try_from(place.unwrap()).unwrap()
+}
+
+fn fallback_tokens() -> Vec<String> {
+    let bytes = (0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>"));
+    let printable = ('!'..='~').map(String::from);
+    let longer = ["▁", "▁▁", "▁{", "▁\"", "\":", "▁a", "é", "界", "12", "true"];
+    let all = ["</s>".to_owned()].into_iter().chain(bytes).chain(printable);
+    all.chain(longer.map(str::to_owned)).collect()
+}

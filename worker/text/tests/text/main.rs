@@ -5,5 +5,7 @@
 mod answer;
 mod chat;
 mod fixtures;
+mod grammar;
+mod schemas;
 mod tokenizer;
 mod transformers;
