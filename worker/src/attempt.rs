@@ -12,8 +12,8 @@ mod vectors;
 mod work;
 mod writing;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use flotilla_client::{Connection, Journal};
@@ -30,6 +30,7 @@ use tracing::{debug, error, info};
 use crate::engine::Engine;
 use crate::error::chain;
 use crate::model::ModelText;
+use crate::owner::FetchesUnderWay;
 use journal::JournalHand;
 use opening::Opening;
 use writing::Writing;
@@ -43,12 +44,12 @@ pub(crate) struct AttemptContext {
     pub(crate) connection: Connection,
     /// The journals.
     pub(crate) journal: Journal,
-    /// The device's thread.
-    pub(crate) engine: Engine,
     /// Tokens that a request may be ahead of its journal.
     pub(crate) ahead_tokens_max: usize,
     /// Tokens that one step reads: a longer prompt takes several, which is worth news for who waits.
     pub(crate) step_tokens_max: usize,
+    /// Files of models on their way here.
+    pub(crate) fetches: FetchesUnderWay,
 }
 
 /// An attempt to run.
@@ -67,16 +68,41 @@ pub(crate) struct NewAttempt {
     /// Ends the answer as too late.
     pub(crate) expire: CancellationToken,
     /// Stops the attempt and leaves the answer open.
-    pub(crate) hand_back: CancellationToken,
+    pub(crate) hand_back: HandBack,
     /// For reports.
     pub(crate) counts: Arc<TokenCounts>,
+}
+
+/// A switch that gives an attempt back, and why. Clones share everything.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HandBack {
+    called: CancellationToken,
+    reason: Arc<OnceLock<String>>,
+}
+
+impl HandBack {
+    /// Gives the attempt back; the first reason counts.
+    pub(crate) fn call(&self, reason: &str) {
+        self.reason.get_or_init(|| reason.to_owned());
+        self.called.cancel();
+    }
+
+    /// Waits until it is called. Cancelling loses nothing.
+    pub(crate) async fn cancelled(&self) {
+        self.called.cancelled().await;
+    }
+
+    /// Why; that the worker ends when nobody said.
+    fn reason(&self) -> &str {
+        self.reason.get().map_or(DRAINS, String::as_str)
+    }
 }
 
 /// What becomes of a request's wish for its model.
 #[derive(Debug)]
 pub(crate) enum LeaseAnswer {
     /// It may run.
-    Granted(Arc<ModelText>),
+    Granted(ReadyModel),
     /// The model cannot be loaded.
     ModelFailed {
         /// Why.
@@ -84,6 +110,15 @@ pub(crate) enum LeaseAnswer {
         /// Time until another try makes sense.
         retry_in: Duration,
     },
+}
+
+/// A model in device memory, as its requests need it. Clones share everything.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadyModel {
+    /// What makes prompts and text.
+    pub(crate) text: Arc<ModelText>,
+    /// What runs it.
+    pub(crate) engine: Engine,
 }
 
 /// How far an attempt is. Written by its task and read for reports, where a stale number does no harm.
@@ -124,8 +159,8 @@ pub(crate) async fn run(new: NewAttempt, context: Arc<AttemptContext>) -> Attemp
 struct Attempt {
     new: NewAttempt,
     context: Arc<AttemptContext>,
-    /// What is told to the dispatcher when the answer is left open.
-    left_open: AttemptEnd,
+    /// What the work says of an answer that is left open.
+    left_open: Option<AttemptEnd>,
     clock: Clock,
 }
 
@@ -147,9 +182,7 @@ impl Attempt {
                 joined: None,
                 first_token: None,
             },
-            left_open: AttemptEnd::HandedBack {
-                reason: DRAINS.to_owned(),
-            },
+            left_open: None,
             new,
             context,
         }
@@ -163,7 +196,7 @@ impl Attempt {
         let mut hand = JournalHand::new(&self.new.assignment, &self.context);
         let view = tokio::select! {
             view = hand.view() => view,
-            () = self.new.hand_back.cancelled() => return self.left_open,
+            () = self.new.hand_back.cancelled() => return self.left_open(),
         };
         let begun = view.map(|view| Answer::begin(self.writer(&opening), view));
         match begun {
@@ -171,6 +204,13 @@ impl Attempt {
             Ok(Err(refusal)) => journal::refused(refusal),
             Err(broken) => self.broken(&broken),
         }
+    }
+
+    /// What is told to the dispatcher when the answer is left open.
+    fn left_open(&self) -> AttemptEnd {
+        let reason = || self.new.hand_back.reason().to_owned();
+        let end = self.left_open.clone();
+        end.unwrap_or_else(|| AttemptEnd::HandedBack { reason: reason() })
     }
 
     fn writer(&self, opening: &Opening) -> Writer {
@@ -204,12 +244,12 @@ impl Attempt {
     }
 
     /// News for who waits; never in the journal, so a lost one costs nothing.
-    async fn publish_progress(&self, phase: Phase) {
+    async fn publish_progress(&self, phase: Phase, fraction: Option<f64>) {
         let assignment = &self.new.assignment;
         let event = Event::Progress(Progress {
             phase,
             position: None,
-            fraction: None,
+            fraction,
             eta_ms: None,
         });
         let body = match event.encode(assignment.encoding) {
@@ -255,6 +295,6 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// Why a request is given back when nothing else is known.
-const DRAINS: &str = "the worker drains";
+pub(crate) const DRAINS: &str = "the worker drains";
 /// News that cannot be told in this time is stale.
 const PROGRESS_TIMEOUT: Duration = Duration::from_millis(500);

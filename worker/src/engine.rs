@@ -6,39 +6,50 @@
 //! the steps until its task has caught up, and holds up nobody else. With nothing to run the thread sleeps in
 //! its command channel.
 //!
+//! A model in parts on several devices has a thread of its own, behind the same handle, which has turns on the
+//! devices ([`turns`]).
+//!
 //! Loading is not the thread's business: a model on the CPU device owns its memory, so [`load`] fills it on
 //! a blocking thread and hands the finished model over, between two steps. Unloading drops it here.
 
+mod health;
 mod load;
 mod model;
+mod pool;
 mod round;
 mod runs;
+mod shape;
 mod simulated;
 mod texts;
+mod thread;
+mod turns;
 mod vectors;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 use flotilla_protocol::{Class, ModelName};
+use flotilla_text::{AnswerGrammar, GrammarError};
 use flotilla_worker_core::batch::{AddError, NewSequence, SequenceId};
-use flotilla_worker_engine::{LogitEdits, Logprobs, Sampling};
+use flotilla_worker_core::kv::{KvBudget, KvReport};
+use flotilla_worker_core::residency::Keep;
+use flotilla_worker_engine::{CpuImage, CpuThreads, LogitEdits, Logprobs, Sampling};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, info};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error};
 
-pub(crate) use load::{LoadFault, LoadLimits, LoadedModel, load};
-use model::EngineModel;
+pub(crate) use load::{LoadFault, LoadWatch, LoadedModel, PartPlace, fetch, load, load_parts};
+use pool::Pool;
+use shape::{MaskThreads, Shape};
 pub(crate) use simulated::{Drawing, LoadedSimulated};
 use texts::{JoiningTexts, VectorsReply};
 pub(crate) use texts::{NewTexts, TextsRun, VectorsEnd};
-use vectors::VectorsModel;
+use thread::{Site, Thread};
+pub(crate) use turns::SharedDevice;
+use turns::Turn;
 
-/// The thread is gone: it panicked outside of a step. The worker ends then.
+/// The thread is gone: it panicked outside of a step, or its device is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the engine's thread has ended")]
 pub struct EngineEnded;
@@ -48,6 +59,9 @@ pub struct EngineEnded;
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
     next_sequence: Arc<AtomicU64>,
+    kv: watch::Receiver<KvReport>,
+    /// None of a simulated device, whose tokens are made up.
+    masks: Option<MaskThreads>,
 }
 
 /// A request that joins the batch of its model.
@@ -69,6 +83,8 @@ pub(crate) struct NewRun {
     pub(crate) sampling: Sampling,
     /// The request's penalties and biases, before any token was read.
     pub(crate) edits: LogitEdits,
+    /// The answer's shape, before any token was drawn; never for a simulated device.
+    pub(crate) grammar: Option<Box<AnswerGrammar>>,
     /// Tokens that may be made before their reader has taken any; at least 1.
     pub(crate) ahead_tokens_max: usize,
 }
@@ -96,6 +112,8 @@ pub(crate) enum RunEnd {
     Length,
     /// The model's numbers are not finite.
     NoToken,
+    /// The answer cannot go on in the shape that it must have.
+    Shapeless(GrammarError),
     /// The run could not join.
     Refused(AddError),
     /// The model is not loaded, or was taken out.
@@ -130,7 +148,11 @@ enum Command {
     },
     Unload {
         model: ModelName,
-        done: oneshot::Sender<()>,
+        keep: Keep,
+        done: oneshot::Sender<Option<Vec<CpuImage>>>,
+    },
+    ResizeKv {
+        pages: u64,
     },
     Join {
         new: Box<Joining>,
@@ -143,6 +165,14 @@ enum Command {
         model: ModelName,
         sequence: SequenceId,
     },
+    /// Somebody wants a turn on the device.
+    StandAside {
+        turn: oneshot::Sender<Turn>,
+    },
+    /// Somebody who had a turn found the device broken.
+    Break {
+        fault: String,
+    },
     /// A channel has room again. Waking the thread is all there is to it: it looks at every channel.
     Drained,
 }
@@ -154,41 +184,81 @@ struct Joining {
     sampling: Sampling,
     /// They know the prompt and what earlier attempts answered.
     edits: LogitEdits,
+    shape: Option<Shape>,
     made: mpsc::Sender<Made>,
     reused: oneshot::Sender<usize>,
 }
 
 impl Engine {
-    /// Starts the thread of a device. The receiver is closed when the thread ends, for whatever reason.
+    /// Starts the thread of a device, whose operations run on `threads` besides. The receiver gets what broke the
+    /// device, or is closed when the thread ends for whatever other reason.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn start(device: u32) -> io::Result<(Self, oneshot::Receiver<()>)> {
-        let (handle, inbox) = Self::with_inbox();
-        let (alive, ended) = oneshot::channel();
-        let engine = Thread {
-            inbox,
-            models: BTreeMap::new(),
-        };
-        thread::Builder::new()
-            .name(format!("engine-{device}"))
-            .spawn(move || {
-                // Dropped when the thread ends, by a panic too: that is the notice.
-                let _alive = alive;
-                engine.run();
-            })?;
+    pub(crate) fn start(
+        device: u32,
+        threads: Arc<CpuThreads>,
+    ) -> io::Result<(Self, oneshot::Receiver<String>)> {
+        let (mut handle, inbox, pool) = Self::with_inbox(Pool::new());
+        handle.masks = Some(MaskThreads::start(device)?);
+        let engine = Thread::new(inbox, pool, Site::Device(threads));
+        let ended = spawn(format!("engine-{device}"), engine)?;
         Ok((handle, ended))
     }
 
-    /// A handle, and what comes through it.
-    fn with_inbox() -> (Self, mpsc::Receiver<Command>) {
+    /// Starts the thread of a model in parts, which has so many blocks for its keys and values on each of these
+    /// devices. It shares what makes masks with `self`. The receiver is closed when the thread ends.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn start_parts(
+        &self,
+        devices: Vec<SharedDevice>,
+        kv_blocks: u64,
+    ) -> io::Result<(Self, oneshot::Receiver<String>)> {
+        let (mut handle, inbox, pool) = Self::with_inbox(Pool::of(KvBudget::new(kv_blocks)));
+        handle.masks = self.masks.clone();
+        let engine = Thread::new(inbox, pool, Site::Shared(devices));
+        let ended = spawn("engine-parts".to_owned(), engine)?;
+        Ok((handle, ended))
+    }
+
+    /// The device as a model in parts uses it, which runs its operations on these threads.
+    pub(crate) fn share(&self, threads: Arc<CpuThreads>) -> SharedDevice {
+        let commands = self.commands.clone();
+        SharedDevice { commands, threads }
+    }
+
+    /// Whether its thread is gone.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.commands.is_closed()
+    }
+
+    /// A handle, what comes through it, and the pool that it tells of.
+    fn with_inbox((pool, kv): (Pool, watch::Receiver<KvReport>)) -> (Self, mpsc::Receiver<Command>, Pool) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let next_sequence = Arc::new(AtomicU64::new(0));
         let handle = Self {
             commands,
             next_sequence,
+            kv,
+            masks: None,
         };
-        (handle, inbox)
+        (handle, inbox, pool)
+    }
+
+    /// How the pool for keys and values stands: the newest word, whenever it changes.
+    pub(crate) fn kv(&self) -> watch::Receiver<KvReport> {
+        self.kv.clone()
+    }
+
+    /// Lets the device's batches share so many pages. How much is in use beyond them is told by [`Self::kv`]. When
+    /// cancelled, the pool may be resized all the same.
+    ///
+    /// # Errors
+    /// [`EngineEnded`].
+    pub(crate) async fn resize_kv(&self, pages: u64) -> Result<(), EngineEnded> {
+        self.command(Command::ResizeKv { pages }).await
     }
 
     /// Hands a loaded model to the thread. When cancelled, it may be handed over all the same.
@@ -202,14 +272,19 @@ impl Engine {
         reply.await.map_err(|_| EngineEnded)
     }
 
-    /// Takes a model out and gives its memory back. Whatever still runs on it ends with
-    /// [`RunEnd::ModelGone`].
+    /// Takes a model out and gives its memory back, but for the images that are to be kept, one of each of its parts,
+    /// if they could be made.
+    /// Whatever still runs on it ends with [`RunEnd::ModelGone`].
     ///
     /// # Errors
     /// [`EngineEnded`].
-    pub(crate) async fn unload(&self, model: ModelName) -> Result<(), EngineEnded> {
+    pub(crate) async fn unload(
+        &self,
+        model: ModelName,
+        keep: Keep,
+    ) -> Result<Option<Vec<CpuImage>>, EngineEnded> {
         let (done, reply) = oneshot::channel();
-        self.command(Command::Unload { model, done }).await?;
+        self.command(Command::Unload { model, keep, done }).await?;
         reply.await.map_err(|_| EngineEnded)
     }
 
@@ -217,7 +292,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineEnded`].
-    pub(crate) async fn join(&self, new: NewRun) -> Result<Run, EngineEnded> {
+    pub(crate) async fn join(&self, mut new: NewRun) -> Result<Run, EngineEnded> {
         // Beside the tokens there is room for the end, so that a step never waits to tell it.
         let (made, receiver) = mpsc::channel(new.ahead_tokens_max + 1);
         let (reused, reused_receiver) = oneshot::channel();
@@ -233,6 +308,7 @@ impl Engine {
         };
         let joining = Joining {
             edits: edits(&new),
+            shape: new.grammar.take().map(|grammar| self.shape(*grammar, &new)),
             model: new.model,
             sequence: NewSequence {
                 id: sequence,
@@ -253,8 +329,21 @@ impl Engine {
         Ok(run)
     }
 
+    fn shape(&self, grammar: AnswerGrammar, new: &NewRun) -> Shape {
+        let masks = self.masks.as_ref();
+        let masks = masks.expect("requests for a shape are refused where tokens are made up");
+        masks.begin(grammar, new.answered(), self.commands.downgrade())
+    }
+
     async fn command(&self, command: Command) -> Result<(), EngineEnded> {
         self.commands.send(command).await.map_err(|_| EngineEnded)
+    }
+}
+
+impl NewRun {
+    /// What earlier attempts answered; a run with fewer tokens than its prompt is refused by the batch.
+    fn answered(&self) -> &[u32] {
+        &self.tokens[self.prompt_tokens.min(self.tokens.len())..]
     }
 }
 
@@ -295,108 +384,28 @@ impl Drop for Run {
     }
 }
 
+/// Starts a thread. The receiver gets what broke its device, or is closed when it ends for whatever other reason.
+fn spawn(name: String, engine: Thread) -> io::Result<oneshot::Receiver<String>> {
+    let (alive, ended) = oneshot::channel();
+    std::thread::Builder::new().name(name).spawn(move || {
+        // Dropped when the thread ends, by a panic too: that is the notice.
+        let alive = alive;
+        if let Err(fault) = engine.run() {
+            error!(error = fault, "the device is broken");
+            // The worker may have ended by itself.
+            let _ = alive.send(fault);
+        }
+    })?;
+    Ok(ended)
+}
+
 /// A run's edits before its first new token, computed here so that the engine's thread need not.
 fn edits(new: &NewRun) -> LogitEdits {
     let mut edits = new.edits.clone();
-    // A run with fewer tokens than its prompt is refused by the batch.
-    let (prompt, answer) = new.tokens.split_at(new.prompt_tokens.min(new.tokens.len()));
-    edits.read_prompt(prompt);
+    let answer = new.answered();
+    edits.read_prompt(&new.tokens[..new.tokens.len() - answer.len()]);
     answer.iter().for_each(|token| edits.push_answer(*token));
     edits
-}
-
-/// What lives on the thread.
-struct Thread {
-    inbox: mpsc::Receiver<Command>,
-    models: BTreeMap<ModelName, Resident>,
-}
-
-/// A loaded model.
-#[derive(Debug)]
-enum Resident {
-    Text(Box<EngineModel>),
-    Vectors(Box<VectorsModel>),
-}
-
-impl Resident {
-    fn new(loaded: LoadedModel) -> Self {
-        match loaded {
-            LoadedModel::Text(loaded) => Self::Text(Box::new(EngineModel::new(*loaded))),
-            LoadedModel::Vectors(loaded) => Self::Vectors(Box::new(VectorsModel::new(*loaded))),
-            LoadedModel::Simulated(_) => {
-                unreachable!("who has this engine refuses simulated models when they are inspected")
-            }
-        }
-    }
-
-    /// Runs one step; tells whether there was one.
-    fn advance(&mut self) -> bool {
-        match self {
-            Self::Text(model) => model.advance(),
-            Self::Vectors(model) => model.advance(),
-        }
-    }
-}
-
-impl Thread {
-    fn run(mut self) {
-        let mut has_work = false;
-        while self.obey(has_work).is_continue() {
-            has_work = false;
-            for model in self.models.values_mut() {
-                has_work |= model.advance();
-            }
-        }
-        info!("the engine's thread ends");
-    }
-
-    /// Carries out the commands that are there; with nothing to run it waits for one.
-    fn obey(&mut self, has_work: bool) -> ControlFlow<()> {
-        if !has_work {
-            match self.inbox.blocking_recv() {
-                Some(command) => self.carry_out(command),
-                None => return ControlFlow::Break(()),
-            }
-        }
-        loop {
-            match self.inbox.try_recv() {
-                Ok(command) => self.carry_out(command),
-                Err(mpsc::error::TryRecvError::Empty) => return ControlFlow::Continue(()),
-                Err(mpsc::error::TryRecvError::Disconnected) => return ControlFlow::Break(()),
-            }
-        }
-    }
-
-    fn carry_out(&mut self, command: Command) {
-        match command {
-            Command::Install { model, loaded, done } => {
-                self.models.insert(model, Resident::new(*loaded));
-                // Who asked and left finds the model loaded all the same.
-                let _ = done.send(());
-            }
-            Command::Unload { model, done } => {
-                self.models.remove(&model);
-                // As above.
-                let _ = done.send(());
-            }
-            Command::Join { new } => match self.models.get_mut(&new.model) {
-                Some(Resident::Text(model)) => model.join(*new),
-                // The model of that name became another kind of model since the lease was granted.
-                Some(Resident::Vectors(_)) | None => end(&new.made, RunEnd::ModelGone),
-            },
-            Command::Embed { model, new } => match self.models.get_mut(&model) {
-                Some(Resident::Vectors(model)) => model.join(new),
-                // As above.
-                Some(Resident::Text(_)) | None => vectors::answer(new.reply, Err(VectorsEnd::ModelGone)),
-            },
-            Command::Leave { model, sequence } => {
-                if let Some(Resident::Text(model)) = self.models.get_mut(&model) {
-                    model.leave(sequence);
-                }
-            }
-            Command::Drained => {}
-        }
-    }
 }
 
 /// Tells a request's task that nothing more comes. There is room for it, or nobody reads any more.

@@ -53,6 +53,12 @@ pub enum WorkerError {
     /// The connection was closed for good.
     #[error("the connection to NATS was closed")]
     ConnectionClosed,
+    /// The only device is broken.
+    #[error("the device has failed: {reason}")]
+    DeviceFailed {
+        /// What broke.
+        reason: String,
+    },
     /// The engine is gone.
     #[error(transparent)]
     Engine(#[from] EngineEnded),

@@ -1,21 +1,22 @@
-//! What a worker's models run on: the machine's processor, or a device that is simulated.
+//! What a worker's models run on: the machine's processor, as one device or several, or a device that is simulated.
 
 use std::fs;
 use std::io;
 use std::num::NonZero;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use flotilla_config::{Worker, WorkerCpu, WorkerEngine};
 use flotilla_protocol::fleet::DeviceDescription;
-use flotilla_worker_core::ledger::PAGE_BYTES;
+use flotilla_worker_core::ledger::{DeviceIndex, PAGE_BYTES};
 use flotilla_worker_engine::{CpuThreads, Level};
 use tokio::sync::oneshot;
 use tracing::info;
 
 use crate::engine::Engine;
 use crate::error::WorkerError;
-use crate::memory::cpu_memory_bytes;
+use crate::memory::{ResidentMemory, cpu_memory_bytes, host_memory_bytes};
 use crate::simulated::Simulation;
 
 /// What a worker's models run on. Cheap to clone; clones share everything.
@@ -34,12 +35,36 @@ pub(crate) enum HardwareKind {
     Simulated(Arc<Simulation>),
 }
 
-/// The machine's processor as a device.
+/// The machine's processor as devices, all alike.
 #[derive(Debug, Clone)]
 pub(crate) struct Cpu {
-    /// The threads that operations run on.
-    pub(crate) threads: Arc<CpuThreads>,
+    /// The threads that operations of each device run on.
+    threads: Vec<Arc<CpuThreads>>,
     device_pages: u64,
+    host_pages: u64,
+}
+
+impl Cpu {
+    fn open(config: &Worker) -> Result<Self, WorkerError> {
+        let count = config.cpu.devices as u64;
+        Ok(Self {
+            device_pages: cpu_memory_bytes(&config.cpu)? / count / PAGE_BYTES,
+            host_pages: host_memory_bytes(config.host_memory_bytes)? / PAGE_BYTES,
+            threads: cpu_threads(&config.cpu),
+        })
+    }
+
+    /// The threads of a device.
+    ///
+    /// # Panics
+    /// There is no such device.
+    pub(crate) fn threads(&self, device: DeviceIndex) -> Arc<CpuThreads> {
+        Arc::clone(&self.threads[device.0 as usize])
+    }
+
+    fn indices(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.threads).map(|(index, _)| index)
+    }
 }
 
 impl Hardware {
@@ -55,10 +80,7 @@ impl Hardware {
         };
         let kind = match config.engine {
             WorkerEngine::Cpu if !config.cpu.enabled => return Err(WorkerError::NoDevice),
-            WorkerEngine::Cpu => HardwareKind::Cpu(Cpu {
-                device_pages: cpu_memory_bytes(&config.cpu)? / PAGE_BYTES,
-                threads: Arc::new(cpu_threads(&config.cpu)),
-            }),
+            WorkerEngine::Cpu => HardwareKind::Cpu(Cpu::open(config)?),
             WorkerEngine::Simulated => {
                 HardwareKind::Simulated(Arc::new(Simulation::open(&config.simulated)?))
             }
@@ -83,37 +105,70 @@ impl Hardware {
         &self.kind
     }
 
-    /// Pages of the device.
-    pub(crate) fn device_pages(&self) -> u64 {
-        match &self.kind {
-            HardwareKind::Cpu(cpu) => cpu.device_pages,
-            HardwareKind::Simulated(simulation) => simulation.device_pages(),
+    /// Whether models have weights there.
+    pub(crate) fn has_weights(&self) -> bool {
+        match self.kind {
+            HardwareKind::Cpu(_) => true,
+            HardwareKind::Simulated(_) => false,
         }
     }
 
-    /// The device as the fleet sees it.
-    pub(crate) fn description(&self) -> DeviceDescription {
+    /// Pages of each device, in the order of their indices.
+    pub(crate) fn device_pages(&self) -> Vec<u64> {
         match &self.kind {
-            HardwareKind::Cpu(cpu) => DeviceDescription {
-                index: DEVICE,
-                kind: "cpu".to_owned(),
-                name: cpu_name(),
-                memory_bytes: cpu.device_pages * PAGE_BYTES,
-                memory_bytes_per_s: None,
-                cost: None,
-            },
-            HardwareKind::Simulated(simulation) => simulation.description(DEVICE),
+            HardwareKind::Cpu(cpu) => vec![cpu.device_pages; cpu.threads.len()],
+            HardwareKind::Simulated(simulation) => vec![simulation.device_pages()],
         }
     }
 
-    /// Starts what runs the device. The receiver is closed when that ends, for whatever reason.
+    /// Pages of host memory for weights that are on no device. A simulated machine has a host tier of its own, which
+    /// holds everything.
+    pub(crate) fn host_pages(&self) -> u64 {
+        match &self.kind {
+            HardwareKind::Cpu(cpu) => cpu.host_pages,
+            HardwareKind::Simulated(_) => 0,
+        }
+    }
+
+    /// The devices as the fleet sees them.
+    pub(crate) fn descriptions(&self) -> Vec<DeviceDescription> {
+        let cpu = match &self.kind {
+            HardwareKind::Simulated(simulation) => return vec![simulation.description(0)],
+            HardwareKind::Cpu(cpu) => cpu,
+        };
+        let name = cpu_name();
+        let describe = |index| DeviceDescription {
+            index,
+            kind: "cpu".to_owned(),
+            name: name.clone(),
+            memory_bytes: cpu.device_pages * PAGE_BYTES,
+            memory_bytes_per_s: None,
+            cost: None,
+        };
+        cpu.indices().map(describe).collect()
+    }
+
+    /// Starts what runs the devices, in the order of their indices. Each receiver gets what broke the device, or is
+    /// closed when that ends for whatever other reason.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub(crate) fn start_engine(&self) -> io::Result<(Engine, oneshot::Receiver<()>)> {
+    pub(crate) fn start_engines(&self) -> io::Result<Vec<(Engine, oneshot::Receiver<String>)>> {
         match &self.kind {
-            HardwareKind::Cpu(_) => Engine::start(DEVICE),
-            HardwareKind::Simulated(_) => Ok(Engine::start_simulated()),
+            HardwareKind::Cpu(cpu) => {
+                let devices = cpu.indices().zip(&cpu.threads);
+                let start = |(index, threads)| Engine::start(index, Arc::clone(threads));
+                devices.map(start).collect()
+            }
+            HardwareKind::Simulated(_) => Ok(vec![Engine::start_simulated()]),
+        }
+    }
+
+    /// The system's own count of all devices' memory, from now on; `None` where there is nothing to count.
+    pub(crate) fn resident_memory(&self) -> Option<ResidentMemory> {
+        match &self.kind {
+            HardwareKind::Cpu(_) => Some(ResidentMemory::begin()),
+            HardwareKind::Simulated(_) => None,
         }
     }
 
@@ -126,15 +181,23 @@ impl Hardware {
     }
 }
 
-fn cpu_threads(config: &WorkerCpu) -> CpuThreads {
-    let configured = config.threads.and_then(NonZero::new);
-    let threads = configured.map_or_else(CpuThreads::for_this_machine, CpuThreads::new);
+/// The threads of each device: an equal share, of which the first devices have the rest, and one at least.
+fn cpu_threads(config: &WorkerCpu) -> Vec<Arc<CpuThreads>> {
+    let (devices, count) = (config.devices, thread_count(config));
     info!(
         level = Level::best().name(),
-        threads = threads.count(),
+        threads = count,
+        devices,
         "cpu kernels"
     );
-    threads
+    let share = |index| count / devices + usize::from(index < count % devices);
+    let shares = (0..devices).map(|index| NonZero::new(share(index)).unwrap_or(NonZero::<usize>::MIN));
+    shares.map(|share| Arc::new(CpuThreads::new(share))).collect()
+}
+
+fn thread_count(config: &WorkerCpu) -> usize {
+    let offered = || available_parallelism().map_or(1, NonZero::get);
+    config.threads.unwrap_or_else(offered)
 }
 
 fn cpu_name() -> String {
@@ -150,7 +213,5 @@ fn cpu_name() -> String {
 /// Workers that share a connection: enough that hundreds need few, and so few that the requests of one, which
 /// may have megabytes, hold up its neighbours for no longer than a report may be late.
 const WORKERS_PER_CONNECTION: usize = 32;
-/// A worker's first device and, until there are others, its only one.
-const DEVICE: u32 = 0;
 /// What giving back the memory of an accelerator takes, about: nothing is moved.
 const SIMULATED_UNLOAD_TIME: Duration = Duration::from_millis(10);

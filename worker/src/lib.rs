@@ -8,6 +8,7 @@
 mod attempt;
 mod engine;
 mod error;
+mod files;
 #[cfg(test)]
 mod fixture;
 mod hardware;
@@ -25,6 +26,7 @@ mod simulated;
 mod start;
 mod stop;
 mod watch;
+mod weights;
 
 pub use engine::EngineEnded;
 pub use error::WorkerError;

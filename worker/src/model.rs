@@ -8,10 +8,11 @@ use std::sync::Arc;
 use flotilla_prompt::{ModelBounds, OpenTextError, PromptMaker};
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTask, Quantize};
-use flotilla_worker_core::residency::{KvBlock, ModelNeeds};
+use flotilla_worker_core::kv::KvBlock;
+use flotilla_worker_core::residency::{ModelNeeds, SplitNeeds};
 use flotilla_worker_engine::{
     BLOCK_TOKENS, EncoderConfig, EncoderPlan, MemoryPlan, ModelConfig, ModelError, ModelFolder, ModelKind,
-    ModelPlan, PlanError, Precision, SamplingDefaults, StepLimits,
+    ModelPlan, PAGE_BYTES, PlanError, Precision, SamplingDefaults, StepLimits,
 };
 use thiserror::Error;
 
@@ -24,6 +25,17 @@ pub(crate) struct ModelText {
     pub(crate) sampling_defaults: SamplingDefaults,
     /// Tokens that end an answer.
     pub(crate) stop_token_ids: Arc<[u32]>,
+    /// Where its tokens come from.
+    pub(crate) tokens: TokenSource,
+}
+
+/// Where the tokens of answers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TokenSource {
+    /// They are drawn from the logits of a model.
+    Drawn,
+    /// They are a simulated engine's.
+    MadeUp,
 }
 
 impl ModelText {
@@ -35,11 +47,12 @@ impl ModelText {
             prompts,
             sampling_defaults: SamplingDefaults::default(),
             stop_token_ids: end.into_iter().collect(),
+            tokens: TokenSource::MadeUp,
         }
     }
 }
 
-/// A model's folder with its files mapped, ready to be loaded.
+/// A model's folder with its files open, ready to be loaded.
 #[derive(Debug)]
 pub(crate) struct OpenedModel {
     /// What is to be loaded.
@@ -129,6 +142,7 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
         name,
         source: ModelSource::Folder(folder),
         facts,
+        root: None,
         slots: None,
         keep_alive: None,
         pin: false,
@@ -142,7 +156,7 @@ pub fn describe(name: ModelName, folder: &Path) -> Result<CatalogEntry, OpenErro
 impl OpenedModel {
     /// Opens a folder for steps of up to these sizes, with weights of this precision. A step of a model that
     /// makes vectors takes texts of any requests, so it is bounded by its tokens alone, and holds the longest
-    /// text. Reads files and takes up to seconds.
+    /// text. Reads files and takes up to seconds, less if the text side is known already, of the same files.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -150,33 +164,48 @@ impl OpenedModel {
         folder: &Path,
         limits: StepLimits,
         quantize: Option<Quantize>,
+        text: Option<Arc<ModelText>>,
     ) -> Result<Self, OpenError> {
         let precision = precision(quantize);
         match ModelKind::of(folder)? {
-            ModelKind::Decoder => Self::open_decoder(folder, limits, precision),
-            ModelKind::Encoder => Self::open_encoder(folder, limits, precision),
+            ModelKind::Decoder => Self::open_decoder(folder, limits, precision, text),
+            ModelKind::Encoder => Self::open_encoder(folder, limits, precision, text),
         }
     }
 
-    fn open_decoder(path: &Path, limits: StepLimits, precision: Precision) -> Result<Self, OpenError> {
+    fn open_decoder(
+        path: &Path,
+        limits: StepLimits,
+        precision: Precision,
+        text: Option<Arc<ModelText>>,
+    ) -> Result<Self, OpenError> {
         let folder = ModelFolder::open(path)?;
         let config = folder.config();
         let plan = MemoryPlan::new(config, folder.tensor_infos(), limits, precision)?;
-        let text = ModelText {
-            prompts: PromptMaker::open(path, decoder_bounds(config)?)?,
-            sampling_defaults: config.sampling_defaults,
-            stop_token_ids: config.eos_token_ids.clone().into(),
+        let text = match text {
+            Some(text) => text,
+            None => Arc::new(ModelText {
+                prompts: PromptMaker::open(path, decoder_bounds(config)?)?,
+                sampling_defaults: config.sampling_defaults,
+                stop_token_ids: config.eos_token_ids.clone().into(),
+                tokens: TokenSource::Drawn,
+            }),
         };
         Ok(Self {
             weights: OpenedWeights::Decoder {
                 folder,
                 plan: Box::new(plan),
             },
-            text: Arc::new(text),
+            text,
         })
     }
 
-    fn open_encoder(path: &Path, limits: StepLimits, precision: Precision) -> Result<Self, OpenError> {
+    fn open_encoder(
+        path: &Path,
+        limits: StepLimits,
+        precision: Precision,
+        text: Option<Arc<ModelText>>,
+    ) -> Result<Self, OpenError> {
         let folder = ModelFolder::open_encoder(path)?;
         let config = folder.config();
         let batch_tokens_max = limits.batch_tokens_max.max(config.text_tokens_max);
@@ -185,17 +214,21 @@ impl OpenedModel {
             sequences_max: batch_tokens_max.min(STEP_TEXTS_MAX),
         };
         let plan = EncoderPlan::new(config, folder.tensor_infos(), limits, precision)?;
-        let text = ModelText {
-            prompts: PromptMaker::open(path, encoder_bounds(config)?)?,
-            sampling_defaults: SamplingDefaults::default(),
-            stop_token_ids: Arc::default(),
+        let text = match text {
+            Some(text) => text,
+            None => Arc::new(ModelText {
+                prompts: PromptMaker::open(path, encoder_bounds(config)?)?,
+                sampling_defaults: SamplingDefaults::default(),
+                stop_token_ids: Arc::default(),
+                tokens: TokenSource::Drawn,
+            }),
         };
         Ok(Self {
             weights: OpenedWeights::Encoder {
                 folder,
                 plan: Box::new(plan),
             },
-            text: Arc::new(text),
+            text,
         })
     }
 
@@ -207,37 +240,52 @@ impl OpenedModel {
         }
     }
 
-    /// Pages that the model needs on a device of `device_pages` pages, at most `slots` of whose requests run
-    /// at once.
-    pub(crate) fn needs(&self, slots: usize, device_pages: u64) -> ModelNeeds {
+    /// Pages that the model needs on a device.
+    pub(crate) fn needs(&self) -> ModelNeeds {
         match &self.weights {
-            OpenedWeights::Decoder { plan, .. } => decoder_needs(plan, slots, device_pages),
+            OpenedWeights::Decoder { plan, .. } => decoder_needs(plan),
             OpenedWeights::Encoder { plan, .. } => ModelNeeds {
                 weights_pages: plan.weights().pages() as u64,
                 workspace_pages: plan.workspace_pages() as u64,
                 kv_pages_min: 0,
-                kv_pages_wanted: 0,
                 kv_block: None,
+                // Their texts are whole steps; a sentence encoder that fits on no device is not worth the code.
+                split: None,
             },
         }
     }
 }
 
-fn decoder_needs(plan: &MemoryPlan, slots: usize, device_pages: u64) -> ModelNeeds {
-    let sequence_blocks = plan.sequence_blocks_max();
-    let kv_pages = |blocks| plan.kv_pages(blocks).map_or(u64::MAX, |pages| pages as u64);
-    let kv_pages_min = kv_pages(sequence_blocks);
-    let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(slots));
+fn decoder_needs(plan: &MemoryPlan) -> ModelNeeds {
+    let kv_block = KvBlock {
+        tokens: BLOCK_TOKENS as u64,
+        bytes: plan.kv_block_bytes() as u64,
+    };
     ModelNeeds {
         weights_pages: plan.weights_pages() as u64,
         workspace_pages: plan.workspace_pages() as u64,
-        kv_pages_min,
-        kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
-        kv_block: Some(KvBlock {
-            tokens: BLOCK_TOKENS as u64,
-            bytes: plan.kv_block_bytes() as u64,
-        }),
+        kv_pages_min: kv_block.pages_for(plan.config().context_tokens_max as u64),
+        kv_block: Some(kv_block),
+        split: split_needs(plan),
     }
+}
+
+fn split_needs(plan: &MemoryPlan) -> Option<SplitNeeds> {
+    let sizes = plan.stage_sizes()?;
+    let pages = |bytes: usize| bytes.div_ceil(PAGE_BYTES) as u64;
+    let blocks = plan.sequence_blocks_max() as u64;
+    Some(SplitNeeds {
+        layers: u32::try_from(sizes.layers).ok()?,
+        first_bytes: sizes.first_bytes as u64,
+        layer_bytes: sizes.layer_bytes as u64,
+        last_bytes: sizes.last_bytes as u64,
+        first_workspace_pages: pages(sizes.first_workspace_bytes),
+        inner_workspace_pages: pages(sizes.inner_workspace_bytes),
+        last_workspace_pages: pages(sizes.last_workspace_bytes),
+        kv_layer_block_bytes: sizes.kv_layer_block_bytes as u64,
+        kv_blocks_min: blocks,
+        kv_blocks_max: blocks.saturating_mul(plan.limits().sequences_max as u64),
+    })
 }
 
 fn decoder_bounds(config: &ModelConfig) -> Result<ModelBounds, OpenError> {
@@ -280,10 +328,6 @@ fn fact(quantity: &'static str, value: usize) -> Result<u32, OpenError> {
     u32::try_from(value).map_err(|_| OpenError::TooLarge { quantity, value })
 }
 
-/// Keys and values of one model take at most this part of a device, or one full context where that is more,
-/// so that the first model to come does not take all that others could use.
-pub(crate) const KV_DEVICE_PARTS: u64 = 4;
-
 /// Texts of one step: far more would only make it longer, and each costs a vector of workspace.
 const STEP_TEXTS_MAX: usize = 256;
 
@@ -319,20 +363,13 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_are_wanted_for_all_slots_but_not_all_of_the_device() {
-        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None).unwrap();
-        let small = model.needs(64, 8);
-        assert_eq!(small.kv_pages_wanted, small.kv_pages_min.max(2));
-        let large = model.needs(64, 1 << 20);
-        assert!(
-            large.kv_block.unwrap().tokens_on(large.kv_pages_min) >= 128,
-            "room for the context"
-        );
-        let OpenedWeights::Decoder { plan, .. } = &model.weights else {
-            panic!("the adder makes text")
-        };
-        assert_eq!(large.kv_pages_wanted, plan.kv_pages(64 * 8).unwrap() as u64);
-        assert!(large.weights_pages >= 1 && large.workspace_pages >= 1);
+    fn model_needs_room_for_the_keys_and_values_of_one_full_context() {
+        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None, None).unwrap();
+        let needs = model.needs();
+        let block = needs.kv_block.unwrap();
+        assert!(block.tokens_on(needs.kv_pages_min) >= 128, "room for the context");
+        assert!(block.tokens_on(needs.kv_pages_min - 1) < 128, "and no more");
+        assert!(needs.weights_pages >= 1 && needs.workspace_pages >= 1);
     }
 
     #[test]
@@ -345,9 +382,9 @@ mod tests {
             (entry.facts.context_tokens_max, entry.facts.vocabulary_size),
             (40, 96)
         );
-        let model = OpenedModel::open(folder.path(), demo_limits(), None).unwrap();
-        let needs = model.needs(64, 1 << 20);
-        assert_eq!((needs.kv_pages_min, needs.kv_pages_wanted), (0, 0));
+        let model = OpenedModel::open(folder.path(), demo_limits(), None, None).unwrap();
+        let needs = model.needs();
+        assert_eq!((needs.kv_pages_min, needs.kv_block), (0, None));
         assert!(needs.weights_pages >= 1 && needs.workspace_pages >= 1);
     }
 }

@@ -4,12 +4,14 @@
 //! messages to the outbox. Nothing in here waits for NATS, a disk or the engine.
 
 mod attempts;
+mod devices;
+mod fetches;
 mod inbox;
 mod models;
+mod recent;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flotilla_client::{Catalog, Connection};
 use flotilla_protocol::assignment::{Assignment, Cancel, Control, ControlReply, Done};
@@ -17,23 +19,29 @@ use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{ModelName, Moment};
+use flotilla_worker_core::ledger::DeviceIndex;
+use flotilla_worker_core::residency::{DeviceFault, UnloadReason};
 use flotilla_worker_core::worker::{Action, Desk};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
-use crate::attempt::AttemptContext;
-use crate::engine::EngineEnded;
+use crate::attempt::{AttemptContext, DRAINS};
+use crate::engine::{Engine, EngineEnded};
 use crate::error::WorkerError;
 use crate::hardware::Hardware;
 use crate::identity::Identity;
 use crate::jobs::JobDone;
+use crate::memory::ResidentMemory;
 use crate::outbox::Outbox;
 use crate::stop::Stop;
 use crate::watch::Change;
+use crate::weights::Weights;
 use attempts::{Attempts, Finished};
+use devices::{DeviceNews, Devices};
+pub(crate) use fetches::{Fetches, FetchesUnderWay};
 pub(crate) use inbox::Inbox;
 use inbox::Letter;
 use models::Models;
@@ -47,10 +55,6 @@ pub(crate) struct OwnerSettings {
     pub(crate) slots: usize,
     /// Tokens of one step.
     pub(crate) batch_tokens_max: usize,
-    /// Time that any load may take.
-    pub(crate) load_timeout_floor: Duration,
-    /// Slowest load that is not given up.
-    pub(crate) load_bytes_per_s_min: u64,
 }
 
 /// What the owner is given at its start.
@@ -63,12 +67,16 @@ pub(crate) struct OwnerParts {
     pub(crate) context: AttemptContext,
     pub(crate) outbox: Outbox,
     pub(crate) inbox: Inbox,
-    /// Closed when the engine's thread ends.
-    pub(crate) engine_ended: oneshot::Receiver<()>,
+    /// What runs each device, and gets what broke it or is closed when its engine ends.
+    pub(crate) engines: Vec<(Engine, oneshot::Receiver<String>)>,
     /// What the models run on.
     pub(crate) hardware: Hardware,
     /// What happens to the catalog.
     pub(crate) changes: mpsc::Receiver<Change>,
+    /// Where weights come from and go to, if they are shared.
+    pub(crate) weights: Option<Weights>,
+    /// Files on their way here.
+    pub(crate) fetches: Fetches,
 }
 
 /// The state of a worker and everything that changes it.
@@ -81,12 +89,15 @@ pub(crate) struct Owner {
     context: Arc<AttemptContext>,
     outbox: Outbox,
     inbox: Inbox,
-    engine_ended: oneshot::Receiver<()>,
+    devices: Devices,
     changes: mpsc::Receiver<Change>,
     /// The catalog as far as it was seen.
     entries: HashMap<ModelName, Arc<CatalogEntry>>,
     hardware: Hardware,
+    weights: Option<Weights>,
+    resident: Option<ResidentMemory>,
     models: Models,
+    fetches: Fetches,
     attempts: Attempts,
     jobs: JoinSet<JobDone>,
     cancel_loads: CancellationToken,
@@ -101,11 +112,11 @@ enum Happened {
     ConnectionClosed,
     Catalog(Change),
     Job(Result<JobDone, JoinError>),
+    Device(DeviceNews),
     Attempt(Finished),
     Due,
     Drain,
     StopNow,
-    EngineEnded,
 }
 
 impl Owner {
@@ -117,14 +128,17 @@ impl Owner {
             desk: parts.desk,
             connection: parts.connection,
             catalog: parts.catalog,
+            devices: Devices::new(parts.engines),
             context: Arc::new(parts.context),
             outbox: parts.outbox,
             inbox: parts.inbox,
-            engine_ended: parts.engine_ended,
             changes: parts.changes,
             entries: HashMap::new(),
+            resident: parts.hardware.resident_memory(),
             hardware: parts.hardware,
+            weights: parts.weights,
             models: Models::default(),
+            fetches: parts.fetches,
             attempts: Attempts::default(),
             jobs: JoinSet::new(),
             _cancel_loads_at_end: cancel_loads.clone().drop_guard(),
@@ -136,10 +150,11 @@ impl Owner {
     /// Works until the worker is drained.
     ///
     /// # Errors
-    /// [`WorkerError`] when the connection is closed for good or the engine is gone. What ran is dropped then
-    /// and its journals stay open for other workers.
+    /// [`WorkerError`] when the connection is closed for good: what ran is dropped then and its journals stay open
+    /// for other workers. Or when every device has failed: what ran is handed back before.
     pub(crate) async fn run(mut self, stop: Stop) -> Result<(), WorkerError> {
         let mut is_stopping = false;
+        let mut outcome = Ok(());
         loop {
             self.carry_out();
             self.report_if_due();
@@ -151,23 +166,54 @@ impl Owner {
                 Happened::ConnectionClosed => return Err(WorkerError::ConnectionClosed),
                 Happened::Catalog(change) => self.handle_change(change),
                 Happened::Job(done) => self.handle_job(done),
-                Happened::Attempt(finished) => self.handle_finished(finished),
-                Happened::Due => {
+                Happened::Device(DeviceNews::Pool { device, report }) => {
                     let now = self.now();
-                    self.desk.handle_timeout(now);
+                    let residency = self.desk.residency_mut();
+                    residency.handle_kv_resized(now, device, report);
                 }
+                Happened::Device(DeviceNews::PartsEnded(model)) => self.handle_parts_ended(&model),
+                Happened::Device(DeviceNews::Ended { device, fault }) => {
+                    let ended = self.handle_engine_ended(device, fault);
+                    outcome = outcome.and(ended);
+                }
+                Happened::Attempt(finished) => self.handle_finished(finished),
+                Happened::Due => self.handle_due(),
                 Happened::Drain => self.drain(),
                 Happened::StopNow => {
                     is_stopping = true;
                     self.drain();
-                    self.attempts.hand_back_all();
+                    self.attempts.hand_back_all(DRAINS);
                 }
-                Happened::EngineEnded => return Err(EngineEnded.into()),
             }
         }
         self.report();
         self.outbox.close().await;
-        Ok(())
+        outcome
+    }
+
+    /// A device is lost, and what ran there goes elsewhere at once. Without any device left the worker has nothing to
+    /// work with and ends; a new process finds out whether they can be used again, which this one cannot know.
+    ///
+    /// # Errors
+    /// What became of the last device.
+    fn handle_engine_ended(&mut self, device: DeviceIndex, fault: Option<String>) -> Result<(), WorkerError> {
+        let ended = match fault {
+            Some(reason) => WorkerError::DeviceFailed { reason },
+            None => WorkerError::Engine(EngineEnded),
+        };
+        let reason = ended.to_string();
+        error!(device = device.0, error = reason, "a device is lost");
+        let now = self.now();
+        let fault = DeviceFault {
+            reason: reason.clone(),
+        };
+        self.desk.residency_mut().handle_device_fault(now, device, fault);
+        if self.devices.has_any() {
+            return Ok(());
+        }
+        self.drain();
+        self.attempts.hand_back_all(&reason);
+        Err(ended)
     }
 
     async fn wait(&mut self, stop: &Stop, is_stopping: bool) -> Happened {
@@ -180,16 +226,26 @@ impl Owner {
             letter = self.inbox.next() => letter.map_or(Happened::ConnectionClosed, Happened::Letter),
             Some(change) = self.changes.recv() => Happened::Catalog(change),
             Some(done) = self.jobs.join_next() => Happened::Job(done),
+            news = self.devices.next() => Happened::Device(news),
             finished = self.attempts.next_finished() => Happened::Attempt(finished),
             () = at(due) => Happened::Due,
             () = stop.now.cancelled(), if !is_stopping => Happened::StopNow,
             () = stop.drain.cancelled(), if is_ready => Happened::Drain,
-            _ = &mut self.engine_ended => Happened::EngineEnded,
         }
     }
 
     fn now(&self) -> Moment {
         Moment::after_origin(self.origin.elapsed())
+    }
+
+    fn handle_due(&mut self) {
+        let now = self.now();
+        for (model, placed_bytes) in self.models.loads_under_way() {
+            self.desk
+                .residency_mut()
+                .handle_load_progress(now, model, placed_bytes);
+        }
+        self.desk.handle_timeout(now);
     }
 
     fn drain(&mut self) {
@@ -205,7 +261,7 @@ impl Owner {
             match action {
                 Action::Residency(action) => self.carry_out_for_model(action),
                 Action::Expired { request } => self.attempts.expire(&request),
-                Action::HandBack { request } => self.attempts.hand_back(&request),
+                Action::HandBack { request } => self.attempts.hand_back(&request, DRAINS),
             }
         }
     }
@@ -220,7 +276,17 @@ impl Owner {
         for (request, progress) in self.attempts.progress() {
             self.desk.handle_progress(request, progress);
         }
-        let report = self.desk.report(self.now());
+        let mut report = self.desk.report(self.now());
+        report.fetches = self.fetches.reports(self.now());
+        let resident_bytes = self.resident.as_ref().and_then(ResidentMemory::bytes);
+        match report.devices.as_mut_slice() {
+            [device] => device.resident_bytes = resident_bytes,
+            // They are in one process, whose memory the system counts as a whole.
+            _ => report.resident_bytes = resident_bytes,
+        }
+        if let Some(weights) = &self.weights {
+            weights.set_serving(!report.running.is_empty());
+        }
         let subject = self.connection.subjects.report(&self.identity.worker);
         self.outbox.send(subject, &report);
     }
@@ -280,9 +346,19 @@ impl Owner {
                     .residency_mut()
                     .handle_load_order(now, &model, keep_alive);
             }
-            Control::Unload { model } => self.desk.residency_mut().handle_unload_order(now, &model),
+            Control::Unload { model } => {
+                self.desk
+                    .residency_mut()
+                    .handle_unload_order(now, &model, UnloadReason::Ordered)
+            }
             Control::Prefetch { model } => {
                 if let Err(refusal) = self.prefetch(now, &model) {
+                    let reason = refusal.to_string();
+                    return ControlReply::Refused { reason };
+                }
+            }
+            Control::Fetch { model } => {
+                if let Err(refusal) = self.fetch(&model) {
                     let reason = refusal.to_string();
                     return ControlReply::Refused { reason };
                 }

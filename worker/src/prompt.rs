@@ -6,14 +6,14 @@ use std::time::SystemTime;
 use flotilla_prompt::Made;
 use flotilla_protocol::RequestId;
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::request::{InferenceRequest, SamplingParams};
-use flotilla_text::StopStrings;
+use flotilla_protocol::request::{InferenceRequest, ResponseFormat, SamplingParams};
+use flotilla_text::{AnswerGrammar, StopStrings};
 use flotilla_worker_engine::{LogitBias, LogitEdits, LogitEditsError, Penalties, Sampling, SamplingDefaults};
 
-use crate::model::ModelText;
+use crate::model::{ModelText, TokenSource};
 
 /// A request, ready to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Prompt {
     /// The prompt, at least one token and at least one less than the context.
     pub(crate) tokens: Vec<u32>,
@@ -27,6 +27,10 @@ pub(crate) struct Prompt {
     pub(crate) stops: StopStrings,
     /// Whether the model's end tokens end it as well.
     pub(crate) end_tokens: EndTokens,
+    /// The shape that the answer must have, in the client's words.
+    pub(crate) format: ResponseFormat,
+    /// The same, before the answer's first token.
+    pub(crate) grammar: Option<Box<AnswerGrammar>>,
 }
 
 /// What the end tokens of a model are to an answer.
@@ -39,7 +43,7 @@ pub(crate) enum EndTokens {
 }
 
 /// What a request wants, ready to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Prepared {
     /// An answer.
     Generate(Box<Prompt>),
@@ -83,6 +87,7 @@ impl Prompt {
     ) -> Result<Self, RequestError> {
         let stops = StopStrings::new(&request.stop).map_err(|error| invalid("stop", error.to_string()))?;
         let (sampling, edits) = sampling(id, &request.sampling, &model.sampling_defaults)?;
+        let grammar = grammar(request, model)?;
         Ok(Self {
             tokens: made.tokens,
             answer_tokens_max: usize::try_from(made.answer_tokens_max).unwrap_or(usize::MAX),
@@ -93,7 +98,20 @@ impl Prompt {
                 true => EndTokens::Ignored,
                 false => EndTokens::End,
             },
+            format: request.response_format.clone(),
+            grammar: grammar.map(Box::new),
         })
+    }
+}
+
+fn grammar(request: &InferenceRequest, model: &ModelText) -> Result<Option<AnswerGrammar>, RequestError> {
+    let grammar = model.prompts.answer_grammar(request, &model.stop_token_ids)?;
+    match (grammar, model.tokens) {
+        (Some(_), TokenSource::MadeUp) => {
+            let message = "this worker makes its tokens up, so its answers have no shape; leave it out";
+            Err(invalid("response_format", message.to_owned()))
+        }
+        (grammar, _) => Ok(grammar),
     }
 }
 
@@ -168,7 +186,7 @@ mod tests {
     use crate::model::OpenedModel;
 
     fn prompt(body: &str) -> Result<Prompt, RequestError> {
-        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None).unwrap();
+        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None, None).unwrap();
         let name = ModelName::new("adder").unwrap();
         let request = InferenceRequest::decode(&name, Encoding::Json, body.as_bytes(), 1 << 20)?;
         let id = RequestId::new("a").unwrap();

@@ -6,23 +6,24 @@ use flotilla_client::{Connection, Journal};
 use flotilla_config::{Config, KeepAlive as ConfigKeepAlive, Worker};
 use flotilla_protocol::fleet::Registration;
 use flotilla_protocol::request::KeepAlive;
-use flotilla_worker_core::residency::ResidencySettings;
+use flotilla_worker_core::residency::{LoadStall, ResidencySettings};
 use flotilla_worker_core::worker::{Desk, DeskSettings};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::attempt::AttemptContext;
-use crate::error::WorkerError;
+use crate::error::{WorkerError, chain};
 use crate::hardware::Hardware;
 use crate::identity::Identity;
 use crate::outbox::Outbox;
-use crate::owner::{Inbox, Owner, OwnerParts, OwnerSettings};
+use crate::owner::{Fetches, Inbox, Owner, OwnerParts, OwnerSettings};
 use crate::registration::Registered;
 use crate::scan::add_models;
 use crate::start::Objects;
 use crate::stop::Stop;
 use crate::watch::{Change, watch};
+use crate::weights::{Sharing, Weights};
 
 /// Runs a worker until it is drained or told to stop.
 ///
@@ -70,16 +71,20 @@ pub async fn run_all(
         }
     }
     let limit = first.request_timeout * 2;
-    let (inboxes, _following) = watch(objects.catalog.clone(), limit, identities.len());
+    // Each follows the catalog twice: for its models, and for the weights that it offers to others.
+    let (mut inboxes, _following) = watch(objects.catalog.clone(), limit, identities.len() * 2);
+    let offers = inboxes.split_off(identities.len());
     let config = Arc::new(config.clone());
-    let members = identities.into_iter().zip(inboxes).zip(sites.iter().cycle());
-    let members = members.map(|((identity, changes), (connection, objects))| Member {
+    let members = identities.into_iter().zip(inboxes.into_iter().zip(offers));
+    let members = members.zip(sites.iter().cycle());
+    let members = members.map(|((identity, (changes, offers)), (connection, objects))| Member {
         config: Arc::clone(&config),
         hardware: hardware.clone(),
         connection: Connection::clone(connection),
         objects: Arc::clone(objects),
         identity,
         changes,
+        offers,
     });
     run_members(members.collect(), stop).await
 }
@@ -112,6 +117,8 @@ struct Member {
     objects: Arc<Objects>,
     identity: Identity,
     changes: mpsc::Receiver<Change>,
+    /// The same once more.
+    offers: mpsc::Receiver<Change>,
 }
 
 impl Member {
@@ -123,36 +130,66 @@ impl Member {
             objects,
             identity,
             changes,
+            offers,
         } = self;
-        let (engine, engine_ended) = hardware.start_engine().map_err(WorkerError::Thread)?;
+        let (weights, sharing) = share(&config, &hardware, &identity, &objects, offers)
+            .await
+            .unzip();
+        let engines = hardware.start_engines().map_err(WorkerError::Thread)?;
         let device_pages = hardware.device_pages();
+        let fetches = Fetches::default();
         let parts = OwnerParts {
             settings: owner_settings(&config),
-            desk: Desk::new(desk_settings(&config.worker, &identity, device_pages)),
+            desk: Desk::new(desk_settings(&config.worker, &identity, &hardware)),
             catalog: objects.catalog.clone(),
             context: AttemptContext {
                 worker: identity.worker.clone(),
                 connection: connection.clone(),
                 journal: Journal::new(&connection),
-                engine,
                 ahead_tokens_max: config.worker.answer_channel_tokens,
                 step_tokens_max: config.worker.batch_tokens_max,
+                fetches: fetches.follow(),
             },
             outbox: Outbox::open(connection.client.clone(), connection.request_timeout),
             inbox: Inbox::open(&connection, &identity.worker).await?,
-            engine_ended,
+            engines,
             identity: identity.clone(),
             connection: connection.clone(),
             hardware: hardware.clone(),
             changes,
+            weights,
+            fetches,
         };
         let registration = registration(&identity, &hardware);
         let registered = Registered::start(&objects, registration, connection.request_timeout);
-        info!(worker_id = %identity.worker, device_pages, "worker started");
+        info!(worker_id = %identity.worker, ?device_pages, "worker started");
         let outcome = Owner::new(parts).run(stop).await;
         registered.end().await;
+        if let Some(sharing) = sharing {
+            sharing.end().await;
+        }
         info!(worker_id = %identity.worker, "worker ended");
         outcome
+    }
+}
+
+/// Takes part in the copying of weights, if there are weights. A fleet whose dispatcher made no relay works without.
+async fn share(
+    config: &Config,
+    hardware: &Hardware,
+    identity: &Identity,
+    objects: &Objects,
+    offers: mpsc::Receiver<Change>,
+) -> Option<(Weights, Sharing)> {
+    if !config.worker.weights.share || !hardware.has_weights() {
+        return None;
+    }
+    match Weights::start(config, identity, objects.catalog.clone(), offers).await {
+        Ok(started) => Some(started),
+        Err(error) => {
+            warn!(error = chain(&error), "weights are not shared with other workers");
+            None
+        }
     }
 }
 
@@ -161,12 +198,10 @@ fn owner_settings(config: &Config) -> OwnerSettings {
         request_bytes_max: config.dispatcher.request_bytes_max,
         slots: config.worker.slots,
         batch_tokens_max: config.worker.batch_tokens_max,
-        load_timeout_floor: config.worker.load_timeout_floor,
-        load_bytes_per_s_min: config.worker.load_bytes_per_s_min,
     }
 }
 
-fn desk_settings(config: &Worker, identity: &Identity, device_pages: u64) -> DeskSettings {
+fn desk_settings(config: &Worker, identity: &Identity, hardware: &Hardware) -> DeskSettings {
     DeskSettings {
         worker: identity.worker.clone(),
         incarnation: identity.incarnation,
@@ -175,9 +210,17 @@ fn desk_settings(config: &Worker, identity: &Identity, device_pages: u64) -> Des
         report_pause: REPORT_PAUSE.min(config.report_interval),
         drain_max: config.drain_timeout,
         residency: ResidencySettings {
-            device_pages: vec![device_pages],
+            device_pages: hardware.device_pages(),
+            host_pages: hardware.host_pages(),
             models_max: config.models_per_device_max.unwrap_or(usize::MAX),
             keep_alive: keep_alive(config.keep_alive),
+            min_residency_max: config.min_residency_max,
+            load_stall: Some(LoadStall {
+                window: config.load_stall_timeout,
+                bytes_min: config
+                    .load_bytes_per_s_min
+                    .saturating_mul(config.load_stall_timeout.as_secs()),
+            }),
         },
     }
 }
@@ -195,7 +238,7 @@ fn registration(identity: &Identity, hardware: &Hardware) -> Registration {
         incarnation: identity.incarnation,
         host: identity.host.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        devices: vec![hardware.description()],
+        devices: hardware.descriptions(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What must be there before a worker can work: the journals, the catalog, the bucket of workers.
+//! What must be there before a worker can work: the journals, the catalog, the relay for weights, the bucket of workers.
 
 use std::time::Duration;
 
@@ -62,6 +62,11 @@ impl Objects {
                 return Err(connection.subjects.bucket("models"));
             }
         };
+        let relay = flotilla_weights::stream_name(&connection.subjects.bucket(flotilla_weights::BUCKET));
+        if let Err(error) = connection.jetstream.get_stream(&relay).await {
+            debug!(stream = relay, error = chain(&error), "a stream is not there");
+            return Err(relay);
+        }
         let bucket = connection.subjects.bucket("workers");
         let missing = |error: &dyn std::error::Error| {
             debug!(bucket, error = chain(error), "a bucket is not there");

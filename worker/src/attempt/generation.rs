@@ -2,27 +2,28 @@
 
 use std::sync::Arc;
 
+use flotilla_prompt::refused;
 use flotilla_protocol::assignment::AttemptEnd;
 use flotilla_protocol::event::{
     ErrorCode, Event, FinishReason, Finished, Phase, RequestError, Timings, TokenLogprobs, Usage,
 };
+use flotilla_protocol::request::ResponseFormat;
 use flotilla_text::{AnswerError, AnswerText};
 use flotilla_worker_core::answer::Start;
 use flotilla_worker_engine::Logprobs;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::{Attempt, count};
+use super::{Attempt, ReadyModel, count};
 use crate::engine::{Made, NewRun, Run, RunEnd};
 use crate::error::chain;
-use crate::model::ModelText;
 use crate::prompt::{EndTokens, Prompt};
 
 /// An answer in the making.
 #[derive(Debug)]
 pub(super) struct Generation {
     prompt: Prompt,
-    model: Arc<ModelText>,
+    model: ReadyModel,
     stage: Stage,
     output_tokens: usize,
     /// Tokens that the engine did not have to read, from the prompt's first on.
@@ -64,7 +65,7 @@ pub(super) enum End {
 }
 
 impl Generation {
-    pub(super) fn new(prompt: Prompt, model: Arc<ModelText>) -> Self {
+    pub(super) fn new(prompt: Prompt, model: ReadyModel) -> Self {
         Self {
             prompt,
             model,
@@ -77,7 +78,7 @@ impl Generation {
     /// Continues what the journal holds: the engine gets the prompt and all tokens that were made before.
     pub(super) async fn start(&mut self, start: Start, attempt: &mut Attempt) -> Taken {
         self.output_tokens = start.token_ids.len();
-        let tokenizer = self.model.prompts.tokenizer().clone();
+        let tokenizer = self.model.text.prompts.tokenizer().clone();
         let stops = self.prompt.stops.clone();
         let text = match AnswerText::resume(tokenizer, stops, &start.token_ids, start.text.len()) {
             Ok(text) => text,
@@ -94,10 +95,10 @@ impl Generation {
             return Taken::end(End::Finished(reason));
         }
         if self.prompt.tokens.len() > attempt.context.step_tokens_max {
-            attempt.publish_progress(Phase::Prefill).await;
+            attempt.publish_progress(Phase::Prefill, None).await;
         }
         let run = self.new_run(&start.token_ids, new_tokens_max, attempt);
-        match attempt.context.engine.join(run).await {
+        match self.model.engine.join(run).await {
             Ok(run) => {
                 attempt.clock.joined = Some(Instant::now());
                 self.stage = Stage::Running { run, text };
@@ -107,7 +108,7 @@ impl Generation {
         }
     }
 
-    fn new_run(&self, made_before: &[u32], new_tokens_max: usize, attempt: &Attempt) -> NewRun {
+    fn new_run(&mut self, made_before: &[u32], new_tokens_max: usize, attempt: &Attempt) -> NewRun {
         NewRun {
             model: attempt.new.assignment.model.clone(),
             class: attempt.new.assignment.class,
@@ -115,11 +116,12 @@ impl Generation {
             prompt_tokens: self.prompt.tokens.len(),
             new_tokens_max,
             stop_token_ids: match self.prompt.end_tokens {
-                EndTokens::End => Arc::clone(&self.model.stop_token_ids),
+                EndTokens::End => Arc::clone(&self.model.text.stop_token_ids),
                 EndTokens::Ignored => Arc::default(),
             },
             sampling: self.prompt.sampling,
             edits: self.prompt.edits.clone(),
+            grammar: self.prompt.grammar.take(),
             ahead_tokens_max: attempt.context.ahead_tokens_max,
         }
     }
@@ -141,7 +143,7 @@ impl Generation {
         for made in made {
             match made {
                 Made::Token { id, logprobs } => taken.push(text, id, logprobs.as_deref()),
-                Made::Ended(end) => taken.end = Some(End::from_run(end)),
+                Made::Ended(end) => taken.end = Some(End::from_run(end, &self.prompt.format)),
             }
             if taken.end.is_some() {
                 break;
@@ -228,11 +230,12 @@ fn told(logprobs: &Logprobs) -> TokenLogprobs {
 }
 
 impl End {
-    fn from_run(end: RunEnd) -> Self {
+    fn from_run(end: RunEnd, format: &ResponseFormat) -> Self {
         match end {
             RunEnd::Stop => Self::Finished(FinishReason::Stop),
             RunEnd::Length => Self::Finished(FinishReason::Length),
             RunEnd::NoToken => internal("the model's numbers are not finite for this prompt"),
+            RunEnd::Shapeless(error) => Self::Failed(Event::failed(refused(format, &error))),
             RunEnd::Refused(error) => internal(&error.to_string()),
             RunEnd::ModelGone => gone("the model had to go"),
             RunEnd::Panicked { message } => Self::LeftOpen(AttemptEnd::Panicked { message }),

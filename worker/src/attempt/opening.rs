@@ -5,10 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use flotilla_protocol::assignment::AttemptEnd;
 use flotilla_protocol::event::{ErrorCode, Event, Phase, RequestError, Timings};
+use flotilla_protocol::request::ResponseFormat;
+use flotilla_weights::FetchProgress;
 use tokio::time::{Instant, sleep};
 use tracing::error;
 
-use super::{Attempt, Clock, LeaseAnswer, deadline_exceeded, millis};
+use super::{Attempt, Clock, LeaseAnswer, ReadyModel, deadline_exceeded, millis};
 use crate::model::ModelText;
 use crate::prompt::Prepared;
 
@@ -20,7 +22,7 @@ pub(super) enum Opening {
         /// The prompt, or the texts.
         prepared: Prepared,
         /// The model.
-        text: Arc<ModelText>,
+        model: ReadyModel,
     },
     /// This `failed` event.
     Fail(Event),
@@ -39,24 +41,24 @@ impl Attempt {
         }
         let (cancel, hand_back) = (self.new.cancel.clone(), self.new.hand_back.clone());
         let expire = self.new.expire.clone();
-        let text = tokio::select! {
+        let model = tokio::select! {
             lease = self.lease() => match lease {
-                Some(LeaseAnswer::Granted(text)) => text,
+                Some(LeaseAnswer::Granted(model)) => model,
                 Some(LeaseAnswer::ModelFailed { reason, retry_in }) => {
                     let retry_in_ms = millis(retry_in);
                     return Err(AttemptEnd::ModelUnloadable { reason, retry_in_ms });
                 }
-                None => return Err(self.left_open.clone()),
+                None => return Err(self.left_open()),
             },
-            () = hand_back.cancelled() => return Err(self.left_open.clone()),
+            () = hand_back.cancelled() => return Err(self.left_open()),
             () = cancel.cancelled() => return Ok(Opening::Cancel),
             () = expire.cancelled() => return Ok(Opening::Fail(deadline_exceeded())),
         };
         self.clock.leased = Some(Instant::now());
-        Ok(match self.prompt(&text).await {
+        Ok(match self.prompt(&model.text).await {
             Ok(prepared) => {
                 self.new.counts.set_prompt(prepared.prompt_tokens());
-                Opening::Make { prepared, text }
+                Opening::Make { prepared, model }
             }
             Err(error) => Opening::Fail(Event::failed(error)),
         })
@@ -68,15 +70,39 @@ impl Attempt {
             answer = &mut self.new.lease => return answer.ok(),
             () = sleep(NEWS_AFTER) => {}
         }
-        self.publish_progress(Phase::Loading).await;
-        // The sender is gone only when the worker ends without having handed this request back.
-        (&mut self.new.lease).await.ok()
+        let mut told = None;
+        loop {
+            let news = self.news();
+            if told != Some(news) {
+                let (phase, percent) = news;
+                let fraction = percent.map(|percent| f64::from(percent) / 100.0);
+                self.publish_progress(phase, fraction).await;
+                told = Some(news);
+            }
+            tokio::select! {
+                // The sender is gone only when the worker ends without having handed this request back.
+                answer = &mut self.new.lease => return answer.ok(),
+                () = sleep(NEWS_EVERY) => {}
+            }
+        }
     }
 
-    /// Renders and tokenises; a long body away from the other tasks.
+    /// What there is to tell of a model that is waited for: its files are on their way, so many of a hundred parts of
+    /// them, or it is loaded.
+    fn news(&self) -> (Phase, Option<u8>) {
+        let fetches = self.context.fetches.borrow();
+        let fetch = fetches.get(&self.new.assignment.model);
+        match fetch.and_then(FetchProgress::percent) {
+            Some(percent) => (Phase::Fetching, Some(percent)),
+            None => (Phase::Loading, None),
+        }
+    }
+
+    /// Renders, tokenises and compiles a schema; a long body, and any schema, away from the other tasks.
     async fn prompt(&self, text: &Arc<ModelText>) -> Result<Prepared, RequestError> {
         if self.new.assignment.body.len() <= INLINE_BYTES_MAX
             && let Ok(request) = &self.new.request
+            && request.response_format == ResponseFormat::Text
         {
             return Prepared::new(self.request_id(), request, text, SystemTime::now());
         }
@@ -119,3 +145,5 @@ impl Clock {
 const INLINE_BYTES_MAX: usize = 1024;
 /// A wait that a person notices: only then is it worth a message.
 const NEWS_AFTER: Duration = Duration::from_millis(50);
+/// Quick enough for eyes.
+const NEWS_EVERY: Duration = Duration::from_millis(500);

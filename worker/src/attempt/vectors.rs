@@ -9,13 +9,14 @@ use tokio::time::Instant;
 
 use super::generation::{End, Taken, gone, internal};
 use super::{Attempt, count};
-use crate::engine::{NewTexts, TextsRun, VectorsEnd};
+use crate::engine::{Engine, NewTexts, TextsRun, VectorsEnd};
 
 /// Vectors in the making.
 #[derive(Debug)]
 pub(super) struct Vectors {
     stage: Stage,
     prompt_tokens: usize,
+    engine: Engine,
 }
 
 #[derive(Debug)]
@@ -29,10 +30,11 @@ enum Stage {
 }
 
 impl Vectors {
-    pub(super) fn new(texts: Vec<Vec<u32>>) -> Self {
+    pub(super) fn new(texts: Vec<Vec<u32>>, engine: Engine) -> Self {
         Self {
             prompt_tokens: texts.iter().map(Vec::len).sum(),
             stage: Stage::Waiting { texts },
+            engine,
         }
     }
 
@@ -47,7 +49,7 @@ impl Vectors {
             class: attempt.new.assignment.class,
             texts,
         };
-        match attempt.context.engine.embed(new).await {
+        match self.engine.embed(new).await {
             Ok(run) => {
                 attempt.clock.joined = Some(Instant::now());
                 self.stage = Stage::Running(run);

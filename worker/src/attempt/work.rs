@@ -1,14 +1,11 @@
 //! What an attempt makes: text or vectors.
 
-use std::sync::Arc;
-
 use flotilla_protocol::event::{Event, FinishReason, Timings, Usage};
 use flotilla_worker_core::answer::Start;
 
-use super::Attempt;
 use super::generation::{Generation, Taken};
 use super::vectors::Vectors;
-use crate::model::ModelText;
+use super::{Attempt, ReadyModel};
 use crate::prompt::Prepared;
 
 /// Something in the making.
@@ -21,10 +18,10 @@ pub(super) enum Work {
 }
 
 impl Work {
-    pub(super) fn new(prepared: Prepared, model: Arc<ModelText>) -> Self {
+    pub(super) fn new(prepared: Prepared, model: ReadyModel) -> Self {
         match prepared {
             Prepared::Generate(prompt) => Self::Text(Box::new(Generation::new(*prompt, model))),
-            Prepared::Embed(texts) => Self::Vectors(Vectors::new(texts)),
+            Prepared::Embed(texts) => Self::Vectors(Vectors::new(texts, model.engine)),
         }
     }
 

@@ -40,7 +40,7 @@ enum Happened {
 impl Writing {
     pub(super) fn new(attempt: Attempt, mut answer: Answer, opening: Opening, hand: JournalHand) -> Self {
         let work = match opening {
-            Opening::Make { prepared, text } => Some(Work::new(prepared, text)),
+            Opening::Make { prepared, model } => Some(Work::new(prepared, model)),
             Opening::Fail(event) => {
                 answer.handle_end(event);
                 None
@@ -150,7 +150,7 @@ impl Writing {
                 self.answer.handle_stop();
                 self.grace = Some(Instant::now() + HAND_BACK_GRACE);
             }
-            Happened::GraceOver => return Some(self.attempt.left_open.clone()),
+            Happened::GraceOver => return Some(self.attempt.left_open()),
         }
         None
     }
@@ -172,7 +172,7 @@ impl Writing {
             }
             Some(End::Failed(event)) => self.answer.handle_end(event),
             Some(End::LeftOpen(end)) => {
-                self.attempt.left_open = end;
+                self.attempt.left_open = Some(end);
                 self.answer.handle_stop();
             }
         }
@@ -195,7 +195,7 @@ impl Writing {
                 attempt: *attempt,
                 strikes: *strikes,
             },
-            Ended::LeftOpen => self.attempt.left_open.clone(),
+            Ended::LeftOpen => self.attempt.left_open(),
             Ended::Corrupt(broken) => self.attempt.broken(broken),
         }
     }

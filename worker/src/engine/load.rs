@@ -1,19 +1,23 @@
 //! Filling a model's device memory, on a blocking thread.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use flotilla_worker_core::batch::{Batch, BatchSettings};
-use flotilla_worker_core::residency::Grant;
+use flotilla_worker_core::kv::KvSlab;
+use flotilla_worker_core::residency::Part;
 use flotilla_worker_core::texts::{TextLimits, TextQueue};
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, DeviceError, EncoderModel, EncoderPlan, LoadError,
-    MemoryPlan, ModelFolder, ModelLoader, ModelPlan, PAGE_BYTES,
+    self as engine, BLOCK_TOKENS, CpuBackend, CpuImage, CpuThreads, DecoderModel, EncoderModel, EncoderPlan,
+    KvSpace, LoadError, MemoryPlan, ModelError, ModelFolder, ModelLoader, ModelPlan, TensorInfo, load_image,
 };
 use thiserror::Error;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::simulated::LoadedSimulated;
+use super::turns::SharedDevice;
 use crate::model::{OpenedModel, OpenedWeights};
 
 /// A model whose weights are in device memory.
@@ -31,6 +35,15 @@ pub(crate) enum LoadedModel {
 pub(crate) struct LoadedDecoder {
     pub(super) decoder: DecoderModel<CpuBackend>,
     pub(super) batch: Batch,
+    /// The device of each of its stages when it is in parts; else none.
+    pub(super) devices: Vec<SharedDevice>,
+}
+
+/// A part of a model, and where it goes.
+#[derive(Debug)]
+pub(crate) struct PartPlace {
+    pub(crate) part: Part,
+    pub(crate) device: SharedDevice,
 }
 
 #[derive(Debug)]
@@ -39,15 +52,68 @@ pub(crate) struct LoadedEncoder {
     pub(super) queue: TextQueue,
 }
 
-/// How long a load may take, and who may end it.
+/// How others see and end a load. Clones share everything.
 #[derive(Debug, Clone)]
-pub(crate) struct LoadLimits {
-    /// Time that any load may take.
-    pub(crate) timeout_floor: Duration,
-    /// Slowest load that is not given up.
-    pub(crate) bytes_per_s_min: u64,
-    /// Ends a load before its time.
+pub(crate) struct LoadWatch {
+    /// Ends the load before its time.
     pub(crate) cancel: CancellationToken,
+    placed: Placed,
+}
+
+#[derive(Debug, Clone)]
+enum Placed {
+    /// Bytes, as they are placed.
+    Counted(Arc<AtomicU64>),
+    /// All bytes at an even pace, in a simulated load.
+    Evenly {
+        since: Instant,
+        load_time: Duration,
+        weights_bytes: u64,
+    },
+}
+
+impl LoadWatch {
+    /// Of a load that begins; it ends with its parent, too.
+    pub(crate) fn child_of(parent: &CancellationToken) -> Self {
+        Self {
+            cancel: parent.child_token(),
+            placed: Placed::Counted(Arc::default()),
+        }
+    }
+
+    /// The same for a simulated load.
+    pub(crate) fn simulated(parent: &CancellationToken, load_time: Duration, weights_bytes: u64) -> Self {
+        Self {
+            cancel: parent.child_token(),
+            placed: Placed::Evenly {
+                since: Instant::now(),
+                load_time,
+                weights_bytes,
+            },
+        }
+    }
+
+    /// Bytes of the weights that have been placed. Stale by some milliseconds.
+    pub(crate) fn placed_bytes(&self) -> u64 {
+        match &self.placed {
+            Placed::Counted(bytes) => bytes.load(Ordering::Relaxed),
+            Placed::Evenly {
+                since,
+                load_time,
+                weights_bytes,
+            } => {
+                let passed = since.elapsed().min(*load_time).as_micros();
+                let bytes = u128::from(*weights_bytes) * passed / load_time.as_micros().max(1);
+                u64::try_from(bytes).unwrap_or(u64::MAX)
+            }
+        }
+    }
+
+    fn add(&self, bytes: usize) {
+        if let Placed::Counted(placed) = &self.placed {
+            placed.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Why a model is not in device memory.
@@ -56,54 +122,71 @@ pub(crate) enum LoadFault {
     /// The device or the weights.
     #[error("the weights cannot be placed")]
     Load(#[from] LoadError),
-    /// The device has no room for keys and values.
-    #[error("the memory for keys and values cannot be had")]
-    Kv(#[source] DeviceError),
-    /// It took too long.
-    #[error("{placed_bytes} of {weights_bytes} bytes were loaded when the time of {timeout:?} was over")]
-    TimedOut {
-        /// Bytes that were placed.
-        placed_bytes: u64,
-        /// Bytes of all weights.
-        weights_bytes: u64,
-        /// The limit.
-        timeout: Duration,
-    },
-    /// It would take too long.
-    #[error("the load takes {load_time:?}, as the profile says, and may take {timeout:?}")]
-    SimulatedTimedOut {
-        /// How long it takes.
-        load_time: Duration,
-        /// The limit.
-        timeout: Duration,
-    },
-    /// The worker ends.
-    #[error("the worker ends")]
+    /// The files.
+    #[error("the weights cannot be read")]
+    Read(#[from] ModelError),
+    /// Nobody waits for it any more, or the worker ends.
+    #[error("the load was cancelled")]
     Cancelled,
 }
 
-/// Loads a model into the pages that it was granted. Blocks for as long as its files take to be read, so it
-/// belongs on a blocking thread; between two slices it looks at the limits.
+/// Brings a model's weights into host memory, as they lie on the device. Blocks as [`load`] does.
+///
+/// # Errors
+/// [`LoadFault`].
+pub(crate) fn fetch(
+    opened: &OpenedModel,
+    watch: &LoadWatch,
+    threads: &Arc<CpuThreads>,
+) -> Result<Vec<CpuImage>, LoadFault> {
+    let kv_space = KvSpace::NONE;
+    let images = match &opened.weights {
+        OpenedWeights::Decoder { folder, plan } => {
+            place(folder, MemoryPlan::clone(plan), kv_space, watch, threads)?.into_images()
+        }
+        OpenedWeights::Encoder { folder, plan } => {
+            let encoder = place(folder, EncoderPlan::clone(plan), kv_space, watch, threads)?;
+            encoder.into_image().map(|image| vec![image])
+        }
+    };
+    Ok(images.map_err(LoadError::from)?)
+}
+
+/// Loads a model on a device of so many pages, any of which its keys and values may have later, of its image if
+/// there is one. Blocks for as long as its files take to be read, so it
+/// belongs on a blocking thread; between two pieces it looks whether it is to end.
 ///
 /// # Errors
 /// [`LoadFault`]; the memory is given back then.
 pub(crate) fn load(
     opened: &OpenedModel,
-    grant: Grant,
-    limits: &LoadLimits,
+    device_pages: u64,
+    image: Option<CpuImage>,
+    watch: &LoadWatch,
     threads: &Arc<CpuThreads>,
 ) -> Result<LoadedModel, LoadFault> {
     match &opened.weights {
         OpenedWeights::Decoder { folder, plan } => {
-            let kv_blocks = kv_blocks(grant, plan.kv_block_bytes());
-            let mut decoder = place(folder, MemoryPlan::clone(plan), kv_blocks, limits, threads)?;
-            decoder.set_kv_blocks(kv_blocks).map_err(LoadFault::Kv)?;
-            let batch = Batch::new(batch_settings(&decoder));
-            let loaded = LoadedDecoder { decoder, batch };
+            let slab = KvSlab::of(plan.kv_block_bytes() as u64);
+            let (plan, kv_space) = (MemoryPlan::clone(plan), kv_space(slab, device_pages));
+            let decoder = match image {
+                Some(image) => load_image(CpuBackend::new(Arc::clone(threads)), plan, image, kv_space)?,
+                None => place(folder, plan, kv_space, watch, threads)?,
+            };
+            let batch = Batch::new(batch_settings(&decoder, slab));
+            let loaded = LoadedDecoder {
+                decoder,
+                batch,
+                devices: Vec::new(),
+            };
             Ok(LoadedModel::Text(Box::new(loaded)))
         }
         OpenedWeights::Encoder { folder, plan } => {
-            let encoder = place(folder, EncoderPlan::clone(plan), 0, limits, threads)?;
+            let (plan, kv_space) = (EncoderPlan::clone(plan), KvSpace::NONE);
+            let encoder = match image {
+                Some(image) => load_image(CpuBackend::new(Arc::clone(threads)), plan, image, kv_space)?,
+                None => place(folder, plan, kv_space, watch, threads)?,
+            };
             let step = encoder.plan().limits();
             let queue = TextQueue::new(TextLimits {
                 batch_tokens_max: step.batch_tokens_max,
@@ -115,63 +198,94 @@ pub(crate) fn load(
     }
 }
 
-/// Places all weights of a folder.
+/// Loads a model in parts, each on its device, of an image for each part if there are any. Blocks as [`load`] does.
+///
+/// All blocks for its keys and values get their memory here, as they are the model's alone.
+///
+/// # Errors
+/// [`LoadFault`]; the memory is given back then.
+pub(crate) fn load_parts(
+    opened: &OpenedModel,
+    places: &[PartPlace],
+    images: Vec<CpuImage>,
+    watch: &LoadWatch,
+) -> Result<LoadedModel, LoadFault> {
+    let OpenedWeights::Decoder { folder, plan } = &opened.weights else {
+        unreachable!("what makes vectors is never cut");
+    };
+    let mut images = images.into_iter();
+    let parts = places.iter().map(|PartPlace { part, device }| {
+        let stage = plan.stage(part.first_layer as usize..part.range().end as usize);
+        let stage = stage.expect("a part of a model that was planned is no larger");
+        let kv_space = KvSpace::of_one_slab(in_usize(part.kv_blocks), stage.kv_block_bytes());
+        match images.next() {
+            Some(image) => {
+                let backend = CpuBackend::new(Arc::clone(&device.threads));
+                Ok(load_image(backend, stage, image, kv_space)?)
+            }
+            None => place(folder, stage, kv_space, watch, &device.threads),
+        }
+    });
+    let mut decoder = DecoderModel::join(parts.collect::<Result<Vec<_>, LoadFault>>()?);
+    decoder.map_kv_slab(0).map_err(LoadError::from)?;
+    let loaded = LoadedDecoder {
+        batch: Batch::new(batch_settings(&decoder, PRIVATE_SLAB)),
+        decoder,
+        devices: places.iter().map(|place| place.device.clone()).collect(),
+    };
+    Ok(LoadedModel::Text(Box::new(loaded)))
+}
+
+/// Places all weights that a plan has of a folder, while what comes next is read. Reading begins before memory is mapped.
 fn place<C, P: ModelPlan>(
     folder: &ModelFolder<C>,
     plan: P,
-    kv_blocks: usize,
-    limits: &LoadLimits,
+    kv_space: KvSpace,
+    watch: &LoadWatch,
     threads: &Arc<CpuThreads>,
 ) -> Result<P::Model<CpuBackend>, LoadFault> {
-    let mut loader = ModelLoader::new(CpuBackend::new(Arc::clone(threads)), plan, kv_blocks)?;
-    let weights_bytes = folder.weights_bytes() as u64;
-    let timeout = limits.timeout(weights_bytes);
-    let started = Instant::now();
-    let mut placed_bytes = 0;
-    for tensor in folder.tensors() {
-        for (index, slice) in tensor.bytes.chunks(SLICE_BYTES).enumerate() {
-            if limits.cancel.is_cancelled() {
+    let weights = plan.weights().clone();
+    let wants = |info: &TensorInfo| weights.has(&info.name);
+    folder.read_ahead_of(wants, |pieces| {
+        let mut loader = ModelLoader::new(CpuBackend::new(Arc::clone(threads)), plan, kv_space)?;
+        for piece in pieces {
+            if watch.cancel.is_cancelled() {
                 return Err(LoadFault::Cancelled);
             }
-            if started.elapsed() > timeout {
-                return Err(LoadFault::TimedOut {
-                    placed_bytes,
-                    weights_bytes,
-                    timeout,
-                });
-            }
-            loader.place(&tensor.info.name, index * SLICE_BYTES, slice)?;
-            placed_bytes += slice.len() as u64;
+            let piece = piece?;
+            loader.place(&piece.info.name, piece.offset_bytes, piece.bytes())?;
+            watch.add(piece.bytes().len());
         }
-    }
-    Ok(loader.finish()?)
+        Ok(loader.finish()?)
+    })
 }
 
-impl LoadLimits {
-    /// Time that the load of so many bytes may take.
-    pub(crate) fn timeout(&self, weights_bytes: u64) -> Duration {
-        let by_size = Duration::from_secs(weights_bytes / self.bytes_per_s_min.max(1));
-        self.timeout_floor.saturating_add(by_size)
-    }
-}
-
-fn batch_settings(decoder: &DecoderModel<CpuBackend>) -> BatchSettings {
+fn batch_settings(decoder: &DecoderModel<CpuBackend>, slab: KvSlab) -> BatchSettings {
     let plan = decoder.plan();
     BatchSettings {
         batch_tokens_max: plan.limits().batch_tokens_max,
         sequences_max: plan.limits().sequences_max,
         block_tokens: BLOCK_TOKENS,
-        blocks_total: u32::try_from(decoder.kv_blocks()).expect("the blocks were counted as u32"),
+        slab,
         context_tokens_max: plan.config().context_tokens_max,
     }
 }
 
-/// The blocks that fit the granted pages; their indices are u32.
-fn kv_blocks(grant: Grant, block_bytes: usize) -> usize {
-    let bytes = u128::from(grant.kv_pages) * PAGE_BYTES as u128;
-    let blocks = bytes / (block_bytes as u128).max(1);
-    usize::try_from(blocks.min(u128::from(u32::MAX))).unwrap_or(usize::MAX)
+/// As many slabs as the device has pages for, or as the engine can tell apart.
+fn kv_space(slab: KvSlab, device_pages: u64) -> KvSpace {
+    let slabs_max = device_pages.min(KvSpace::PAGES_MAX as u64) / slab.pages;
+    KvSpace {
+        slab: engine::KvSlab {
+            blocks: slab.blocks as usize,
+            pages: in_usize(slab.pages),
+        },
+        slabs_max: in_usize(slabs_max),
+    }
 }
 
-/// Bytes placed between two looks at the limits: some milliseconds, even from a slow disk.
-const SLICE_BYTES: usize = 8 << 20;
+fn in_usize(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+/// How the batch of a model in parts counts its memory: in blocks, each of which has its own all the time.
+const PRIVATE_SLAB: KvSlab = KvSlab { blocks: 1, pages: 1 };

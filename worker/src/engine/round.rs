@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flotilla_worker_core::batch::{Batch, Outcome, PlanEntry};
 use flotilla_worker_core::isolate::{StepPanic, isolate};
+use flotilla_worker_core::kv::KvBudget;
 use tracing::warn;
 
 use crate::error::chain;
@@ -18,12 +19,13 @@ pub(super) struct RoundBuffers {
     drawn: Vec<Option<u32>>,
 }
 
-/// Runs the next step of a batch; `None` when nobody can run.
+/// Runs the next step of those of a batch who were provided for; `None` when nobody can run.
 ///
 /// `run` adds, for each entry, the token that was to be drawn. It may panic or fail: then each entry is run
 /// alone, and only those that panic or fail alone are put out of the batch.
 pub(super) fn advance<'b, E: Error>(
     batch: &'b mut Batch,
+    budget: &mut KvBudget,
     buffers: &mut RoundBuffers,
     mut run: impl FnMut(&[PlanEntry<'_>], &mut Vec<Option<u32>>) -> Result<(), E>,
 ) -> Option<&'b [Outcome]> {
@@ -33,7 +35,7 @@ pub(super) fn advance<'b, E: Error>(
     entries.extend(plan.entries());
     let Err(panic) = guarded(&mut run, &entries, drawn) else {
         buffers.entries = recycled(entries);
-        return Some(batch.complete(drawn));
+        return Some(batch.complete(drawn, budget));
     };
     warn!(sequences = entries.len(), error = %panic, "a step failed; each sequence is run alone");
     let verdicts = isolate(&plan, panic, |entry| {
@@ -41,7 +43,7 @@ pub(super) fn advance<'b, E: Error>(
         Ok(drawn.first().copied().flatten())
     });
     buffers.entries = recycled(entries);
-    Some(batch.complete_isolated(verdicts))
+    Some(batch.complete_isolated(verdicts, budget))
 }
 
 /// The memory of a vector, for elements of the same type with another lifetime: collecting from a vector's own
@@ -91,16 +93,18 @@ mod tests {
     use std::convert::Infallible;
 
     use flotilla_protocol::Class;
-    use flotilla_worker_core::batch::{BatchSettings, NewSequence, SequenceId};
+    use flotilla_worker_core::batch::{BatchSettings, NewSequence, SequenceId, Supply};
+    use flotilla_worker_core::kv::KvSlab;
 
     use super::*;
 
-    fn batch_of(sequences: u64) -> Batch {
+    fn batch_of(sequences: u64) -> (Batch, KvBudget) {
+        let mut budget = KvBudget::new(8);
         let mut batch = Batch::new(BatchSettings {
             batch_tokens_max: 64,
             sequences_max: 8,
             block_tokens: 16,
-            blocks_total: 64,
+            slab: KvSlab { blocks: 8, pages: 1 },
             context_tokens_max: 128,
         });
         for id in 0..sequences {
@@ -112,9 +116,10 @@ mod tests {
                 new_tokens_max: 4,
                 stop_token_ids: [].into(),
             };
-            batch.add(new).unwrap();
+            batch.add(new, &mut budget).unwrap();
         }
-        batch
+        assert_eq!(batch.provide(&mut budget), Supply::Sufficient);
+        (batch, budget)
     }
 
     fn tokens_but_for(
@@ -144,19 +149,22 @@ mod tests {
 
     #[test]
     fn only_the_sequence_that_panics_alone_ends_and_the_others_get_their_token() {
-        let mut batch = batch_of(3);
+        let (mut batch, mut budget) = batch_of(3);
         let bad = SequenceId(1);
         let mut buffers = RoundBuffers::default();
         let mut round = |batch: &mut Batch| -> Vec<Outcome> {
             let run = |entries: &[PlanEntry<'_>], drawn: &mut Vec<_>| tokens_but_for(bad, entries, drawn);
-            advance(batch, &mut buffers, run).unwrap().to_vec()
+            advance(batch, &mut budget, &mut buffers, run).unwrap().to_vec()
         };
         let outcomes = round(&mut batch);
         let panicked: Vec<_> = outcomes
             .iter()
             .filter_map(|outcome| match outcome {
                 Outcome::Panicked { sequence, message } => Some((*sequence, message.clone())),
-                Outcome::Reused { .. } | Outcome::Token { .. } | Outcome::Finished { .. } => None,
+                Outcome::Reused { .. }
+                | Outcome::Token { .. }
+                | Outcome::Finished { .. }
+                | Outcome::Preempted { .. } => None,
             })
             .collect();
         assert_eq!(panicked, [(bad, "bad sequence".to_owned())]);
@@ -172,9 +180,10 @@ mod tests {
 
     #[test]
     fn batch_with_nobody_to_run_is_not_run() {
-        let mut batch = batch_of(0);
+        let (mut batch, mut budget) = batch_of(0);
         let ran = advance(
             &mut batch,
+            &mut budget,
             &mut RoundBuffers::default(),
             |_, _| -> Result<_, Infallible> { panic!("there is nothing to run") },
         );

@@ -3,10 +3,24 @@
 use std::collections::HashMap;
 
 use flotilla_worker_core::batch::{Batch, EndReason, Outcome, SequenceId};
+use flotilla_worker_core::kv::KvBudget;
 use flotilla_worker_engine::Logprobs;
 use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
 
 use super::{Made, RunEnd, end};
+
+/// What an engine keeps of a request.
+pub(super) trait Kept {
+    /// Whether a step may count on all that it needs to draw a token.
+    fn is_ready(&self) -> bool;
+
+    /// Takes note of a token that was drawn, and says how likely it was, if that was asked for.
+    fn push(&mut self, token: u32) -> Option<Box<Logprobs>>;
+
+    /// Why no token could be drawn.
+    fn no_token(&self) -> RunEnd;
+}
 
 /// Every request that is in a batch, each with what its engine keeps of it. Those that are left when it is
 /// dropped learn that their model is gone.
@@ -31,7 +45,7 @@ impl<T> Default for Runs<T> {
     }
 }
 
-impl<T> Runs<T> {
+impl<T: Kept> Runs<T> {
     /// A request is in the batch.
     pub(super) fn insert(
         &mut self,
@@ -66,25 +80,24 @@ impl<T> Runs<T> {
         &mut running.expect("who is planned runs").kept
     }
 
-    /// Leaves out those whose channel is full, and takes out those whose task is gone.
-    pub(super) fn regulate(&mut self, batch: &mut Batch) {
+    /// Leaves out those whose channel is full or who are not ready, and takes out those whose task is gone.
+    pub(super) fn regulate(&mut self, batch: &mut Batch, budget: &mut KvBudget) {
         self.running.retain(|id, running| {
             if running.made.is_closed() {
-                batch.remove(*id);
+                batch.remove(*id, budget);
                 return false;
             }
-            regulate_flow(batch, *id, running.made.capacity());
+            if running.made.capacity() < STEP_MESSAGES_MAX || !running.kept.is_ready() {
+                batch.pause(*id, budget);
+            } else {
+                batch.resume(*id);
+            }
             true
         });
     }
 
-    /// Tells a request's task what a step led to. `made` takes note of a token that was drawn and says how
-    /// likely it was, if that was asked for.
-    pub(super) fn tell(
-        &mut self,
-        outcome: &Outcome,
-        made: impl FnOnce(&mut T, u32) -> Option<Box<Logprobs>>,
-    ) {
+    /// Tells a request's task what a step led to.
+    pub(super) fn tell(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Reused { sequence, tokens } => {
                 let running = self.running.get_mut(sequence);
@@ -96,7 +109,7 @@ impl<T> Runs<T> {
                 let running = self.running.get_mut(sequence).expect("who makes a token runs");
                 let made = Made::Token {
                     id: *token,
-                    logprobs: made(&mut running.kept, *token),
+                    logprobs: running.kept.push(*token),
                 };
                 if let Err(error) = running.made.try_send(made) {
                     let is_closed = matches!(error, mpsc::error::TrySendError::Closed(_));
@@ -108,9 +121,15 @@ impl<T> Runs<T> {
                 match reason {
                     EndReason::Stop => RunEnd::Stop,
                     EndReason::Length => RunEnd::Length,
-                    EndReason::NoToken => RunEnd::NoToken,
+                    EndReason::NoToken => {
+                        let running = self.running.get(sequence);
+                        running.map_or(RunEnd::NoToken, |running| running.kept.no_token())
+                    }
                 },
             ),
+            Outcome::Preempted { sequence } => {
+                debug!(sequence = sequence.0, "preempted: its memory went to others");
+            }
             Outcome::Panicked { sequence, message } => {
                 let message = message.clone();
                 self.conclude(*sequence, RunEnd::Panicked { message });
@@ -130,14 +149,6 @@ impl<T> Drop for Runs<T> {
         for running in self.running.values() {
             end(&running.made, RunEnd::ModelGone);
         }
-    }
-}
-
-fn regulate_flow(batch: &mut Batch, sequence: SequenceId, room: usize) {
-    if room < STEP_MESSAGES_MAX {
-        batch.pause(sequence);
-    } else {
-        batch.resume(sequence);
     }
 }
 

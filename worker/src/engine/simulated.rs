@@ -11,13 +11,13 @@
 mod drawing;
 mod model;
 
-use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_protocol::ModelName;
 use flotilla_worker_core::batch::Batch;
+use flotilla_worker_core::kv;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -25,6 +25,7 @@ use tracing::{info, warn};
 pub(crate) use drawing::Drawing;
 use model::SimulatedRuns;
 
+use super::pool::Pool;
 use super::{Command, Engine, LoadedModel, RunEnd, VectorsEnd, end, vectors};
 use crate::simulated::Timing;
 
@@ -41,12 +42,13 @@ pub(crate) struct LoadedSimulated {
 
 impl Engine {
     /// Starts the task of a simulated device. The receiver is closed when the task ends, for whatever reason.
-    pub(crate) fn start_simulated() -> (Self, oneshot::Receiver<()>) {
-        let (handle, inbox) = Self::with_inbox();
+    pub(crate) fn start_simulated() -> (Self, oneshot::Receiver<String>) {
+        let (handle, inbox, pool) = Self::with_inbox(Pool::new());
         let (alive, ended) = oneshot::channel();
         let device = Device {
             inbox,
-            models: BTreeMap::new(),
+            models: Vec::new(),
+            pool,
             stepped: None,
             joined: None,
             is_late: false,
@@ -63,7 +65,9 @@ impl Engine {
 /// What lives in the task.
 struct Device {
     inbox: mpsc::Receiver<Command>,
-    models: BTreeMap<ModelName, SimulatedRuns>,
+    /// By name.
+    models: Vec<Resident>,
+    pool: Pool,
     /// The model that had the last step.
     stepped: Option<ModelName>,
     /// When the newest request joined.
@@ -72,12 +76,26 @@ struct Device {
     is_late: bool,
 }
 
+/// A loaded model.
+struct Resident {
+    name: ModelName,
+    runs: SimulatedRuns,
+}
+
+impl Resident {
+    fn batch(&mut self) -> Option<&mut Batch> {
+        Some(self.runs.batch())
+    }
+}
+
 impl Device {
     async fn run(mut self) {
         // When the last step was due to end, if the next one can follow at once.
         let mut due: Option<Instant> = None;
         while self.obey(due.is_none()).await.is_continue() {
-            let Some((model, duration)) = self.begin() else {
+            let begun = self.begin();
+            self.tell_kv();
+            let Some((model, duration)) = begun else {
                 due = None;
                 continue;
             };
@@ -91,8 +109,8 @@ impl Device {
                 break;
             }
             self.note_lateness(ends);
-            if let Some(runs) = self.models.get_mut(&model) {
-                runs.complete();
+            if let Some(at) = self.place_of(&model) {
+                self.models[at].runs.complete(&mut self.pool.budget);
             }
             self.stepped = Some(model);
             due = Some(ends);
@@ -102,12 +120,34 @@ impl Device {
 
     /// Begins the step of the next model that has one.
     fn begin(&mut self) -> Option<(ModelName, Duration)> {
-        let after = self.stepped.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let up_to = self.stepped.clone().map_or(Bound::Unbounded, Bound::Included);
-        let rest = self.models.range_mut((after, Bound::Unbounded));
-        let begun = first_begun(rest);
-        // Without a last step the rest were all.
-        begun.or_else(|| first_begun(self.models.range_mut((Bound::Unbounded, up_to))))
+        let stepped = self.stepped.as_ref();
+        let first = self.models.partition_point(|model| Some(&model.name) <= stepped);
+        let count = self.models.len();
+        (first..first + count).find_map(|place| self.begin_at(place % count))
+    }
+
+    fn begin_at(&mut self, at: usize) -> Option<(ModelName, Duration)> {
+        self.models[at].runs.regulate(&mut self.pool.budget);
+        kv::provide(&mut self.pool.budget, &mut self.models, at, Resident::batch);
+        let Resident { name, runs } = &mut self.models[at];
+        Some((name.clone(), runs.begin()?))
+    }
+
+    fn tell_kv(&mut self) {
+        let batches = self.models.iter_mut().filter_map(Resident::batch);
+        self.pool.tell(batches);
+    }
+
+    fn place_of(&self, model: &ModelName) -> Option<usize> {
+        self.models
+            .binary_search_by(|resident| resident.name.cmp(model))
+            .ok()
+    }
+
+    fn unload(&mut self, model: &ModelName) {
+        if let Some(at) = self.place_of(model) {
+            self.models.remove(at).runs.close(&mut self.pool.budget);
+        }
     }
 
     /// Carries out the commands that are there; with nothing to run it waits for one.
@@ -149,27 +189,38 @@ impl Device {
                 let LoadedModel::Simulated(loaded) = *loaded else {
                     unreachable!("who simulates its device opens every model as a simulated one")
                 };
-                self.models.insert(model, SimulatedRuns::new(*loaded));
+                self.unload(&model);
+                let at = self.models.partition_point(|resident| resident.name < model);
+                let runs = SimulatedRuns::new(*loaded);
+                self.models.insert(at, Resident { name: model, runs });
                 // Who asked and left finds the model loaded all the same.
                 let _ = done.send(());
             }
-            Command::Unload { model, done } => {
-                self.models.remove(&model);
+            Command::Unload { model, done, .. } => {
+                self.unload(&model);
                 // As above.
-                let _ = done.send(());
+                let _ = done.send(None);
             }
-            Command::Join { new } => match self.models.get_mut(&new.model) {
-                Some(model) => {
+            Command::ResizeKv { pages } => {
+                let batches = self.models.iter_mut().filter_map(Resident::batch);
+                self.pool.resize(pages, batches);
+                self.tell_kv();
+            }
+            Command::Join { new } => match self.place_of(&new.model) {
+                Some(at) => {
                     self.joined = Some(Instant::now());
-                    model.join(*new);
+                    self.models[at].runs.join(*new, &mut self.pool.budget);
                 }
                 None => end(&new.made, RunEnd::ModelGone),
             },
             Command::Embed { new, .. } => vectors::answer(new.reply, Err(VectorsEnd::ModelGone)),
             Command::Leave { model, sequence } => {
-                if let Some(model) = self.models.get_mut(&model) {
-                    model.leave(sequence);
+                if let Some(at) = self.place_of(&model) {
+                    self.models[at].runs.leave(sequence, &mut self.pool.budget);
                 }
+            }
+            Command::StandAside { .. } | Command::Break { .. } => {
+                unreachable!("simulated models are never in parts")
             }
             Command::Drained => {}
         }
@@ -186,14 +237,6 @@ impl Device {
             );
         }
     }
-}
-
-/// Begins the step of the first model that has one.
-fn first_begun<'a>(
-    models: impl Iterator<Item = (&'a ModelName, &'a mut SimulatedRuns)>,
-) -> Option<(ModelName, Duration)> {
-    let mut begun = models.filter_map(|(name, model)| Some((name.clone(), model.begin()?)));
-    begun.next()
 }
 
 /// Steps take milliseconds to seconds, and timers are some milliseconds late at most where there is time left.

@@ -1,5 +1,4 @@
 use flotilla_text::SpecialTokens;
-use flotilla_worker_core::residency::Grant;
 use flotilla_worker_engine::{CpuThreads, LogitBias, Penalties};
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::fixture::{demo_folder, demo_limits, encoder_folder};
 use crate::model::OpenedModel;
+
+mod parts;
+mod shapes;
 
 struct Loaded {
     engine: Engine,
@@ -21,26 +23,32 @@ async fn loaded(kv_pages: u64) -> Loaded {
 }
 
 async fn loaded_from(folder: &Path, kv_pages: u64) -> Loaded {
-    let (engine, _ended) = Engine::start(0).unwrap();
-    let opened = OpenedModel::open(folder, demo_limits(), None).unwrap();
-    let grant = Grant {
-        weights_pages: 8,
-        workspace_pages: 8,
-        kv_pages,
-    };
-    let limits = LoadLimits {
-        timeout_floor: PATIENCE,
-        bytes_per_s_min: 1 << 20,
-        cancel: CancellationToken::new(),
-    };
+    let (engine, _ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
+    engine.resize_kv(kv_pages).await.unwrap();
+    let opened = OpenedModel::open(folder, demo_limits(), None, None).unwrap();
+    let watch = LoadWatch::child_of(&CancellationToken::new());
     let model = ModelName::new("adder").unwrap();
-    let in_memory = load(&opened, grant, &limits, &Arc::new(CpuThreads::for_this_machine())).unwrap();
+    let in_memory = load(
+        &opened,
+        DEVICE_PAGES,
+        None,
+        &watch,
+        &Arc::new(CpuThreads::for_this_machine()),
+    )
+    .unwrap();
+    assert_eq!(watch.placed_bytes(), opened.weights_bytes() as u64);
     engine.install(model.clone(), in_memory).await.unwrap();
     Loaded {
         engine,
         model,
         opened,
     }
+}
+
+fn load_opened(opened: &OpenedModel) -> LoadedModel {
+    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let threads = Arc::new(CpuThreads::for_this_machine());
+    load(opened, DEVICE_PAGES, None, &watch, &threads).unwrap()
 }
 
 impl Loaded {
@@ -61,6 +69,7 @@ impl Loaded {
             stop_token_ids: Arc::clone(&self.opened.text.stop_token_ids),
             sampling: Sampling::GREEDY,
             edits: LogitEdits::none(),
+            grammar: None,
             ahead_tokens_max,
         }
     }
@@ -94,6 +103,51 @@ async fn demo_model_adds_two_numbers() {
     let made = everything(run).await;
     assert_eq!(loaded.text(&made), "579");
     assert_eq!(made.last(), Some(&Made::Ended(RunEnd::Stop)));
+}
+
+#[tokio::test]
+async fn model_that_comes_back_from_host_memory_answers_as_before_and_reads_no_file() {
+    let loaded = loaded(4).await;
+    let image = loaded.engine.unload(loaded.model.clone(), Keep::InHost).await;
+    let image = image.unwrap().expect("weights can be kept on this device");
+    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let threads = Arc::new(CpuThreads::for_this_machine());
+    let again = load(
+        &loaded.opened,
+        DEVICE_PAGES,
+        image.into_iter().next(),
+        &watch,
+        &threads,
+    )
+    .unwrap();
+    assert_eq!(watch.placed_bytes(), 0);
+    loaded.engine.install(loaded.model.clone(), again).await.unwrap();
+    let run = loaded.engine.join(loaded.sum("123+456=", 64)).await.unwrap();
+    assert_eq!(loaded.text(&everything(run).await), "579");
+}
+
+#[tokio::test]
+async fn prefetched_weights_are_those_of_a_load() {
+    let loaded = loaded(4).await;
+    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let threads = Arc::new(CpuThreads::for_this_machine());
+    let image = fetch(&loaded.opened, &watch, &threads).unwrap();
+    assert_eq!(watch.placed_bytes(), loaded.opened.weights_bytes() as u64);
+    let prefetched = load(
+        &loaded.opened,
+        DEVICE_PAGES,
+        image.into_iter().next(),
+        &watch,
+        &threads,
+    )
+    .unwrap();
+    loaded
+        .engine
+        .install(loaded.model.clone(), prefetched)
+        .await
+        .unwrap();
+    let run = loaded.engine.join(loaded.sum("999+1=", 64)).await.unwrap();
+    assert_eq!(loaded.text(&everything(run).await), "1000");
 }
 
 #[tokio::test]
@@ -219,11 +273,77 @@ async fn prompt_that_was_read_before_gives_the_same_answer_and_is_not_read_again
     assert_eq!(answers[0], answers[1]);
 }
 
+/// One page for two models: whoever has it gives it up for one that ranks before, and goes on as if nothing had been.
+#[tokio::test]
+async fn answers_that_were_preempted_are_the_same_as_undisturbed_ones() {
+    let run = |loaded: &Loaded, seed: u64, ahead_tokens_max: usize| NewRun {
+        class: Class::Batch,
+        sampling: Sampling {
+            temperature: 2.0,
+            seed,
+            ..Sampling::GREEDY
+        },
+        stop_token_ids: [].into(),
+        new_tokens_max: 60,
+        ..loaded.sum("123+456=", ahead_tokens_max)
+    };
+    let undisturbed = loaded(8).await;
+    let mut expected = Vec::new();
+    for seed in 0..4 {
+        let alone = undisturbed.engine.join(run(&undisturbed, seed, 64)).await;
+        expected.push(everything(alone.unwrap()).await);
+    }
+
+    let shared = loaded(1).await;
+    let other = ModelName::new("other").unwrap();
+    let in_memory = load_opened(&shared.opened);
+    shared.engine.install(other.clone(), in_memory).await.unwrap();
+    let mut runs = Vec::new();
+    for seed in 0..4 {
+        // Nobody reads on: it is in the middle of its answer when the urgent one comes.
+        let mut begun = shared.engine.join(run(&shared, seed, 8)).await.unwrap();
+        let mut made = Vec::new();
+        timeout(PATIENCE, begun.take(&mut made)).await.unwrap();
+        runs.push((begun, made));
+        let urgent = NewRun {
+            model: other.clone(),
+            ..shared.sum("20+22=", 64)
+        };
+        let urgent = shared.engine.join(urgent).await.unwrap();
+        assert_eq!(shared.text(&everything(urgent).await), "42");
+        assert!(shared.engine.kv().borrow().pages_used <= 1, "there is one page");
+    }
+    for ((run, mut made), expected) in runs.into_iter().zip(expected) {
+        if !matches!(made.last(), Some(Made::Ended(_))) {
+            made.extend(everything(run).await);
+        }
+        assert_eq!(made, expected);
+    }
+}
+
+/// The pool is told to be smaller while its only page is in use: it says so, and when that has ended.
+#[tokio::test]
+async fn pool_tells_what_it_holds_until_its_pages_are_free() {
+    let loaded = loaded(2).await;
+    let mut kv = loaded.engine.kv();
+    let mut stuck = loaded.engine.join(loaded.sum("123+456=", 1)).await.unwrap();
+    timeout(PATIENCE, stuck.take(&mut Vec::new())).await.unwrap();
+    loaded.engine.resize_kv(0).await.unwrap();
+    let held = |wanted: u64| move |report: &KvReport| report.pages_target == 0 && report.pages_held == wanted;
+    timeout(PATIENCE, kv.wait_for(held(1))).await.unwrap().unwrap();
+    drop(stuck);
+    timeout(PATIENCE, kv.wait_for(held(0))).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn unloading_ends_what_runs_and_refuses_what_comes() {
     let loaded = loaded(4).await;
     let paused = loaded.engine.join(loaded.sum("123+456=", 1)).await.unwrap();
-    loaded.engine.unload(loaded.model.clone()).await.unwrap();
+    loaded
+        .engine
+        .unload(loaded.model.clone(), Keep::Nowhere)
+        .await
+        .unwrap();
     let end = Made::Ended(RunEnd::ModelGone);
     assert_eq!(everything(paused).await.last(), Some(&end));
     let late = loaded.engine.join(loaded.sum("1+1=", 64)).await.unwrap();
@@ -232,11 +352,12 @@ async fn unloading_ends_what_runs_and_refuses_what_comes() {
 
 #[tokio::test]
 async fn thread_ends_with_its_last_handle_and_tells() {
-    let (engine, ended) = Engine::start(0).unwrap();
+    let (engine, ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
     drop(engine);
     assert!(timeout(PATIENCE, ended).await.unwrap().is_err());
 }
 
+const DEVICE_PAGES: u64 = 64;
 /// A limit on waiting that no machine reaches.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -288,6 +409,60 @@ async fn texts_that_cannot_run_are_told_why() {
     };
     let made = everything(loaded.engine.join(prompt).await.unwrap()).await;
     assert_eq!(made, [Made::Ended(RunEnd::ModelGone)], "it makes no text");
-    loaded.engine.unload(loaded.model.clone()).await.unwrap();
+    loaded
+        .engine
+        .unload(loaded.model.clone(), Keep::Nowhere)
+        .await
+        .unwrap();
     assert_eq!(fate(&[vec![1]]).await, Err(VectorsEnd::ModelGone));
+}
+
+#[test]
+fn load_that_is_cancelled_ends_before_its_next_piece() {
+    let opened = OpenedModel::open(&demo_folder("adder"), demo_limits(), None, None).unwrap();
+    let watch = LoadWatch::child_of(&CancellationToken::new());
+    watch.cancel.cancel();
+    let fault = load(
+        &opened,
+        DEVICE_PAGES,
+        None,
+        &watch,
+        &Arc::new(CpuThreads::for_this_machine()),
+    )
+    .unwrap_err();
+    assert!(matches!(fault, LoadFault::Cancelled), "{fault}");
+    assert_eq!(watch.placed_bytes(), 0);
+}
+
+#[test]
+fn load_of_a_file_that_got_shorter_fails_and_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(demo_folder("adder")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let opened = OpenedModel::open(folder.path(), demo_limits(), None, None).unwrap();
+    let weights = folder.path().join("model.safetensors");
+    let file = std::fs::File::options().write(true).open(&weights).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let threads = Arc::new(CpuThreads::for_this_machine());
+    let fault = load(&opened, DEVICE_PAGES, None, &watch, &threads).unwrap_err();
+    let LoadFault::Read(error) = fault else {
+        panic!("{fault}")
+    };
+    assert!(
+        error.to_string().starts_with(&weights.display().to_string()),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn simulated_load_advances_evenly() {
+    let watch = LoadWatch::simulated(&CancellationToken::new(), Duration::from_secs(10), 1000);
+    assert_eq!(watch.placed_bytes(), 0);
+    tokio::time::advance(Duration::from_secs(4)).await;
+    assert_eq!(watch.placed_bytes(), 400);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(watch.placed_bytes(), 1000);
 }

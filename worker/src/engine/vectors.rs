@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use flotilla_worker_core::texts::{PlannedText, TextsId};
-use flotilla_worker_engine::{Backend, EncoderModel, StepError};
+use flotilla_worker_engine::{Backend, CpuBackend, EncoderModel, StepError};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::health::Round;
 use super::load::LoadedEncoder;
 use super::round::caught;
 use super::{JoiningTexts, VectorsEnd, VectorsReply};
@@ -23,7 +24,8 @@ struct Running {
     texts: usize,
     /// Of the first texts.
     vectors: Vec<Vec<f32>>,
-    reply: oneshot::Sender<VectorsReply>,
+    /// Taken when it is told.
+    reply: Option<oneshot::Sender<VectorsReply>>,
 }
 
 impl VectorsModel {
@@ -34,6 +36,11 @@ impl VectorsModel {
         }
     }
 
+    /// The encoder without its requests, which end.
+    pub(super) fn into_encoder(self) -> EncoderModel<CpuBackend> {
+        self.loaded.encoder
+    }
+
     /// Queues a request's texts, or tells it why not.
     pub(super) fn join(&mut self, new: JoiningTexts) {
         let texts = new.texts.len();
@@ -42,7 +49,7 @@ impl VectorsModel {
                 let running = Running {
                     texts,
                     vectors: Vec::with_capacity(texts),
-                    reply: new.reply,
+                    reply: Some(new.reply),
                 };
                 self.running.insert(new.id, running);
             }
@@ -50,40 +57,49 @@ impl VectorsModel {
         }
     }
 
-    /// Runs one step; tells whether there was one.
-    pub(super) fn advance(&mut self) -> bool {
+    /// Runs one step.
+    pub(super) fn advance(&mut self) -> Round {
         self.take_out_those_that_left();
         let plan = self.loaded.queue.plan();
         if plan.is_empty() {
-            return false;
+            return Round::Idle;
         }
-        match self.encode(&plan) {
-            Ok(vectors) => plan
-                .iter()
-                .zip(vectors)
-                .for_each(|(text, vector)| self.keep(*text, vector)),
-            Err(fault) if plan.len() == 1 => self.end(plan[0].request, fault),
+        let round = match self.encode(&plan) {
+            Ok(vectors) => {
+                let made = plan.iter().zip(vectors);
+                made.for_each(|(text, vector)| self.keep(*text, vector));
+                Round::Worked
+            }
+            Err(fault) if plan.len() == 1 => {
+                self.end(plan[0].request, fault);
+                Round::Failed
+            }
             Err(fault) => {
                 warn!(texts = plan.len(), error = ?fault, "a step failed; each text is run alone");
-                self.advance_alone(&plan);
+                self.advance_alone(&plan)
             }
-        }
+        };
         self.loaded.queue.complete();
         self.answer_those_that_are_complete();
-        true
+        round
     }
 
     /// Puts out only those requests of which a text fails alone.
-    fn advance_alone(&mut self, plan: &[PlannedText]) {
+    fn advance_alone(&mut self, plan: &[PlannedText]) -> Round {
+        let mut round = Round::Failed;
         for text in plan {
             if !self.running.contains_key(&text.request) {
                 continue;
             }
             match self.encode(&[*text]) {
-                Ok(vectors) => vectors.into_iter().for_each(|vector| self.keep(*text, vector)),
+                Ok(vectors) => {
+                    round = Round::Worked;
+                    vectors.into_iter().for_each(|vector| self.keep(*text, vector));
+                }
                 Err(fault) => self.end(text.request, fault),
             }
         }
+        round
     }
 
     fn encode(&mut self, plan: &[PlannedText]) -> Result<Vec<Vec<f32>>, VectorsEnd> {
@@ -109,7 +125,7 @@ impl VectorsModel {
     fn take_out_those_that_left(&mut self) {
         let queue = &mut self.loaded.queue;
         self.running.retain(|id, running| {
-            let has_left = running.reply.is_closed();
+            let has_left = running.reply.as_ref().is_none_or(oneshot::Sender::is_closed);
             if has_left {
                 queue.remove(*id);
             }
@@ -119,24 +135,31 @@ impl VectorsModel {
 
     fn answer_those_that_are_complete(&mut self) {
         let is_complete = |_: &TextsId, running: &mut Running| running.vectors.len() == running.texts;
-        for (_, running) in self.running.extract_if(.., is_complete) {
-            answer(running.reply, Ok(running.vectors));
+        for (_, mut running) in self.running.extract_if(.., is_complete) {
+            let vectors = std::mem::take(&mut running.vectors);
+            running.tell(Ok(vectors));
         }
     }
 
     fn end(&mut self, request: TextsId, end: VectorsEnd) {
         self.loaded.queue.remove(request);
-        if let Some(running) = self.running.remove(&request) {
-            answer(running.reply, Err(end));
+        if let Some(mut running) = self.running.remove(&request) {
+            running.tell(Err(end));
         }
     }
 }
 
-impl Drop for VectorsModel {
-    fn drop(&mut self) {
-        while let Some((_, running)) = self.running.pop_first() {
-            answer(running.reply, Err(VectorsEnd::ModelGone));
+impl Running {
+    fn tell(&mut self, result: VectorsReply) {
+        if let Some(reply) = self.reply.take() {
+            answer(reply, result);
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tell(Err(VectorsEnd::ModelGone));
     }
 }
 

@@ -6,15 +6,18 @@ use std::time::Duration;
 use flotilla_client::Catalog;
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
+use flotilla_weights::FetchProgress;
 use flotilla_worker_core::residency::ModelNeeds;
-use flotilla_worker_engine::{CpuThreads, StepLimits};
+use flotilla_worker_engine::StepLimits;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{JobDone, JobFault};
-use crate::hardware::{Cpu, Hardware, HardwareKind};
+use crate::files::FilesIdentity;
+use crate::hardware::{Hardware, HardwareKind};
 use crate::model::{ModelText, OpenedModel};
 use crate::simulated::{SimulatedModel, Simulation};
+use crate::weights::{Located, Weights};
 
 /// A model to look at.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(crate) struct Inspection {
     pub(crate) model: ModelName,
     /// Its entry, if the worker has seen it.
     pub(crate) entry: Option<Arc<CatalogEntry>>,
+    /// What an earlier look has found, which holds as long as the files are the same.
+    pub(crate) known: Option<KnownText>,
     /// Where its entry is otherwise.
     pub(crate) catalog: Catalog,
     /// How long the catalog may take.
@@ -33,6 +38,19 @@ pub(crate) struct Inspection {
     pub(crate) batch_tokens_max: usize,
     /// What it is to run on.
     pub(crate) hardware: Hardware,
+    /// Where its files come from if they are not here.
+    pub(crate) weights: Option<Weights>,
+    /// How far they are.
+    pub(crate) progress: FetchProgress,
+}
+
+/// The text side of a model, and what it was made of.
+#[derive(Debug, Clone)]
+pub(crate) struct KnownText {
+    /// The model's files.
+    pub(crate) files: FilesIdentity,
+    /// What requests need of it.
+    pub(crate) text: Arc<ModelText>,
 }
 
 /// A model that can be loaded.
@@ -42,8 +60,10 @@ pub(crate) enum Inspected {
     Real {
         /// Its files.
         opened: Arc<OpenedModel>,
-        /// What places its weights.
-        threads: Arc<CpuThreads>,
+        /// Which they are.
+        identity: FilesIdentity,
+        /// Keeps its files where they are until they have been read.
+        _located: Located,
     },
     /// One that is simulated.
     Simulated {
@@ -60,6 +80,14 @@ impl Inspected {
         match self {
             Self::Real { opened, .. } => opened.weights_bytes() as u64,
             Self::Simulated { model, .. } => model.weights_bytes(),
+        }
+    }
+
+    /// The files of one with weights.
+    pub(crate) fn identity(&self) -> Option<&FilesIdentity> {
+        match self {
+            Self::Real { identity, .. } => Some(identity),
+            Self::Simulated { .. } => None,
         }
     }
 
@@ -93,11 +121,13 @@ impl Inspection {
                 .ok_or(JobFault::NotInCatalog)?,
         };
         let limits = self.limits(&entry);
-        let device_pages = self.hardware.device_pages();
         match self.hardware.kind() {
-            HardwareKind::Cpu(cpu) => inspect_files(cpu, &entry, limits, device_pages).await,
+            HardwareKind::Cpu(_) => {
+                let weights = self.weights.map(|weights| (weights, self.progress));
+                inspect_files(&entry, limits, self.known, weights).await
+            }
             HardwareKind::Simulated(simulation) => {
-                inspect_simulated(Arc::clone(simulation), entry, limits, device_pages).await
+                inspect_simulated(Arc::clone(simulation), entry, limits).await
             }
         }
     }
@@ -112,17 +142,32 @@ impl Inspection {
     }
 }
 
-async fn inspect_files(cpu: &Cpu, entry: &CatalogEntry, limits: StepLimits, device_pages: u64) -> Found {
-    let folder = match &entry.source {
-        ModelSource::Folder(path) => path.clone(),
-        ModelSource::Simulated { .. } => return Err(JobFault::NoWeights),
+async fn inspect_files(
+    entry: &CatalogEntry,
+    limits: StepLimits,
+    known: Option<KnownText>,
+    weights: Option<(Weights, FetchProgress)>,
+) -> Found {
+    let located = match (&entry.source, weights) {
+        (ModelSource::Simulated { .. }, _) => return Err(JobFault::NoWeights),
+        (_, Some((weights, progress))) => weights.locate(entry, &progress).await.map_err(Box::new)?,
+        (ModelSource::Folder(folder), None) => Located::folder(folder.clone()),
+        (ModelSource::Hub(_), None) => return Err(JobFault::NoStore),
     };
-    let (quantize, threads) = (entry.quantize, Arc::clone(&cpu.threads));
+    let quantize = entry.quantize;
     spawn_blocking(move || {
-        let opened = OpenedModel::open(&folder, limits, quantize)?;
-        let needs = opened.needs(limits.sequences_max, device_pages);
+        let folder = &located.folder;
+        let identity = FilesIdentity::of(folder, quantize).map_err(JobFault::Files)?;
+        let known = known.filter(|known| known.files == identity);
+        let opened = OpenedModel::open(folder, limits, quantize, known.map(|known| known.text))?;
+        let needs = opened.needs();
         let opened = Arc::new(opened);
-        Ok((Arc::new(Inspected::Real { opened, threads }), needs))
+        let inspected = Inspected::Real {
+            opened,
+            identity,
+            _located: located,
+        };
+        Ok((Arc::new(inspected), needs))
     })
     .await?
 }
@@ -131,16 +176,15 @@ async fn inspect_simulated(
     simulation: Arc<Simulation>,
     entry: Arc<CatalogEntry>,
     limits: StepLimits,
-    device_pages: u64,
 ) -> Found {
     let inspect = move |simulation: &Simulation, entry: &CatalogEntry| {
         let (model, text) = SimulatedModel::open(simulation, entry, limits)?;
-        let needs = model.needs(device_pages);
+        let needs = model.needs();
         Ok((Arc::new(Inspected::Simulated { model, text }), needs))
     };
     match entry.source {
         ModelSource::Simulated { .. } => inspect(&simulation, &entry),
-        ModelSource::Folder(_) => {
+        ModelSource::Folder(_) | ModelSource::Hub(_) => {
             let reader = Arc::clone(&simulation);
             let _turn = simulation.turn_to_read().await;
             spawn_blocking(move || inspect(&reader, &entry)).await?

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::attempt::{self, AttemptContext, LeaseAnswer, NewAttempt, TokenCounts};
+use crate::attempt::{self, AttemptContext, HandBack, LeaseAnswer, NewAttempt, TokenCounts};
 
 /// Every attempt that runs; at most as many as the desk has slots.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ struct Held {
     lease: Option<oneshot::Sender<LeaseAnswer>>,
     cancel: CancellationToken,
     expire: CancellationToken,
-    hand_back: CancellationToken,
+    hand_back: HandBack,
     counts: Arc<TokenCounts>,
 }
 
@@ -59,7 +59,7 @@ impl Attempts {
             lease: Some(lease),
             cancel: CancellationToken::new(),
             expire: CancellationToken::new(),
-            hand_back: CancellationToken::new(),
+            hand_back: HandBack::default(),
             counts: Arc::default(),
         };
         let id = assignment.request.clone();
@@ -126,15 +126,16 @@ impl Attempts {
     }
 
     /// Stops an attempt and leaves its answer open; unknown ones have ended already.
-    pub(super) fn hand_back(&self, request: &RequestId) {
+    pub(super) fn hand_back(&self, request: &RequestId, reason: &str) {
         if let Some(held) = self.by_request.get(request) {
-            held.hand_back.cancel();
+            held.hand_back.call(reason);
         }
     }
 
     /// Stops all attempts.
-    pub(super) fn hand_back_all(&self) {
-        self.by_request.values().for_each(|held| held.hand_back.cancel());
+    pub(super) fn hand_back_all(&self, reason: &str) {
+        let held = self.by_request.values();
+        held.for_each(|held| held.hand_back.call(reason));
     }
 
     /// How far each attempt is.

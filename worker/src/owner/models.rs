@@ -2,26 +2,32 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
-use flotilla_protocol::fleet::WorkerState;
+use flotilla_protocol::fleet::{LoadSource, WorkerState};
 use flotilla_protocol::{ModelName, Moment};
-use flotilla_worker_core::ledger::PAGE_BYTES;
-use flotilla_worker_core::residency::{Action, Grant, Pin};
+use flotilla_worker_core::ledger::DeviceIndex;
+use flotilla_worker_core::residency::{
+    self, Action, Keep, LoadFailure, ModelNeeds, Pin, Shard, UnloadReason, Unusable,
+};
+use flotilla_worker_engine::{CpuImage, CpuThreads};
 use thiserror::Error;
 use tokio::task::JoinError;
 use tracing::{debug, info, warn};
 
 use super::Owner;
-use crate::attempt::LeaseAnswer;
-use crate::engine::LoadLimits;
+use super::recent::RecentTexts;
+use crate::attempt::{LeaseAnswer, ReadyModel};
+use crate::engine::{LoadFault, LoadWatch, PartPlace};
 use crate::error::chain;
+use crate::files::FilesIdentity;
 use crate::hardware::HardwareKind;
 use crate::jobs::{
-    Inspected, Inspection, JobDone, JobFault, PrefetchFault, load_model, load_simulated, prefetch_folder,
-    unload_model,
+    Inspected, Inspection, JobDone, JobFault, Running, fetch_files, load_model, load_model_in_parts,
+    load_simulated, prefetch_model, resize_kv, unload_model,
 };
-use crate::model::ModelText;
+use crate::model::OpenedModel;
 use crate::simulated::HostTier;
 use crate::watch::Change;
 
@@ -30,12 +36,50 @@ use crate::watch::Change;
 pub(super) struct Models {
     /// Those that were inspected and not loaded yet.
     inspected: HashMap<ModelName, Arc<Inspected>>,
+    /// Loads under way.
+    loading: HashMap<ModelName, LoadWatch>,
     /// What requests need of the loaded ones.
-    texts: HashMap<ModelName, Arc<ModelText>>,
-    /// The one whose files are being read into host memory.
-    prefetching: Option<ModelName>,
+    ready: HashMap<ModelName, ReadyModel>,
+    /// The files of those with weights, loaded or in host memory.
+    identities: HashMap<ModelName, FilesIdentity>,
+    /// The text sides of those that were inspected last.
+    recent: RecentTexts,
+    /// Weights in host memory, of each part of a model.
+    images: HashMap<ModelName, Vec<CpuImage>>,
     /// The host memory of a simulated machine.
     host: HostTier,
+}
+
+impl Models {
+    /// Each load under way, with the bytes that it has placed.
+    pub(super) fn loads_under_way(&self) -> impl Iterator<Item = (&ModelName, u64)> {
+        let loading = self.loading.iter();
+        loading.map(|(model, watch)| (model, watch.placed_bytes()))
+    }
+
+    /// Notes of which files a model was made.
+    fn identify(&mut self, model: &ModelName, inspected: &Inspected) {
+        if let Some(identity) = inspected.identity() {
+            self.identities.insert(model.clone(), identity.clone());
+        }
+    }
+
+    /// Keeps a model's weights, if there are any.
+    fn keep(&mut self, model: &ModelName, images: Option<Vec<CpuImage>>) -> Keep {
+        match images {
+            Some(images) => {
+                self.images.insert(model.clone(), images);
+                Keep::InHost
+            }
+            None => Keep::Nowhere,
+        }
+    }
+
+    fn cancel_load(&self, model: &ModelName) {
+        if let Some(watch) = self.loading.get(model) {
+            watch.cancel.cancel();
+        }
+    }
 }
 
 /// Why a model is not brought into host memory.
@@ -45,14 +89,14 @@ pub(super) enum PrefetchRefusal {
     Draining,
     #[error("the catalog, as far as this worker has seen it, has no model {0}")]
     Unknown(ModelName),
-    #[error("model {0} is being read; one is read at a time")]
-    Busy(ModelName),
-    #[error(
-        "the weights have {weights_bytes} bytes and the device {device_bytes}: the model cannot be loaded"
-    )]
-    TooLarge { weights_bytes: u64, device_bytes: u64 },
+    #[error(transparent)]
+    Residency(#[from] residency::PrefetchRefusal),
     #[error("the model is simulated and has no weights")]
     NoWeights,
+    #[error(
+        "the worker keeps no weights that come from elsewhere; that takes worker.weights.share = true, and real devices"
+    )]
+    NoStore,
     #[error("there is no profile for the model")]
     NoProfile,
 }
@@ -61,18 +105,42 @@ impl Owner {
     pub(super) fn carry_out_for_model(&mut self, action: Action) {
         match action {
             Action::Inspect { model } => self.inspect(model),
-            Action::Load { model, grant, .. } => self.load(model, grant),
-            Action::Unload { model, .. } => {
-                info!(%model, "unloading");
-                self.models.texts.remove(&model);
-                let (engine, unload_time) = (self.context.engine.clone(), self.hardware.unload_time());
-                self.jobs.spawn(unload_model(model, engine, unload_time));
+            Action::Load {
+                model,
+                shards,
+                source,
+            } => self.load(model, &shards, source),
+            Action::Prefetch { model } => self.begin_prefetch(model),
+            Action::DropCopy { model } => {
+                debug!(%model, "weights leave host memory");
+                self.models.images.remove(&model);
+            }
+            Action::CancelLoad { model } => {
+                info!(%model, "a load is cancelled");
+                self.models.cancel_load(&model);
+                self.models.host.interrupt(self.now(), &model);
+            }
+            Action::Unload { model, keep, .. } => {
+                info!(%model, ?keep, "unloading");
+                let ready = self.models.ready.remove(&model);
+                let engine = ready.expect("only a loaded model is unloaded").engine;
+                let unload_time = self.hardware.unload_time();
+                self.jobs.spawn(unload_model(model, keep, engine, unload_time));
+            }
+            Action::ResizeKv { device, pages } => {
+                debug!(
+                    device = device.0,
+                    pages, "the pool for keys and values is resized"
+                );
+                let engine = self.devices.engine(device);
+                self.jobs.spawn(resize_kv(engine, pages));
             }
             Action::LeaseGranted { request, model } => {
-                let text = self.models.texts.get(&model).map(Arc::clone);
-                let text = text.expect("only a loaded model grants leases");
-                self.attempts.answer_lease(&request, LeaseAnswer::Granted(text));
+                let ready = self.models.ready.get(&model).cloned();
+                let ready = ready.expect("only a loaded model grants leases");
+                self.attempts.answer_lease(&request, LeaseAnswer::Granted(ready));
             }
+            Action::LeaseLost { request, reason, .. } => self.attempts.hand_back(&request, &reason),
             Action::ModelFailed {
                 request,
                 reason,
@@ -85,46 +153,99 @@ impl Owner {
     }
 
     fn inspect(&mut self, model: ModelName) {
+        let progress = self.fetches.begin(&model);
         let inspection = Inspection {
             entry: self.entries.get(&model).cloned(),
+            known: self.models.recent.of(&model),
             model,
             catalog: self.catalog.clone(),
             catalog_timeout: self.connection.request_timeout,
             slots: self.settings.slots,
             batch_tokens_max: self.settings.batch_tokens_max,
             hardware: self.hardware.clone(),
+            weights: self.weights.clone(),
+            progress,
         };
         self.jobs.spawn(inspection.run());
     }
 
-    fn load(&mut self, model: ModelName, grant: Grant) {
-        let inspected = self.models.inspected.get(&model);
+    fn load(&mut self, model: ModelName, shards: &[Shard], source: LoadSource) {
+        let images = match source {
+            LoadSource::Host => self.models.images.remove(&model).unwrap_or_default(),
+            LoadSource::Origin => Vec::new(),
+        };
+        let inspected = self.models.inspected.get(&model).map(Arc::clone);
         let inspected = inspected.expect("a model is inspected before it is loaded");
         let weights_bytes = inspected.weights_bytes();
-        info!(%model, weights_bytes, kv_pages = grant.kv_pages, "loading");
-        let (limits, engine) = (self.load_limits(), self.context.engine.clone());
-        match &**inspected {
-            Inspected::Real { opened, threads } => {
-                let (opened, threads) = (Arc::clone(opened), Arc::clone(threads));
-                self.jobs
-                    .spawn(load_model(model, opened, grant, limits, threads, engine));
+        let devices: Vec<u32> = shards.iter().map(|shard| shard.device.0).collect();
+        info!(%model, ?devices, weights_bytes, ?source, "loading");
+        let engine = self.devices.engine(shards[0].device);
+        let watch = match &*inspected {
+            Inspected::Real { opened, .. } => {
+                let watch = LoadWatch::child_of(&self.cancel_loads);
+                self.load_real(model.clone(), opened, shards, images, watch.clone());
+                watch
             }
             Inspected::Simulated { model: simulated, .. } => {
-                let (loaded, times) = (simulated.in_memory(grant), simulated.load_times());
+                let (loaded, times) = (simulated.in_memory(), simulated.load_times());
                 let load_time = self.models.host.begin_load(self.now(), &model, times);
-                let timeout = limits.timeout(weights_bytes);
+                let watch = LoadWatch::simulated(&self.cancel_loads, load_time, weights_bytes);
+                let model = model.clone();
                 self.jobs
-                    .spawn(load_simulated(model, loaded, load_time, timeout, limits, engine));
+                    .spawn(load_simulated(model, loaded, load_time, watch.clone(), engine));
+                watch
             }
+        };
+        self.models.loading.insert(model, watch);
+    }
+
+    /// Loads a model whole on its device, or each of its parts on its own.
+    fn load_real(
+        &mut self,
+        model: ModelName,
+        opened: &Arc<OpenedModel>,
+        shards: &[Shard],
+        images: Vec<CpuImage>,
+        watch: LoadWatch,
+    ) {
+        let (opened, first) = (Arc::clone(opened), shards[0].device);
+        let engine = self.devices.engine(first);
+        let places = shards.iter().filter_map(|shard| {
+            let (_, threads) = self.cpu_device(shard.device);
+            let device = self.devices.engine(shard.device).share(threads);
+            Some(PartPlace {
+                part: shard.part?,
+                device,
+            })
+        });
+        let places: Vec<PartPlace> = places.collect();
+        if places.is_empty() {
+            let (device_pages, threads) = self.cpu_device(first);
+            let image = images.into_iter().next();
+            self.jobs.spawn(load_model(
+                model,
+                opened,
+                device_pages,
+                image,
+                watch,
+                threads,
+                engine,
+            ));
+        } else {
+            self.jobs
+                .spawn(load_model_in_parts(model, opened, places, images, watch, engine));
         }
     }
 
-    fn load_limits(&self) -> LoadLimits {
-        LoadLimits {
-            timeout_floor: self.settings.load_timeout_floor,
-            bytes_per_s_min: self.settings.load_bytes_per_s_min,
-            cancel: self.cancel_loads.clone(),
-        }
+    /// Pages and threads of a device that real models are loaded on.
+    fn cpu_device(&self, device: DeviceIndex) -> (u64, Arc<CpuThreads>) {
+        let HardwareKind::Cpu(cpu) = self.hardware.kind() else {
+            unreachable!("a simulated device has no models with weights");
+        };
+        (
+            self.hardware.device_pages()[device.0 as usize],
+            cpu.threads(device),
+        )
     }
 
     /// Brings a model's weights into host memory, where they are not there or on the device already.
@@ -137,41 +258,52 @@ impl Owner {
         }
         let entry = self.entries.get(model).map(Arc::clone);
         let entry = entry.ok_or_else(|| PrefetchRefusal::Unknown(model.clone()))?;
-        let is_resident = self.models.texts.contains_key(model);
-        match self.hardware.kind() {
-            HardwareKind::Simulated(simulation) => {
+        match (self.hardware.kind(), &entry.source) {
+            (HardwareKind::Simulated(simulation), _) => {
                 let times = simulation.load_times(&entry).ok_or(PrefetchRefusal::NoProfile)?;
                 self.models.host.begin_prefetch(now, model, times);
                 Ok(())
             }
-            HardwareKind::Cpu(_) if is_resident => Ok(()),
-            HardwareKind::Cpu(_) => self.prefetch_files(&entry),
+            (HardwareKind::Cpu(_), ModelSource::Simulated { .. }) => Err(PrefetchRefusal::NoWeights),
+            (HardwareKind::Cpu(_), ModelSource::Folder(_) | ModelSource::Hub(_)) => {
+                self.desk.residency_mut().handle_prefetch(now, model)?;
+                Ok(())
+            }
         }
     }
 
-    fn prefetch_files(&mut self, entry: &CatalogEntry) -> Result<(), PrefetchRefusal> {
-        let ModelSource::Folder(folder) = &entry.source else {
+    /// Brings a model's files onto the disk, where they are not there already.
+    ///
+    /// # Errors
+    /// [`PrefetchRefusal`].
+    pub(super) fn fetch(&mut self, model: &ModelName) -> Result<(), PrefetchRefusal> {
+        if self.desk.state() == WorkerState::Draining {
+            return Err(PrefetchRefusal::Draining);
+        }
+        let entry = self.entries.get(model).map(Arc::clone);
+        let entry = entry.ok_or_else(|| PrefetchRefusal::Unknown(model.clone()))?;
+        if matches!(entry.source, ModelSource::Simulated { .. }) {
             return Err(PrefetchRefusal::NoWeights);
-        };
-        if let Some(model) = &self.models.prefetching {
-            return match *model == entry.name {
-                true => Ok(()),
-                false => Err(PrefetchRefusal::Busy(model.clone())),
-            };
         }
-        let weights_bytes = entry.facts.weights_bytes;
-        let device_bytes = self.hardware.device_pages().saturating_mul(PAGE_BYTES);
-        if weights_bytes > device_bytes {
-            return Err(PrefetchRefusal::TooLarge {
-                weights_bytes,
-                device_bytes,
-            });
-        }
-        let (model, cancel) = (entry.name.clone(), self.cancel_loads.clone());
-        self.models.prefetching = Some(model.clone());
-        self.jobs
-            .spawn(prefetch_folder(model, folder.clone(), device_bytes, cancel));
+        let weights = self.weights.clone().ok_or(PrefetchRefusal::NoStore)?;
+        self.fetches.forget(model);
+        let progress = self.fetches.begin(model);
+        self.jobs.spawn(fetch_files(entry, weights, progress));
+        self.desk.handle_report_asked();
         Ok(())
+    }
+
+    fn begin_prefetch(&mut self, model: ModelName) {
+        let inspected = self.models.inspected.get(&model);
+        let inspected = inspected.expect("a model is inspected before it is prefetched");
+        let Inspected::Real { opened, .. } = &**inspected else {
+            unreachable!("a simulated device offers no host memory to residency");
+        };
+        info!(%model, "prefetching");
+        let watch = LoadWatch::child_of(&self.cancel_loads);
+        let opened = Arc::clone(opened);
+        let (_, threads) = self.cpu_device(DeviceIndex::default());
+        self.jobs.spawn(prefetch_model(model, opened, watch, threads));
     }
 
     pub(super) fn handle_change(&mut self, change: Change) {
@@ -185,7 +317,9 @@ impl Owner {
                 if before.is_some_and(|before| self.is_outdated(&before)) {
                     info!(model = %name, "the model is another one now");
                     self.models.host.forget(&name);
-                    self.desk.residency_mut().handle_unload_order(now, &name);
+                    self.desk
+                        .residency_mut()
+                        .handle_unload_order(now, &name, UnloadReason::Replaced);
                 }
             }
             Change::Removed(model) => {
@@ -193,7 +327,7 @@ impl Owner {
                 self.models.host.forget(&model);
                 let residency = self.desk.residency_mut();
                 residency.handle_pin(now, &model, Pin::Evictable);
-                residency.handle_unload_order(now, &model);
+                residency.handle_unload_order(now, &model, UnloadReason::Removed);
             }
         }
     }
@@ -206,62 +340,116 @@ impl Owner {
 
     pub(super) fn handle_job(&mut self, done: Result<JobDone, JoinError>) {
         let now = self.now();
-        match done.expect("a job turns panics into reasons, and nobody aborts it") {
+        let done = done.expect("a job turns panics into reasons, and nobody aborts it");
+        if let JobDone::Inspected { model, .. } | JobDone::Fetched { model, .. } = &done {
+            self.fetches.end(model);
+        }
+        match done {
             JobDone::Inspected {
                 model,
                 entry: Some(entry),
                 ..
             } if self.is_outdated(&entry) => self.inspect(model),
-            JobDone::Inspected { model, result, .. } => {
-                let needs = result.map(|(inspected, needs)| {
-                    self.models.inspected.insert(model.clone(), inspected);
-                    needs
-                });
-                let needs = needs.map_err(|fault| reason(&model, &fault));
-                self.desk.residency_mut().handle_inspected(now, &model, needs);
-            }
+            JobDone::Inspected { model, result, .. } => self.handle_inspected(model, result),
             JobDone::Loaded {
                 model,
                 result,
                 elapsed,
-            } => {
-                let inspected = self.models.inspected.remove(&model);
-                if let (Ok(()), Some(inspected)) = (&result, inspected) {
-                    info!(%model, elapsed_ms = elapsed.as_millis(), "model ready");
-                    let text = Arc::clone(inspected.text());
-                    self.models.texts.insert(model.clone(), text);
-                }
-                let result = result.map_err(|fault| reason(&model, &fault));
-                self.desk
-                    .residency_mut()
-                    .handle_loaded(now, &model, result, elapsed);
+            } => self.handle_loaded(&model, result, elapsed),
+            JobDone::Unloaded { model, result } => {
+                // Without its engine a model is gone as well; that end is noticed for itself.
+                let images = result.unwrap_or_else(|error| {
+                    debug!(%error, "a model was not unloaded");
+                    None
+                });
+                let kept = self.models.keep(&model, images);
+                self.desk.residency_mut().handle_unloaded(now, &model, kept);
             }
-            JobDone::Unloaded {
-                model,
-                result: Ok(()),
-            } => {
-                self.desk.residency_mut().handle_unloaded(now, &model);
-            }
-            // The engine's end is noticed for itself, and ends the worker.
-            JobDone::Unloaded {
-                result: Err(error), ..
-            } => debug!(%error, "a model was not unloaded"),
+            JobDone::KvTold { result: Ok(()) } => {}
+            JobDone::KvTold { result: Err(error) } => debug!(%error, "a pool was not resized"),
             JobDone::Prefetched { model, result } => self.handle_prefetched(&model, result),
+            JobDone::Fetched { model, result } => {
+                let end = result.map_err(|fault| unusable(&model, &fault).reason);
+                self.fetches.note(now, &model, end);
+                self.desk.handle_report_asked();
+            }
         }
     }
 
-    fn handle_prefetched(&mut self, model: &ModelName, result: Result<u64, PrefetchFault>) {
-        self.models.prefetching = None;
-        match result {
-            Ok(bytes) => info!(%model, bytes, "weights are in host memory"),
-            // A load tries the same files again, and its failure is told.
-            Err(fault) => warn!(%model, error = chain(&fault), "weights were not read"),
+    fn handle_loaded(&mut self, model: &ModelName, result: Result<Running, JobFault>, elapsed: Duration) {
+        let now = self.now();
+        let inspected = self.models.inspected.remove(model);
+        let inspected = inspected.expect("a model is inspected before it is loaded");
+        let result = result.map_err(|fault| load_failure(model, &fault));
+        let result = result.map(|Running { engine, ended }| {
+            if let Some(ended) = ended {
+                self.devices.watch_parts(model.clone(), ended);
+            }
+            self.models.identify(model, &inspected);
+            info!(%model, elapsed_ms = elapsed.as_millis(), "model ready");
+            let text = Arc::clone(inspected.text());
+            self.models
+                .ready
+                .insert(model.clone(), ReadyModel { text, engine });
+        });
+        self.models.loading.remove(model);
+        self.desk
+            .residency_mut()
+            .handle_loaded(now, model, result, elapsed);
+    }
+
+    /// The engine of a model in parts has ended. That of one that was unloaded is expected to; else the model is gone,
+    /// with one of its devices, which is told by itself, or by a bug of the engine.
+    pub(super) fn handle_parts_ended(&mut self, model: &ModelName) {
+        let now = self.now();
+        let ready = self.models.ready.get(model);
+        if ready.is_some_and(|ready| ready.engine.has_ended()) {
+            warn!(%model, "the engine of a model in parts has ended");
+            let residency = self.desk.residency_mut();
+            residency.handle_unload_order(now, model, UnloadReason::Ordered);
         }
+    }
+
+    fn handle_inspected(&mut self, model: ModelName, result: Result<(Arc<Inspected>, ModelNeeds), JobFault>) {
+        let now = self.now();
+        let residency = self.desk.residency_mut();
+        let needs = result.map(|(inspected, needs)| {
+            if inspected.identity() != self.models.identities.get(&model) {
+                residency.handle_host_outdated(&model);
+            }
+            if let Some(files) = inspected.identity() {
+                self.models.recent.note(&model, files, inspected.text());
+            }
+            self.models.inspected.insert(model.clone(), inspected);
+            needs
+        });
+        let needs = needs.map_err(|fault| unusable(&model, &fault));
+        residency.handle_inspected(now, &model, needs);
+    }
+
+    fn handle_prefetched(&mut self, model: &ModelName, result: Result<Vec<CpuImage>, JobFault>) {
+        let now = self.now();
+        let inspected = self.models.inspected.remove(model);
+        let inspected = inspected.expect("a model is inspected before it is prefetched");
+        let result = result.map_err(|fault| unusable(model, &fault));
+        let result = result.map(|images| {
+            info!(%model, "weights are in host memory");
+            self.models.identify(model, &inspected);
+            self.models.keep(model, Some(images));
+        });
+        self.desk.residency_mut().handle_prefetched(now, model, result);
     }
 }
 
-fn reason(model: &ModelName, fault: &JobFault) -> String {
+fn load_failure(model: &ModelName, fault: &JobFault) -> LoadFailure {
+    match fault {
+        JobFault::Load(LoadFault::Cancelled) => LoadFailure::Cancelled,
+        fault => unusable(model, fault).into(),
+    }
+}
+
+fn unusable(model: &ModelName, fault: &JobFault) -> Unusable {
     let reason = chain(fault);
     warn!(%model, error = reason, "a model cannot be served");
-    reason
+    Unusable { reason }
 }

@@ -37,6 +37,11 @@ impl HostTier {
         self.hold(model, now + times.origin.saturating_sub(times.host));
     }
 
+    /// A load ended before its time: what was not there yet will not be.
+    pub(crate) fn interrupt(&mut self, now: Moment, model: &ModelName) {
+        self.held.retain(|held, at| held != model || *at <= now);
+    }
+
     /// The model is another one now.
     pub(crate) fn forget(&mut self, model: &ModelName) {
         self.held.remove(model);
@@ -74,6 +79,16 @@ mod tests {
         assert_eq!(host.begin_load(at(100), &model(), TIMES), TIMES.host);
         host.forget(&model());
         assert_eq!(host.begin_load(at(200), &model(), TIMES), TIMES.origin);
+    }
+
+    #[test]
+    fn load_that_was_interrupted_leaves_nothing_in_host_memory() {
+        let mut host = HostTier::default();
+        host.begin_load(at(0), &model(), TIMES);
+        host.interrupt(at(5), &model());
+        assert_eq!(host.begin_load(at(100), &model(), TIMES), TIMES.origin);
+        host.interrupt(at(130), &model());
+        assert_eq!(host.begin_load(at(200), &model(), TIMES), TIMES.host);
     }
 
     #[test]

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use flotilla_prompt::{ModelBounds, PromptMaker};
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource, Quantize};
 use flotilla_worker_core::batch::{Batch, BatchSettings};
+use flotilla_worker_core::kv::KvBlock;
 use flotilla_worker_core::ledger::PAGE_BYTES;
-use flotilla_worker_core::residency::{Grant, KvBlock, ModelNeeds};
+use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::{BLOCK_TOKENS, StepLimits};
 use thiserror::Error;
 
 use super::{LoadTimes, Simulation, Timing};
 use crate::engine::{Drawing, LoadedSimulated};
-use crate::model::{KV_DEVICE_PARTS, ModelText};
+use crate::model::ModelText;
 
 /// A model of the catalog whose facts are believed.
 #[derive(Debug)]
@@ -61,6 +62,11 @@ impl SimulatedModel {
                 let text = ModelText::simulated(PromptMaker::simulated(bounds));
                 (Arc::new(text), *kv_bytes_per_token)
             }
+            // Its words are made up, as nothing is downloaded for times alone.
+            ModelSource::Hub(_) => {
+                let text = ModelText::simulated(PromptMaker::simulated(bounds));
+                (Arc::new(text), KV_BYTES_PER_TOKEN)
+            }
             ModelSource::Folder(folder) => {
                 let text = simulation.texts.of_folder(&entry.name, folder, bounds);
                 (text, KV_BYTES_PER_TOKEN)
@@ -96,28 +102,23 @@ impl SimulatedModel {
     }
 
     /// Pages that it needs on a device, by the rule of real models.
-    pub(crate) fn needs(&self, device_pages: u64) -> ModelNeeds {
-        let kv_pages = |blocks: u64| blocks.saturating_mul(self.kv_block.bytes).div_ceil(PAGE_BYTES);
-        let sequence_blocks = (self.context_tokens_max as u64).div_ceil(self.kv_block.tokens);
-        let kv_pages_min = kv_pages(sequence_blocks);
-        let kv_pages_all = kv_pages(sequence_blocks.saturating_mul(self.limits.sequences_max as u64));
+    pub(crate) fn needs(&self) -> ModelNeeds {
         ModelNeeds {
             weights_pages: self.weights_bytes.div_ceil(PAGE_BYTES),
             workspace_pages: WORKSPACE_PAGES,
-            kv_pages_min,
-            kv_pages_wanted: kv_pages_all.min(device_pages / KV_DEVICE_PARTS).max(kv_pages_min),
+            kv_pages_min: self.kv_block.pages_for(self.context_tokens_max as u64),
             kv_block: Some(self.kv_block),
+            split: None,
         }
     }
 
-    /// The model in the pages that it was granted.
-    pub(crate) fn in_memory(&self, grant: Grant) -> LoadedSimulated {
-        let blocks_total = self.kv_block.tokens_on(grant.kv_pages) / self.kv_block.tokens;
+    /// The model on a device.
+    pub(crate) fn in_memory(&self) -> LoadedSimulated {
         let batch = Batch::new(BatchSettings {
             batch_tokens_max: self.limits.batch_tokens_max,
             sequences_max: self.limits.sequences_max,
             block_tokens: BLOCK_TOKENS,
-            blocks_total: u32::try_from(blocks_total).unwrap_or(u32::MAX),
+            slab: self.kv_block.slab(),
             context_tokens_max: self.context_tokens_max,
         });
         LoadedSimulated {

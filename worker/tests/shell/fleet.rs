@@ -1,9 +1,10 @@
 //! A real nats-server, the streams that a dispatcher would make, and a worker between them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_nats::Subscriber;
-use async_nats::jetstream::{kv, stream};
+use async_nats::jetstream::{kv, object_store, stream};
 use bytes::Bytes;
 use flotilla_client::{Connection, Entry, Journal, NewEntry};
 use flotilla_config::{Config, ConfigFile, LoadOptions};
@@ -16,6 +17,7 @@ pub use flotilla_tests::PATIENCE;
 use flotilla_tests::{NatsServer, ServerOptions};
 use flotilla_worker::{Stop, WorkerError, run};
 use futures_util::StreamExt;
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -25,6 +27,7 @@ pub struct Fleet {
     pub stop: Stop,
     pub worker: JoinHandle<Result<(), WorkerError>>,
     pub server: NatsServer,
+    _data: TempDir,
     reports: Subscriber,
     done: Subscriber,
 }
@@ -38,7 +41,8 @@ impl Fleet {
     /// The same with settings of the form `section.key=value`.
     pub async fn start_with(settings: &[&str]) -> Self {
         let server = NatsServer::start(&ServerOptions::default()).unwrap();
-        let config = config(&server.url(), settings);
+        let data = tempfile::tempdir().unwrap();
+        let config = config(&server.url(), data.path(), settings);
         let connection = Connection::open(&config.nats, "test").await.unwrap();
         make_objects(&connection).await;
         let subjects = &connection.subjects;
@@ -54,6 +58,7 @@ impl Fleet {
             stop,
             worker,
             server,
+            _data: data,
             reports,
             done,
         };
@@ -167,12 +172,13 @@ pub fn worker_id() -> WorkerId {
     WorkerId::new("w1").unwrap()
 }
 
-fn config(url: &str, settings: &[&str]) -> Config {
+fn config(url: &str, data: &Path, settings: &[&str]) -> Config {
     let models = flotilla_tests::demo_models_dir();
     let mut flags = vec![
         format!("nats.url={url}"),
         "worker.id=w1".to_owned(),
         format!("worker.models_dir={}", models.display()),
+        format!("worker.data_dir={}", data.display()),
         "worker.cpu.memory_bytes=256MiB".to_owned(),
     ];
     flags.extend(settings.iter().map(|setting| (*setting).to_owned()));
@@ -199,7 +205,20 @@ pub async fn make_journals(connection: &Connection) {
 async fn make_objects(connection: &Connection) {
     make_journals(connection).await;
     let subjects = &connection.subjects;
-    for (bucket, max_age) in [("models", Duration::ZERO), ("workers", Duration::from_secs(10))] {
+    let relay = object_store::Config {
+        bucket: subjects.bucket("relay"),
+        storage: stream::StorageType::Memory,
+        ..Default::default()
+    };
+    connection.jetstream.create_object_store(relay).await.unwrap();
+    let ttl = Duration::from_secs(10);
+    let buckets = [
+        ("models", Duration::ZERO),
+        ("workers", ttl),
+        ("holders", ttl),
+        ("claims", ttl),
+    ];
+    for (bucket, max_age) in buckets {
         let bucket = kv::Config {
             bucket: subjects.bucket(bucket),
             max_age,

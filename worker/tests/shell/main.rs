@@ -1,6 +1,7 @@
 //! The worker against a real nats-server: what it writes, says and leaves behind. The test plays the dispatcher.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+mod elastic;
 mod fleet;
 mod simulated;
 

@@ -1,6 +1,8 @@
 use flotilla_profile::DeviceProfile;
 use flotilla_protocol::Class;
 use flotilla_worker_core::batch::BatchSettings;
+use flotilla_worker_core::kv::KvSlab;
+use flotilla_worker_core::residency::Keep;
 use flotilla_worker_engine::{LogitEdits, Sampling};
 use proptest::prelude::*;
 
@@ -28,7 +30,7 @@ fn loaded() -> LoadedModel {
         batch_tokens_max: BATCH_TOKENS_MAX,
         sequences_max: 8,
         block_tokens: 16,
-        blocks_total: 256,
+        slab: KvSlab { blocks: 16, pages: 1 },
         context_tokens_max: 1024,
     });
     LoadedModel::Simulated(Box::new(LoadedSimulated {
@@ -45,6 +47,7 @@ fn loaded() -> LoadedModel {
 
 async fn device(models: &[&str]) -> Engine {
     let (engine, _ended) = Engine::start_simulated();
+    engine.resize_kv(16).await.unwrap();
     for model in models {
         engine.install(name(model), loaded()).await.unwrap();
     }
@@ -66,6 +69,7 @@ fn request(model: &str, seed: u64, prompt_tokens: usize, answer_tokens: usize) -
             ..Sampling::GREEDY
         },
         edits: LogitEdits::none(),
+        grammar: None,
         ahead_tokens_max: 2048,
     }
 }
@@ -207,8 +211,8 @@ async fn unloading_ends_what_runs_at_once_and_the_device_goes_on_when_its_step_i
     let joined = Instant::now();
     let mut gone = engine.join(request("a", 1, 60, 5)).await.unwrap();
     // The step has begun when this was carried out.
-    engine.unload(name("nobody")).await.unwrap();
-    engine.unload(name("a")).await.unwrap();
+    engine.unload(name("nobody"), Keep::Nowhere).await.unwrap();
+    engine.unload(name("a"), Keep::Nowhere).await.unwrap();
     let mut made = Vec::new();
     gone.take(&mut made).await;
     assert_eq!(made, [Made::Ended(RunEnd::ModelGone)]);
@@ -256,7 +260,7 @@ async fn task_ends_with_its_last_handle_and_tells_even_during_a_step() {
     let (engine, ended) = Engine::start_simulated();
     engine.install(name("m"), loaded()).await.unwrap();
     let run = engine.join(request("m", 1, 60, 5)).await.unwrap();
-    engine.unload(name("nobody")).await.unwrap();
+    engine.unload(name("nobody"), Keep::Nowhere).await.unwrap();
     drop((engine, run));
     assert!(ended.await.is_err());
 }
