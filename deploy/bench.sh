@@ -16,6 +16,19 @@ bench_dispatch() {
     "$flotilla" bench dispatch "$@"
 }
 
+# The models' weights are written once and kept.
+bench_swap() {
+    NATS_SERVER=$(deploy/setup-nats-server.sh)
+    export NATS_SERVER
+    "$flotilla" bench swap --folder "$target/bench-models/swap" "$@"
+}
+
+bench_weights() {
+    NATS_SERVER=$(deploy/setup-nats-server.sh)
+    export NATS_SERVER
+    "$flotilla" bench weights "$@"
+}
+
 bench_decide() { "$flotilla" bench decide "$@"; }
 
 # Placement policies against each other and the bound, on the traces that are built in.
@@ -41,7 +54,7 @@ bench_engine() {
 
 cargo build --release -p flotilla-cli
 if [ $# = 0 ]; then
-    for name in dispatch decide engine simulate; do
+    for name in dispatch decide swap weights engine simulate; do
         say "$name"
         "bench_$name"
     done
@@ -50,6 +63,6 @@ fi
 name=$1
 shift
 case $name in
-    dispatch | decide | engine | simulate) "bench_$name" "$@" ;;
+    dispatch | decide | swap | weights | engine | simulate) "bench_$name" "$@" ;;
     *) exec "$flotilla" bench "$name" "$@" ;;
 esac

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::commands::{bench, cancel, child, config, journal, models, profile, role, run, simulate, up, why};
+use crate::commands::{
+    bench, cancel, child, config, journal, models, profile, role, run, simulate, top, up, why,
+};
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
 #[derive(Debug, Parser)]
@@ -86,6 +88,8 @@ pub(crate) enum Command {
     Run(Box<run::RunArguments>),
     /// Lists workers, their devices and the models on them
     Ps,
+    /// Shows what ps lists, again every second; q ends it
+    Top(top::TopArguments),
     /// The catalog, and which of its models are loaded
     #[command(subcommand)]
     Models(models::ModelsCommand),

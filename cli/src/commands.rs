@@ -13,6 +13,7 @@ pub(crate) mod queue;
 pub(crate) mod role;
 pub(crate) mod run;
 pub(crate) mod simulate;
+pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod why;
 
@@ -54,6 +55,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Worker(arguments) => role::worker(context, &arguments).await,
         Command::Run(arguments) => run::run(context, *arguments).await,
         Command::Ps => ps::run(context).await,
+        Command::Top(arguments) => top::run(context, &arguments).await,
         Command::Models(command) => models::run(context, command).await,
         Command::Profile(command) => profile::run(context, command).await,
         Command::Queue => queue::run(context).await,

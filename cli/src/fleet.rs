@@ -23,7 +23,7 @@ use crate::admin::{self, Nothing};
 use crate::commands::role::{DISPATCHER_DRAIN_MAX, WORKER_END_MAX};
 pub(crate) use child::{Child, Death};
 pub(crate) use embedded::{DEMO_MODELS, INSTANT_MODEL, extract};
-pub(crate) use server::{Port, find_server};
+pub(crate) use server::{Port, PrivateServer, find_server};
 pub(crate) use up_file::UpFile;
 
 /// What a fleet is to be.

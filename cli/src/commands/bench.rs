@@ -1,11 +1,14 @@
 //! `flotilla bench`: measurements, each against a bound or a peer in the same run.
 
 mod decide;
+mod disk;
 mod dispatch;
 mod engine;
 mod jetstream;
 mod load;
 pub(crate) mod machine;
+mod swap;
+mod weights;
 
 use std::path::PathBuf;
 
@@ -26,6 +29,10 @@ pub(crate) enum BenchCommand {
     Decide(decide::DecideArguments),
     /// The engine's speed against the memory's and llama.cpp's, on random weights
     Engine(engine::EngineArguments),
+    /// A request whose model takes another's place, against moving its bytes
+    Swap(swap::SwapArguments),
+    /// Copies of weights between workers, against bare TCP, the disk and the stock object store
+    Weights(weights::WeightsArguments),
 }
 
 /// Arguments of `flotilla bench dispatch`.
@@ -72,6 +79,14 @@ pub(crate) async fn run(context: &Context, command: BenchCommand) -> anyhow::Res
         BenchCommand::Engine(arguments) => {
             let outcome = engine::run(&arguments).await?;
             context.format.print(&outcome, engine::tables)?;
+        }
+        BenchCommand::Swap(arguments) => {
+            let outcome = swap::run(context, &arguments).await?;
+            context.format.print(&outcome, |outcome| vec![table(outcome)])?;
+        }
+        BenchCommand::Weights(arguments) => {
+            let outcome = weights::run(context, &arguments).await?;
+            context.format.print(&outcome, weights::tables)?;
         }
     }
     Ok(Exit::Ok)

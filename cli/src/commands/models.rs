@@ -1,12 +1,9 @@
 //! `flotilla models`: the catalog, and which of its models are loaded.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use flotilla_client::{Catalog, CatalogError};
 use flotilla_protocol::admin::{FleetStatus, ResidencyReply, ResidencyRequest};
-use flotilla_protocol::catalog::{CatalogEntry, ModelSource, Quantize};
+use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{ModelName, WorkerId};
 use serde::Serialize;
@@ -17,11 +14,13 @@ use crate::context::Context;
 use crate::exit::Exit;
 use crate::table::{Table, bytes, numbers, or_dash, span_ms, words};
 
+mod add;
+mod pull;
 mod simulated;
 mod treatment;
 
-use simulated::SimulatedArguments;
-use treatment::TreatmentArguments;
+use add::AddArguments;
+use pull::PullArguments;
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
@@ -33,23 +32,10 @@ pub(crate) enum ModelsCommand {
         /// The model's name
         name: ModelName,
     },
-    /// Adds a Hugging Face folder, or a model that is simulated
-    Add {
-        /// What clients call it
-        name: ModelName,
-        /// The folder, at the same path on every worker's machine
-        #[arg(required_unless_present = "simulated", conflicts_with_all = SimulatedArguments::NAMES)]
-        folder: Option<PathBuf>,
-        /// Rounds the weights when they are loaded: int8 halves the memory of bf16, int4 takes a third
-        #[arg(long, value_name = "int8|int4", conflicts_with = "simulated")]
-        quantize: Option<Quantize>,
-        /// What a model without files is said to be.
-        #[command(flatten)]
-        simulated: SimulatedArguments,
-        /// How its requests are to be treated.
-        #[command(flatten)]
-        treatment: TreatmentArguments,
-    },
+    /// Adds a Hugging Face folder, a model of the hub, or a model that is simulated
+    Add(Box<AddArguments>),
+    /// Brings a model's files to a worker, from another worker or the hub
+    Pull(PullArguments),
     /// Removes a model from the catalog; its files stay
     Rm {
         /// The model's name
@@ -88,19 +74,8 @@ pub(crate) async fn run(context: &Context, command: ModelsCommand) -> anyhow::Re
     match command {
         ModelsCommand::List => list(context).await?,
         ModelsCommand::Show { name } => show(context, &name).await?,
-        ModelsCommand::Add {
-            name,
-            folder,
-            quantize,
-            simulated,
-            treatment,
-        } => {
-            let entry = match folder {
-                Some(folder) => describe(name, &folder, quantize)?,
-                None => simulated.entry(name),
-            };
-            add(context, &treatment.apply(entry)).await?;
-        }
+        ModelsCommand::Add(arguments) => add(context, &arguments.entry(context).await?).await?,
+        ModelsCommand::Pull(arguments) => pull::run(context, arguments).await?,
         ModelsCommand::Rm { name } => remove(context, &name).await?,
         ModelsCommand::Load(arguments) => {
             let question = ResidencyRequest {
@@ -230,20 +205,12 @@ fn held(shown: &Shown) -> Table {
     table
 }
 
-fn describe(name: ModelName, folder: &Path, quantize: Option<Quantize>) -> anyhow::Result<CatalogEntry> {
-    let folder = std::path::absolute(folder)
-        .with_context(|| format!("cannot find the path of {}", folder.display()))?;
-    Ok(CatalogEntry {
-        quantize,
-        ..flotilla_worker::describe(name, &folder)?
-    })
-}
-
 async fn add(context: &Context, entry: &CatalogEntry) -> anyhow::Result<()> {
     let connection = context.connect("flotilla-models").await?;
     Catalog::open(&connection).await?.add(entry).await?;
     let sentence = match &entry.source {
         ModelSource::Folder(folder) => format!("{} is in the catalog, from {}", entry.name, folder.display()),
+        ModelSource::Hub(model) => format!("{} is in the catalog, from {model}", entry.name),
         ModelSource::Simulated { .. } => format!("{} is in the catalog, simulated", entry.name),
     };
     context.format.print_line(entry, sentence)
@@ -272,6 +239,7 @@ async fn order(context: &Context, verb: &'static str, question: &ResidencyReques
 fn source(entry: &CatalogEntry) -> String {
     match &entry.source {
         ModelSource::Folder(path) => path.display().to_string(),
+        ModelSource::Hub(model) => model.to_string(),
         ModelSource::Simulated { .. } => "simulated".to_owned(),
     }
 }

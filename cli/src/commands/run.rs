@@ -37,13 +37,16 @@ pub(crate) struct RunArguments {
     class: Class,
     #[command(flatten)]
     options: body::BodyOptions,
+    #[command(flatten)]
+    shape: body::ShapeOptions,
 }
 
 /// Asks, and prints the answer.
 ///
 /// # Errors
 /// When the request is refused or fails, or the fleet cannot be reached.
-pub(crate) async fn run(context: &Context, arguments: RunArguments) -> anyhow::Result<Exit> {
+pub(crate) async fn run(context: &Context, mut arguments: RunArguments) -> anyhow::Result<Exit> {
+    arguments.options.response_format = arguments.shape.response_format()?;
     let connection = context.connect("flotilla-run").await?;
     let mut session = Session {
         connection,

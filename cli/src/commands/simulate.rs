@@ -9,10 +9,11 @@ use std::{fs, thread};
 
 use anyhow::Context as _;
 use clap::Args;
+use flotilla_protocol::catalog;
 use flotilla_simulator::bound::Bound;
-use flotilla_simulator::outcome::{Figures, Outcome};
+use flotilla_simulator::outcome::{Figures, Learning, Outcome};
 use flotilla_simulator::plot;
-use flotilla_simulator::policy::PolicyName;
+use flotilla_simulator::policy::{Flotilla, PolicyName};
 use flotilla_simulator::run::Scenario;
 use thiserror::Error;
 
@@ -31,6 +32,10 @@ pub(crate) struct SimulateArguments {
     /// Policies to compare, separated by commas, or all; bound is what nobody exceeds, knowing the future
     #[arg(long, value_name = "NAMES", default_value = "all", value_delimiter = ',')]
     policy: Vec<Choice>,
+    /// Also what the dispatcher (slo) makes of profiles that are wrong: which say that everything takes so many
+    /// times as long as it does, separated by commas
+    #[arg(long, value_name = "FACTORS", value_delimiter = ',', value_parser = above_zero)]
+    wrong_profile: Vec<f64>,
     /// Of all that is random in a built-in trace and in policies
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -83,6 +88,16 @@ impl FromStr for Choice {
 struct Comparison {
     runs: Vec<Compared>,
     bound: Option<Bound>,
+    misinformed: Vec<Misinformed>,
+}
+
+/// What the dispatcher came to with profiles that were wrong.
+#[derive(Debug)]
+struct Misinformed {
+    /// How many times as long everything takes by its profiles.
+    times: f64,
+    figures: Figures,
+    learning: Learning,
 }
 
 /// What one policy came to.
@@ -104,7 +119,9 @@ pub(crate) fn run(context: &Context, arguments: &SimulateArguments) -> anyhow::R
         inputs::write_trace(path, &trace)?;
     }
     let scenario = Scenario::new(trace, fleet)?;
-    let comparison = compare(&scenario, &arguments.policy, arguments.seed);
+    let mut comparison = compare(&scenario, &arguments.policy, arguments.seed);
+    let factors = arguments.wrong_profile.iter();
+    comparison.misinformed = factors.map(|&times| misinform(&scenario, times)).collect();
     if let Some(folder) = &arguments.plots {
         write_plots(folder, &scenario, &comparison)?;
     }
@@ -148,8 +165,19 @@ fn compare(scenario: &Scenario, choices: &[Choice], seed: u64) -> Comparison {
         Comparison {
             runs: runs.into_iter().map(join).collect(),
             bound: bound.map(join),
+            misinformed: Vec::new(),
         }
     })
+}
+
+fn misinform(scenario: &Scenario, times: f64) -> Misinformed {
+    let mut policy = Flotilla::misinformed(scenario.fleet(), Some(catalog::Policy::Slo), times);
+    let outcome = flotilla_simulator::run::run(scenario, &mut policy);
+    Misinformed {
+        times,
+        figures: Figures::of(scenario, &outcome),
+        learning: Learning::of(scenario, &outcome, LEARNED_AFTER),
+    }
 }
 
 fn join<T>(run: thread::ScopedJoinHandle<'_, T>) -> T {
@@ -172,6 +200,9 @@ fn write_plots(folder: &Path, scenario: &Scenario, comparison: &Comparison) -> a
     }
     Ok(())
 }
+
+/// Requests of a model on a kind of device after which a profile that is wrong by 2 is corrected.
+const LEARNED_AFTER: usize = 50;
 
 fn above_zero(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -284,5 +315,20 @@ mod tests {
         }
         let table = report::tables(&compared)[0].to_string();
         assert_eq!(table.lines().count(), 3);
+    }
+
+    #[test]
+    fn what_a_wrong_profile_costs_is_told_before_and_after_it_was_corrected() {
+        let scenario = scenario();
+        let mut compared = compare(&scenario, &[Choice::One(PolicyName::Slo)], 1);
+        compared.misinformed = vec![misinform(&scenario, 2.0)];
+        let json = serde_json::to_value(report::Report::new(&scenario, &compared)).unwrap();
+        let wrong = &json["wrong_profiles"]["2"];
+        assert!(wrong["slo_share"].as_f64().unwrap() > 0.5, "{wrong}");
+        let learning = compared.misinformed[0].learning;
+        let all = scenario.trace().requests.len();
+        assert_eq!(learning.first.requests + learning.later.requests, all);
+        let table = report::tables(&compared)[1].to_string();
+        assert_eq!(table.lines().count(), 2, "{table}");
     }
 }

@@ -99,6 +99,49 @@ pub(crate) fn find_server(named: Option<&Path>) -> Result<PathBuf, NoServer> {
         })
 }
 
+/// A nats-server of our own without a fleet; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct PrivateServer {
+    child: Child,
+    url: String,
+}
+
+impl PrivateServer {
+    /// Starts it on any port and connects as soon as it answers.
+    ///
+    /// # Errors
+    /// As a fleet's server.
+    pub(crate) async fn start(
+        nats_server: PathBuf,
+        folder: &Path,
+        config: &Config,
+    ) -> anyhow::Result<(Self, Connection)> {
+        let plan = FleetPlan {
+            nats_server,
+            port: Port::Any,
+            folder: folder.to_owned(),
+            workers: 0,
+            models_dir: folder.to_owned(),
+            arguments: Vec::new(),
+        };
+        let (mut child, url) = start(&plan, config)?;
+        let mut nats = config.nats.clone();
+        nats.url = vec![url.clone()];
+        let connection = connect(&mut child, &nats).await?;
+        Ok((Self { child, url }, connection))
+    }
+
+    /// Where it listens.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(&mut self) {
+        self.child.terminate(super::SERVER_END_MAX).await;
+    }
+}
+
 /// Starts the server with a configuration of its own.
 ///
 /// # Errors

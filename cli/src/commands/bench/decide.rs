@@ -1,7 +1,8 @@
 //! `flotilla bench decide`: what one decision of the dispatcher costs, and one waiting request.
 //!
 //! The dispatcher's core alone, without NATS: a full fleet with a long queue. Each round one request of some worker
-//! ends; the time until the dispatcher has said what to do with the room is a decision.
+//! ends; the time until the dispatcher has said what to do with the room is a decision. What else it handles meanwhile
+//! is told beside it: arrivals, timers, and at the end a report of every worker.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -15,8 +16,8 @@ use flotilla_dispatcher_core::{
 };
 use flotilla_protocol::assignment::{AssignReply, AttemptEnd, Done};
 use flotilla_protocol::fleet::{
-    DeviceDescription, DeviceReport, ModelReport, ModelState, Registration, Report, RunningRequest,
-    WorkerState,
+    DeviceDescription, DeviceReport, DeviceState, ModelReport, ModelState, Registration, Report,
+    RunningRequest, WorkerState,
 };
 use flotilla_protocol::request::Slo;
 use flotilla_protocol::{
@@ -56,7 +57,10 @@ pub(super) fn run(arguments: &DecideArguments) -> anyhow::Result<Outcome<Map<Str
     let arrivals = stand.arrive(running + u64::from(arguments.queued));
     let bytes = resident_bytes()?.saturating_sub(before);
     let waiting = stand.core.queued_count();
-    let mut decisions = stand.finish(arguments.decisions);
+    let Rounds {
+        mut decisions,
+        mut timers,
+    } = stand.finish(arguments.decisions);
     let mut reports = stand.report_all();
     let mut arrivals = arrivals;
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
@@ -69,6 +73,8 @@ pub(super) fn run(arguments: &DecideArguments) -> anyhow::Result<Outcome<Map<Str
         "decision_us_p99": percentile_us(&mut decisions, 99),
         "arrival_us_p50": percentile_us(&mut arrivals, 50),
         "arrival_us_p99": percentile_us(&mut arrivals, 99),
+        "timer_us_p50": percentile_us(&mut timers, 50),
+        "timer_us_p99": percentile_us(&mut timers, 99),
         "report_us_p50": percentile_us(&mut reports, 50),
         "report_us_p99": percentile_us(&mut reports, 99),
         "bytes_per_request": bytes_per_request,
@@ -98,6 +104,14 @@ struct Stand {
     sequence: u64,
     /// Of a linear congruential generator.
     state: u64,
+}
+
+/// What the rounds took.
+#[derive(Default)]
+struct Rounds {
+    decisions: Vec<Duration>,
+    /// Calls when a timer was due.
+    timers: Vec<Duration>,
 }
 
 struct Running {
@@ -165,7 +179,14 @@ impl Stand {
                 pages_weights: 30_000,
                 pages_kv: 9_000,
                 pages_workspace: 500,
+                pages_kv_kept: None,
+                resident_bytes: None,
+                state: DeviceState::Working,
             }],
+            host: None,
+            resident_bytes: None,
+            departures: Vec::new(),
+            fetches: Vec::new(),
         }
     }
 
@@ -207,7 +228,7 @@ impl Stand {
         let tenant = format!("tenant-{}", self.popular() % 7);
         let arrival = Arrival {
             sequence: StreamSequence(self.sequence),
-            request: RequestId::from_random(self.sequence.into()),
+            request: request(self.sequence),
             class: if is_batch {
                 Class::Batch
             } else {
@@ -239,8 +260,8 @@ impl Stand {
     }
 
     /// Ends what runs longest, one at a time; in its place comes one more request.
-    fn finish(&mut self, count: u32) -> Vec<Duration> {
-        let mut took = Vec::new();
+    fn finish(&mut self, count: u32) -> Rounds {
+        let mut rounds = Rounds::default();
         for _ in 0..count {
             let Some(oldest) = self.running.pop_front() else {
                 break;
@@ -261,21 +282,23 @@ impl Stand {
             let begun = Instant::now();
             self.core.handle_done(self.now, done);
             let actions = self.take_actions();
-            took.push(begun.elapsed());
+            rounds.decisions.push(begun.elapsed());
             self.obey(actions);
-            self.time_passes();
+            rounds.timers.extend(self.time_passes());
             self.arrive_one();
         }
-        took
+        rounds
     }
 
-    /// Timers are due as in a running dispatcher; they are no decisions, and not timed.
-    fn time_passes(&mut self) {
-        if self.core.poll_timeout().is_some_and(|due| due <= self.now) {
-            self.core.handle_timeout(self.now);
-            let actions = self.take_actions();
-            self.obey(actions);
-        }
+    /// Timers are due as in a running dispatcher. Tells what they took when one was.
+    fn time_passes(&mut self) -> Option<Duration> {
+        self.core.poll_timeout().filter(|due| *due <= self.now)?;
+        let begun = Instant::now();
+        self.core.handle_timeout(self.now);
+        let actions = self.take_actions();
+        let took = begun.elapsed();
+        self.obey(actions);
+        Some(took)
     }
 
     fn report_all(&mut self) -> Vec<Duration> {
@@ -324,6 +347,11 @@ impl Stand {
     }
 }
 
+/// The id of a request: bits that are spread as random ones are, the same in every run.
+fn request(sequence: u64) -> RequestId {
+    RequestId::from_random(u128::from(sequence).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
+}
+
 fn registration(worker: &WorkerId) -> Registration {
     Registration {
         worker: worker.clone(),
@@ -351,7 +379,9 @@ fn resident(model: ModelName) -> ModelReport {
         weights_bytes: 16 << 30,
         expires_in_ms: None,
         load_ms: Some(10_000),
+        shards: Vec::new(),
         kv_tokens_max: None,
+        loaded_from: None,
     }
 }
 

@@ -26,7 +26,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use flotilla_worker_engine::{CpuThreads, Precision};
 
-use self::bandwidth::Memory;
+pub(super) use self::bandwidth::Memory;
 use self::figures::{Measure, Round};
 use self::ours::Ours;
 use self::peer::Peer;
@@ -35,7 +35,9 @@ use super::{Outcome, machine};
 use crate::output;
 
 pub(super) use self::figures::{Figures, tables};
-pub(super) use self::shape::ShapeName;
+pub(super) use self::shape::{Shape, ShapeName};
+pub(super) use self::weights::{WEIGHTS_FILE, write as write_weights};
+pub(super) use self::work::per_s;
 
 /// Arguments of `flotilla bench engine`.
 #[derive(Debug, Clone, Args)]

@@ -49,6 +49,10 @@ pub(super) fn cpu_device(context: &Context) -> Finding {
     };
     Finding::ok(
         "cpu",
-        format!("a worker here would use {cores} cores and {memory}"),
+        format!(
+            "a worker here would use {cores} cores and {memory}, as {} device{}",
+            cpu.devices,
+            if cpu.devices == 1 { "" } else { "s" }
+        ),
     )
 }

@@ -87,10 +87,16 @@ fn wanted(connection: &Connection, config: &Config) -> Vec<Wanted> {
         replicas.clone(),
     ];
     let dead = vec![("max_age", nanos(nats.dead_max_age)), replicas.clone()];
+    let relay = vec![
+        ("storage", json!("memory")),
+        ("max_bytes", json!(nats.relay_max_bytes)),
+        ("allow_direct", json!(true)),
+    ];
     let streams = [
         (subjects.requests_stream(), requests),
         (subjects.journal_stream(), journal),
         (subjects.dead_stream(), dead),
+        (format!("OBJ_{}", subjects.bucket("relay")), relay),
     ];
     let buckets = BUCKETS.map(|bucket| (format!("KV_{}", subjects.bucket(bucket)), vec![replicas.clone()]));
     let all = streams.into_iter().chain(buckets);
@@ -98,7 +104,7 @@ fn wanted(connection: &Connection, config: &Config) -> Vec<Wanted> {
 }
 
 const CHECK: &str = "stream";
-const BUCKETS: [&str; 5] = ["lease", "models", "profiles", "workers", "holders"];
+const BUCKETS: [&str; 6] = ["lease", "models", "profiles", "workers", "holders", "claims"];
 
 #[cfg(test)]
 mod tests {

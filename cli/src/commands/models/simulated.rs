@@ -49,6 +49,7 @@ impl SimulatedArguments {
                 weights_bytes: self.weights_bytes.unwrap_or_default(),
                 task: ModelTask::Generate,
             },
+            root: None,
             slots: None,
             keep_alive: None,
             pin: false,
@@ -77,6 +78,7 @@ const VOCABULARY_SIZE: u32 = 32_000;
 mod tests {
     use clap::Parser;
 
+    use super::*;
     use crate::arguments::{Arguments, Command};
     use crate::commands::models::ModelsCommand;
 
@@ -90,7 +92,6 @@ mod tests {
     #[test]
     fn simulated_model_needs_a_size_and_has_no_folder() {
         for wrong in [
-            "flotilla models add m",
             "flotilla models add m --simulated",
             "flotilla models add m /folder --simulated --weights-bytes 14GiB",
             "flotilla models add m /folder --weights-bytes 14GiB",
@@ -108,10 +109,10 @@ mod tests {
     #[test]
     fn simulated_model_is_described_by_its_flags() {
         let line = "flotilla models add m --simulated --weights-bytes 14GiB --context 4096";
-        let ModelsCommand::Add { name, simulated, .. } = parse(line).unwrap() else {
+        let ModelsCommand::Add(arguments) = parse(line).unwrap() else {
             panic!("not add")
         };
-        let entry = simulated.entry(name);
+        let entry = arguments.simulated.entry(ModelName::new("m").unwrap());
         assert_eq!(entry.facts.weights_bytes, 14 << 30);
         assert_eq!(
             (entry.facts.context_tokens_max, entry.facts.vocabulary_size),

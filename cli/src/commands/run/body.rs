@@ -1,8 +1,14 @@
 //! The body of a request, from flags.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
 use clap::Args;
 use flotilla_protocol::request::ChatMessage;
 use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::commands::UsageError;
 
 /// What to run.
 #[derive(Debug, Clone, Serialize)]
@@ -67,6 +73,41 @@ pub(super) struct BodyOptions {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "keep_alive")]
     keep_alive: Option<String>,
+    /// From [`ShapeOptions`].
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) response_format: Option<Value>,
+}
+
+/// Flags for the shape of the answer.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ShapeOptions {
+    /// The answer is a JSON object
+    #[arg(long, conflicts_with = "json_schema")]
+    json_object: bool,
+    /// The answer is JSON of the schema in this file
+    #[arg(long, value_name = "FILE")]
+    json_schema: Option<PathBuf>,
+}
+
+impl ShapeOptions {
+    /// The body's `response_format`; `None` when no flag is set.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no JSON.
+    pub(super) fn response_format(&self) -> anyhow::Result<Option<Value>> {
+        if self.json_object {
+            return Ok(Some(json!({"type": "json_object"})));
+        }
+        let Some(path) = &self.json_schema else {
+            return Ok(None);
+        };
+        let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let schema: Value = serde_json::from_slice(&content)
+            .map_err(|error| UsageError::new(format!("{} is no JSON: {error}", path.display())))?;
+        let described = json!({"name": "answer", "schema": schema});
+        Ok(Some(json!({"type": "json_schema", "json_schema": described})))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -96,7 +137,7 @@ fn keep_alive<S: serde::Serializer>(value: &Option<String>, serializer: S) -> Re
 
 #[cfg(test)]
 mod tests {
-    use flotilla_protocol::request::InferenceRequest;
+    use flotilla_protocol::request::{InferenceRequest, ResponseFormat};
     use flotilla_protocol::{Encoding, ModelName};
 
     use super::*;
@@ -121,6 +162,7 @@ mod tests {
             stop: vec!["a".into(), "b".into()],
             deadline_ms: Some(900),
             keep_alive: Some("10m".into()),
+            response_format: Some(json!({"type": "json_object"})),
         };
         let request = decode(&options.body(Input::Prompt("1+1=".into())));
         assert_eq!(
@@ -140,6 +182,32 @@ mod tests {
         assert_eq!(request.deadline_ms, Some(900));
         let ten_minutes = flotilla_protocol::request::KeepAlive::Ms(600_000);
         assert_eq!(request.keep_alive, Some(ten_minutes));
+        assert_eq!(request.response_format, ResponseFormat::JsonObject);
+    }
+
+    #[test]
+    fn schema_of_a_file_reaches_the_body_and_a_broken_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("schema.json");
+        let shape = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            let shape = ShapeOptions {
+                json_object: false,
+                json_schema: Some(path.clone()),
+            };
+            shape.response_format()
+        };
+        let options = BodyOptions {
+            response_format: shape(r#"{"type": "integer"}"#).unwrap(),
+            ..BodyOptions::default()
+        };
+        let request = decode(&options.body(Input::Prompt("x".into())));
+        let ResponseFormat::JsonSchema(described) = request.response_format else {
+            panic!("a schema was given")
+        };
+        assert_eq!(Value::from(described.schema), json!({"type": "integer"}));
+        let error = shape("{").unwrap_err().to_string();
+        assert!(error.contains("schema.json is no JSON"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What is printed of a comparison.
 
 use flotilla_simulator::bound::Bound;
-use flotilla_simulator::outcome::Figures;
+use flotilla_simulator::outcome::{Figures, Learning};
 use flotilla_simulator::policy::PolicyName;
 use flotilla_simulator::run::Scenario;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Compared, Comparison};
+use super::{Compared, Comparison, Misinformed};
 use crate::commands::bench::machine;
 use crate::table::{Table, numbers, words};
 
@@ -20,6 +20,9 @@ pub(super) struct Report {
     ratios: Map<String, Value>,
     figures: Map<String, Value>,
     policies: Map<String, Value>,
+    /// By how many times as long everything takes by the profiles.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    wrong_profiles: Map<String, Value>,
 }
 
 impl Report {
@@ -41,6 +44,7 @@ impl Report {
                 ("devices".to_owned(), json!(scenario.fleet().devices.len())),
             ]),
             policies: runs.chain(bound).collect(),
+            wrong_profiles: comparison.misinformed.iter().map(wrong_row).collect(),
         }
     }
 }
@@ -77,7 +81,45 @@ pub(super) fn tables(comparison: &Comparison) -> Vec<Table> {
         let unknown = std::iter::repeat_with(nothing).take(9);
         table.row(known.into_iter().chain(unknown));
     }
-    vec![table]
+    match comparison.misinformed.is_empty() {
+        true => vec![table],
+        false => vec![table, wrong_table(&comparison.misinformed)],
+    }
+}
+
+/// A line for each wrong profile.
+fn wrong_table(misinformed: &[Misinformed]) -> Table {
+    let mut table = Table::new([
+        numbers("PROFILE TIMES"),
+        numbers("SLO"),
+        numbers("BEFORE 50"),
+        numbers("AFTER 50"),
+        numbers("REQUESTS BEFORE"),
+        numbers("COST"),
+    ]);
+    for run in misinformed {
+        let Learning { first, later } = run.learning;
+        table.row([
+            run.times.to_string(),
+            percent(run.figures.slo_share),
+            first.share().map_or_else(nothing, percent),
+            later.share().map_or_else(nothing, percent),
+            first.requests.to_string(),
+            format!("{:.4}", run.figures.cost),
+        ]);
+    }
+    table
+}
+
+fn wrong_row(run: &Misinformed) -> (String, Value) {
+    let row = json!({
+        "slo_share": run.figures.slo_share,
+        "slo_share_before_correction": run.learning.first.share(),
+        "slo_share_after_correction": run.learning.later.share(),
+        "requests_before_correction": run.learning.first.requests,
+        "cost": run.figures.cost,
+    });
+    (run.times.to_string(), row)
 }
 
 fn cells(run: &Compared, bound: Option<&Bound>) -> [String; 13] {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, MemoryPlan, ModelFolder, ModelLoader, Precision,
-    Sampling, SequenceStep, Step, StepLimits,
+    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, KvSpace, MemoryPlan, ModelFolder, ModelLoader,
+    Precision, Sampling, SequenceStep, Step, StepLimits,
 };
 
 use super::CHUNK_TOKENS;
@@ -58,13 +58,18 @@ impl Ours {
         };
         let plan = MemoryPlan::new(folder.config(), folder.tensor_infos(), limits, self.precision)?;
         let blocks = self.blocks();
-        let mut loader = ModelLoader::new(CpuBackend::new(Arc::clone(&self.threads)), plan, blocks)?;
-        for tensor in folder.tensors() {
-            loader.place(&tensor.info.name, 0, tensor.bytes)?;
-        }
-        let mut model = loader.finish()?;
+        let kv_space = KvSpace::of_one_slab(blocks, plan.kv_block_bytes());
+        let backend = CpuBackend::new(Arc::clone(&self.threads));
+        let mut model = folder.read_ahead(|pieces| {
+            let mut loader = ModelLoader::new(backend, plan, kv_space)?;
+            for piece in pieces {
+                let piece = piece?;
+                loader.place(&piece.info.name, piece.offset_bytes, piece.bytes())?;
+            }
+            anyhow::Ok(loader.finish()?)
+        })?;
         let loaded = begun.elapsed();
-        model.set_kv_blocks(blocks)?;
+        model.map_kv_slab(0)?;
         self.model = Some(model);
         Ok(loaded)
     }
@@ -142,5 +147,6 @@ fn drawn_after<'a>(tokens: &'a [u32], position: usize, blocks: &'a [u32]) -> Seq
         block_table: blocks,
         sample: Some(Sampling::GREEDY),
         edits: None,
+        mask: None,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flotilla_client::Connection;
 use flotilla_protocol::admin::{FleetStatus, ResidencyReply, ResidencyRequest, WorkerStatus};
-use flotilla_protocol::fleet::{DeviceDescription, ModelReport, ModelState, WorkerState};
+use flotilla_protocol::fleet::{DeviceDescription, ModelReport, ModelState, WorkerState, kind_of_set};
 use flotilla_protocol::{ModelName, WorkerId};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
@@ -59,14 +59,14 @@ pub(super) struct Place {
     pub(super) incarnation: u64,
     /// Requests that it takes at once.
     pub(super) slots: u32,
-    /// The device that has the model, or will have it.
+    /// The device that has the model, or will have it; of a model in parts all its devices as one, whose kind says so.
     pub(super) device: DeviceDescription,
 }
 
 /// A model that is there.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Resident {
-    device: Option<u32>,
+    devices: Vec<u32>,
     /// How long it took to get there, when that was just now.
     pub(super) load: Option<Duration>,
 }
@@ -146,7 +146,7 @@ impl Place {
         while begin.elapsed() < LOAD_MAX {
             if let Some(mut resident) = self.resident(connection, model).await? {
                 resident.load = resident.load.filter(|_| !was_there);
-                self.move_to(connection, resident.device).await?;
+                self.move_to(connection, &resident.devices).await?;
                 return Ok(resident);
             }
             sleep(POLL_INTERVAL).await;
@@ -176,23 +176,40 @@ impl Place {
             }
             .into()),
             Some(it) if it.state == ModelState::Ready => Ok(Some(Resident {
-                device: it.device,
+                devices: it.devices().collect(),
                 load: it.load_ms.map(Duration::from_millis),
             })),
             Some(_) | None => Ok(None),
         }
     }
 
-    /// The worker may have chosen another of its devices.
-    async fn move_to(&mut self, connection: &Connection, device: Option<u32>) -> anyhow::Result<()> {
+    /// The worker may have chosen another of its devices, or several.
+    async fn move_to(&mut self, connection: &Connection, devices: &[u32]) -> anyhow::Result<()> {
         let status = self.status(connection).await?;
         let registration = status.and_then(|status| status.registration);
-        let mut devices = registration.into_iter().flat_map(|it| it.devices);
-        if let Some(found) = devices.find(|it| Some(it.index) == device) {
-            self.device = found;
+        let described = registration.map(|it| it.devices).unwrap_or_default();
+        let of = |index: &u32| described.iter().find(|it| it.index == *index).cloned();
+        let found: Vec<DeviceDescription> = devices.iter().filter_map(of).collect();
+        if let Some(together) = together(&found) {
+            self.device = together;
         }
         Ok(())
     }
+}
+
+/// Devices as one: the first of them, of which it has the number and the name, if there is no other.
+fn together(devices: &[DeviceDescription]) -> Option<DeviceDescription> {
+    let first = devices.first()?.clone();
+    if devices.len() == 1 {
+        return Some(first);
+    }
+    let kinds: Vec<&str> = devices.iter().map(|it| it.kind.as_str()).collect();
+    Some(DeviceDescription {
+        kind: kind_of_set(&kinds),
+        memory_bytes: devices.iter().map(|it| it.memory_bytes).sum(),
+        cost: devices.iter().map(|it| it.cost).sum(),
+        ..first
+    })
 }
 
 fn is_meant(status: &WorkerStatus, arguments: &RunArguments) -> bool {
