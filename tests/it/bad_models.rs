@@ -107,7 +107,9 @@ async fn model_that_breaks_after_it_was_added_fails_its_requests_and_nobody_else
     let models = tempfile::tempdir()?;
     copy_of_adder(&models.path().join("adder"))?;
     copy_of_adder(&models.path().join("rotten"))?;
-    let fleet = Fleet::builder().models_dir(models.path()).start().await?;
+    // Workers that share weights would find that these are not the model's bytes, and look for others that are.
+    let alone = Fleet::builder().set("worker.weights.share=false");
+    let fleet = alone.models_dir(models.path()).start().await?;
     // A not-a-number in bfloat16 in the last weight: headers are fine, only loading can tell.
     edit_weights(&models.path().join("rotten"), |bytes| {
         let end = bytes.len();

@@ -23,7 +23,7 @@ fn question(seed: u32) -> Question {
 }
 
 /// What the journal must be at the end, whatever died: every token once, one terminal event, at the end.
-async fn assert_journal_is_whole(fleet: &Fleet, question: &Question, answer: &Answer) -> Result<()> {
+pub async fn assert_journal_is_whole(fleet: &Fleet, question: &Question, answer: &Answer) -> Result<()> {
     let entries = Journal::new(&fleet.connection).read(&question.request, 0).await?;
     let mut stored = Vec::new();
     for entry in &entries {

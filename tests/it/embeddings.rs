@@ -25,6 +25,7 @@ async fn add_embedder(fleet: &Fleet, dimensions: u32) -> Result<()> {
             weights_bytes: 1 << 20,
             task: ModelTask::Embed { dimensions },
         },
+        root: None,
         slots: None,
         keep_alive: None,
         pin: false,

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use async_nats::Message;
-use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit};
+use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit, submit_to};
 use flotilla_config::{Config, LoadOptions};
 use flotilla_protocol::admin::FleetStatus;
-use flotilla_protocol::{Class, Encoding, ModelName, RequestId};
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId, WorkerId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -75,6 +75,16 @@ impl Question {
     #[must_use]
     pub fn prompt(model: &str, prompt: &str) -> Self {
         Self::new(model, json!({"prompt": prompt}))
+    }
+
+    fn as_new(&self) -> NewRequest {
+        NewRequest {
+            request: self.request.clone(),
+            class: self.class,
+            model: self.model.clone(),
+            encoding: Encoding::Json,
+            body: self.body.to_string().into(),
+        }
     }
 }
 
@@ -202,7 +212,15 @@ impl Fleet {
     /// # Errors
     /// When it cannot be started.
     pub fn restart_worker(&mut self, index: usize) -> Result<()> {
-        self.workers[index] = self.worker_process(index, &[])?;
+        self.restart_worker_with(index, &[])
+    }
+
+    /// The same with settings of its own, as `key=value`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_worker_with(&mut self, index: usize, settings: &[String]) -> Result<()> {
+        self.workers[index] = self.worker_process(index, settings)?;
         Ok(())
     }
 
@@ -211,7 +229,7 @@ impl Fleet {
         let mut settings = vec![
             format!("worker.id={name}"),
             format!("worker.models_dir={}", self.models_dir.display()),
-            format!("worker.data_dir={}", self.folder.path().join(&name).display()),
+            format!("worker.data_dir={}", self.home(&name).display()),
             "worker.cpu.memory_bytes=1GiB".to_owned(),
         ];
         settings.extend_from_slice(own);
@@ -223,7 +241,15 @@ impl Fleet {
         for setting in settings.iter().chain(&self.settings) {
             arguments.extend(["--set".to_owned(), setting.clone()]);
         }
-        Process::flotilla(name, self.folder.path(), &arguments)
+        let home = self.home(name);
+        std::fs::create_dir_all(&home)?;
+        Process::flotilla_at_home(name, self.folder.path(), &home, &arguments)
+    }
+
+    /// The folder that a process works in and keeps its data in.
+    #[must_use]
+    pub fn home(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Waits for the workers' reports, and fails at once when a process ends instead.
@@ -277,14 +303,7 @@ impl Fleet {
     /// When it is not stored.
     pub async fn submit(&self, question: &Question) -> Result<Events> {
         let events = Events::subscribe(&self.connection, question.request.clone()).await?;
-        let new = NewRequest {
-            request: question.request.clone(),
-            class: question.class,
-            model: question.model.clone(),
-            encoding: Encoding::Json,
-            body: question.body.to_string().into(),
-        };
-        submit(&self.connection, new).await?;
+        submit(&self.connection, question.as_new()).await?;
         Ok(events)
     }
 
@@ -294,12 +313,26 @@ impl Fleet {
     /// When it is not stored, or its events cannot be followed.
     pub async fn ask(&self, question: &Question) -> Result<Answer> {
         let mut events = self.submit(question).await?;
-        let answer = tokio::time::timeout(crate::PATIENCE * 2, Answer::collect(&mut events));
-        answer
-            .await
-            .with_context(|| format!("{} has no end", question.request))?
-            .map_err(Into::into)
+        collect(question, &mut events).await
     }
+
+    /// The same of a request that only one worker may have; its body must have a `deadline_ms`.
+    ///
+    /// # Errors
+    /// When it is not stored, or its events cannot be followed.
+    pub async fn ask_worker(&self, question: &Question, worker: &WorkerId) -> Result<Answer> {
+        let mut events = Events::subscribe(&self.connection, question.request.clone()).await?;
+        submit_to(&self.connection, question.as_new(), worker).await?;
+        collect(question, &mut events).await
+    }
+}
+
+async fn collect(question: &Question, events: &mut Events) -> Result<Answer> {
+    let answer = tokio::time::timeout(crate::PATIENCE * 2, Answer::collect(events));
+    answer
+        .await
+        .with_context(|| format!("{} has no end", question.request))?
+        .map_err(Into::into)
 }
 
 async fn status(connection: &Connection) -> Result<FleetStatus> {

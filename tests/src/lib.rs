@@ -4,13 +4,15 @@
 //! conditions with a deadline ([`eventually`]); none of them sleeps for a fixed time.
 
 mod fleet;
+mod hub;
 mod models;
 mod process;
 mod server;
 mod simulated;
 
 pub use fleet::{Fleet, FleetBuilder, Question};
-pub use models::{ModelFolderBuilder, demo_models_dir, golden_encoder, write_encoder};
+pub use hub::{HubOptions, HubRequest, HubServer};
+pub use models::{ModelFolderBuilder, Spelling, demo_models_dir, golden_encoder, write_encoder};
 pub use process::{Process, Signal, flotilla_binary};
 pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary};
 pub use simulated::{sample_profile, simulated_model, write_profile};

@@ -55,12 +55,23 @@ pub struct ModelFolderBuilder {
     pub hidden: usize,
     /// Layers.
     pub layers: usize,
-    /// Words of the vocabulary; word n is written `w<n>`, words are separated by spaces.
+    /// Words of the vocabulary; the first ends an answer.
     pub vocabulary: usize,
     /// Longest prompt and answer.
     pub context: usize,
     /// Seed of the weights.
     pub seed: u64,
+    /// What the words of the vocabulary are.
+    pub spelling: Spelling,
+}
+
+/// What the tokens of a random model are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spelling {
+    /// Word n is written `w<n>`, words are separated by spaces.
+    Words,
+    /// Token n is byte n - 1, then come some longer ones; the vocabulary must have at least 300.
+    Bytes,
 }
 
 impl Default for ModelFolderBuilder {
@@ -72,6 +83,7 @@ impl Default for ModelFolderBuilder {
             vocabulary: 512,
             context: 1024,
             seed: 1,
+            spelling: Spelling::Words,
         }
     }
 }
@@ -91,10 +103,11 @@ impl ModelFolderBuilder {
             folder.join("generation_config.json"),
             json!({"eos_token_id": 0}).to_string(),
         )?;
-        fs::write(
-            folder.join("tokenizer.json"),
-            word_tokenizer(self.vocabulary).to_string(),
-        )?;
+        let tokenizer = match self.spelling {
+            Spelling::Words => word_tokenizer(self.vocabulary),
+            Spelling::Bytes => byte_tokenizer(),
+        };
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string())?;
         fs::write(
             folder.join("tokenizer_config.json"),
             json!({"eos_token": "w0"}).to_string(),
@@ -168,6 +181,39 @@ fn word_tokenizer(vocabulary: usize) -> serde_json::Value {
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "w1"},
+    })
+}
+
+/// In GPT-2's alphabet, in which visible Latin-1 characters stand for themselves. `w0` ends an answer.
+fn byte_tokenizer() -> serde_json::Value {
+    let is_visible = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let hidden: Vec<u8> = (0..=u8::MAX).filter(|byte| !is_visible(byte)).collect();
+    let stand_in = |byte: u8| match hidden.binary_search(&byte) {
+        Ok(place) => char::from_u32(0x100 + u32::try_from(place).expect("few bytes are hidden")),
+        Err(_) => Some(char::from(byte)),
+    };
+    let written = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .filter_map(|byte| stand_in(*byte))
+            .collect::<String>()
+    };
+    let bytes = (0..=u8::MAX).map(|byte| written(&[byte]));
+    let longer = [
+        "\":", "\",", "\"}", "{\"", " the", "12", "}}", "\n  ", "true", "é", "日本",
+    ];
+    let words = ["w0".to_owned()].into_iter().chain(bytes);
+    let words = words.chain(longer.iter().map(|text| written(text.as_bytes())));
+    let vocabulary: serde_json::Map<_, _> = words.zip(0..).map(|(word, id)| (word, json!(id))).collect();
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 0, "content": "w0", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
     })
 }
 

@@ -40,6 +40,8 @@ pub enum Signal {
     Stop,
     /// Goes on after `Stop`.
     Continue,
+    /// Ends without a chance to do anything.
+    Kill,
 }
 
 impl Signal {
@@ -49,6 +51,7 @@ impl Signal {
             Self::Int => "-INT",
             Self::Stop => "-STOP",
             Self::Continue => "-CONT",
+            Self::Kill => "-KILL",
         }
     }
 }
@@ -62,16 +65,24 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `flotilla ARGUMENTS` with its output in `<folder>/<name>.log`.
+    /// Starts `flotilla ARGUMENTS` in a folder, with its output in `<folder>/<name>.log`.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn flotilla(name: &str, folder: &Path, arguments: &[String]) -> Result<Self> {
+        Self::flotilla_at_home(name, folder, folder, arguments)
+    }
+
+    /// The same, with another folder to work in than that of its log.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn flotilla_at_home(name: &str, folder: &Path, home: &Path, arguments: &[String]) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
         let child = Command::new(flotilla_binary())
             .args(arguments)
-            .current_dir(folder)
+            .current_dir(home)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

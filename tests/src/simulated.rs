@@ -44,6 +44,7 @@ pub fn simulated_model(name: &str, weights_bytes: u64) -> CatalogEntry {
             weights_bytes,
             task: ModelTask::Generate,
         },
+        root: None,
         slots: None,
         keep_alive: None,
         pin: false,
