@@ -152,6 +152,10 @@ pub struct CopyHave {
     pub receiver: ReceiverId,
     /// Segments that it has and has verified.
     pub have: SegmentSet,
+    /// Segments that lie in the relay by what the sender says, and that it has looked for there and not found since it
+    /// last told; of no segments at all when there are none.
+    #[serde(default, skip_serializing_if = "SegmentSet::is_none")]
+    pub missing: SegmentSet,
     /// Whether it goes on receiving; `false` takes it off the sender's list.
     pub stays: bool,
 }

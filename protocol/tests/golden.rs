@@ -678,6 +678,16 @@ fn weights_on_their_way() {
         &CopyHave {
             receiver: ReceiverId(5),
             have: segments(),
+            missing: SegmentSet::default(),
+            stays: true,
+        },
+    );
+    golden(
+        "copy-have-missing",
+        &CopyHave {
+            receiver: ReceiverId(5),
+            have: segments(),
+            missing: segments(),
             stays: true,
         },
     );

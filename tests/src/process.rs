@@ -179,8 +179,13 @@ impl Drop for Process {
         // One that has ended already is what we want.
         drop(self.child.kill());
         drop(self.child.wait());
-        if std::thread::panicking() {
-            eprintln!("--- {} ---\n{}", self.name, self.log());
-        }
+        // Runners show the output of failed tests only, and those that return an error do not panic.
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+        eprintln!("--- {} ---\n{}", self.name, tail.join("\n"));
     }
 }
+
+/// Lines of a process's log that a test shows at its end: some seconds of a busy process.
+const LOG_LINES_SHOWN: usize = 120;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A set of segments, by their places in the manifest. On the wire a bit for each, the first one lowest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawSet", into = "RawSet")]
 pub struct SegmentSet {
     /// Segments of the manifest.
@@ -82,6 +82,12 @@ impl SegmentSet {
     #[must_use]
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether no segment is in it.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
     }
 
     /// Whether every segment is in it.

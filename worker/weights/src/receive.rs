@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_nats::Subscriber;
 use flotilla_protocol::Moment;
 use flotilla_protocol::codec::{decode_internal, encode_internal};
-use flotilla_protocol::weights::{CopyHave, CopyNews, ReceiverId};
+use flotilla_protocol::weights::{CopyHave, CopyNews, ReceiverId, SegmentSet};
 use flotilla_weights_core::{Manifest, Receiving, ReceivingAction, ReceivingEnd, ReceivingSettings};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -79,7 +79,7 @@ struct Copy {
     core: Receiving,
     origin: Instant,
     keeper: mpsc::Sender<(usize, Buffer)>,
-    fetches: JoinSet<(usize, Option<Buffer>)>,
+    fetches: JoinSet<(usize, Result<Option<Buffer>, RelayError>)>,
 }
 
 /// What the keeper says of a segment: whether its bytes were its own.
@@ -134,7 +134,7 @@ impl Receiver {
             fetches: JoinSet::new(),
         };
         let end = copy.run(live, news, kept).await;
-        copy.report(false).await;
+        copy.report(SegmentSet::default(), false).await;
         copy.finish(keeping, end, had_bytes).await
     }
 }
@@ -155,7 +155,7 @@ impl Copy {
         mut kept: mpsc::Receiver<Kept>,
     ) -> Result<ReceivingEnd, ReceiveError> {
         let stop = self.receiver.stop.clone();
-        self.report(true).await;
+        self.report(SegmentSet::default(), true).await;
         loop {
             if let Some(end) = self.act().await {
                 return Ok(end);
@@ -180,10 +180,14 @@ impl Copy {
                     None => return Ok(ReceivingEnd::SenderLost),
                 },
                 Some(fetched) = self.fetches.join_next() => {
-                    let (segment, buffer) = fetched.expect("a fetch does not panic");
-                    match buffer {
-                        Some(buffer) => self.arrived(segment, buffer).await,
-                        None => self.core.handle_not_there(self.now(), segment),
+                    let (segment, outcome) = fetched.expect("a fetch does not panic");
+                    match outcome {
+                        Ok(Some(buffer)) => self.arrived(segment, buffer).await,
+                        Ok(None) => self.core.handle_not_there(self.now(), segment),
+                        Err(error) => {
+                            debug!(segment, error = &error as &dyn std::error::Error, "a segment cannot be read");
+                            self.core.handle_unreadable(self.now(), segment);
+                        }
                     }
                 }
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {
@@ -209,7 +213,7 @@ impl Copy {
         while let Some(action) = self.core.poll_action(self.now()) {
             match action {
                 ReceivingAction::Repair { segment } => self.fetch(segment),
-                ReceivingAction::Report => self.report(true).await,
+                ReceivingAction::Report { missing } => self.report(missing, true).await,
                 ReceivingAction::End { end } => return Some(end),
             }
         }
@@ -225,18 +229,8 @@ impl Copy {
                 segment,
                 id: listed.id,
             };
-            match relay.fetch(name, object, &mut buffer).await {
-                Ok(true) => (segment, Some(buffer)),
-                Ok(false) => (segment, None),
-                Err(error) => {
-                    debug!(
-                        segment,
-                        error = &error as &dyn std::error::Error,
-                        "a segment could not be repaired"
-                    );
-                    (segment, None)
-                }
-            }
+            let found = relay.fetch(name, object, &mut buffer).await;
+            (segment, found.map(|found| found.then_some(buffer)))
         });
     }
 
@@ -262,10 +256,11 @@ impl Copy {
     }
 
     /// Tells the sender what is there. A message that is lost is made good by the next one.
-    async fn report(&self, stays: bool) {
+    async fn report(&self, missing: SegmentSet, stays: bool) {
         let have = CopyHave {
             receiver: self.id,
             have: self.core.have().clone(),
+            missing,
             stays,
         };
         let connection = self.receiver.relay.connection();

@@ -59,6 +59,8 @@ struct Copy {
     origin: Instant,
     renewed: Instant,
     tasks: JoinSet<Done>,
+    /// Whether the manifest is on its way into the relay again.
+    describes: bool,
     sent: (u64, u64),
 }
 
@@ -70,6 +72,7 @@ enum Done {
     Deleted {
         segment: usize,
     },
+    Described(Result<(), RelayError>),
 }
 
 enum PutFailed {
@@ -106,6 +109,7 @@ impl Sender {
             origin: Instant::now(),
             renewed: Instant::now(),
             tasks: JoinSet::new(),
+            describes: false,
             sent: (0, 0),
         };
         Ok(copy.run(receivers))
@@ -171,6 +175,8 @@ impl Copy {
             }
         };
         self.tell(Some(end)).await;
+        // The manifest, which would come after it was taken out.
+        while self.tasks.join_next().await.is_some() {}
         self.sender.clear(self.held).await;
         let (segments, bytes) = self.sent;
         info!(%root, ?end, segments, bytes, "weights were sent");
@@ -221,6 +227,15 @@ impl Copy {
         let now = self.now();
         match done {
             Done::Deleted { segment } => self.core.handle_deleted(segment),
+            Done::Described(described) => {
+                self.describes = false;
+                if let Err(error) = described {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "receivers that come now find no manifest"
+                    );
+                }
+            }
             Done::Put {
                 segment,
                 outcome: Ok(()),
@@ -257,10 +272,29 @@ impl Copy {
 
     fn heard(&mut self, payload: &[u8]) {
         match decode_internal::<CopyHave>(payload) {
-            Ok(have) if have.stays => self.core.handle_have(self.now(), have.receiver, &have.have),
+            Ok(have) if have.stays => {
+                let now = self.now();
+                self.core.handle_have(now, have.receiver, &have.have);
+                if self.core.handle_missing(now, &have.missing) {
+                    self.describe();
+                }
+            }
             Ok(have) => self.core.handle_left(self.now(), have.receiver),
             Err(error) => warn!(%error, "a receiver cannot be understood"),
         }
+    }
+
+    /// Puts the manifest into the relay again, for those who come yet: a relay that has lost a segment has started again.
+    fn describe(&mut self) {
+        if self.describes {
+            return;
+        }
+        self.describes = true;
+        let (relay, name) = (self.sender.relay.clone(), self.held.copy());
+        let json = self.files.manifest().json().clone();
+        info!(root = %name.root, "the relay has forgotten what lay in it; it gets it again");
+        self.tasks
+            .spawn(async move { Done::Described(relay.put(name, CopyObject::Manifest, json).await) });
     }
 
     /// Tells the receivers what lies in the relay. A message that is lost is made good by the next one.

@@ -53,8 +53,11 @@ pub enum ReceivingAction {
         /// Which.
         segment: usize,
     },
-    /// Tell the sender what is there: [`Receiving::have`].
-    Report,
+    /// Tell the sender what is there, [`Receiving::have`], and ...
+    Report {
+        /// ... what it thinks is in the relay and was not found there.
+        missing: SegmentSet,
+    },
     /// The copy is over.
     End {
         /// Why.
@@ -91,6 +94,8 @@ pub struct Receiving {
     have: SegmentSet,
     /// Segments that are missing and of which something is known, and nothing of the others.
     known: BTreeMap<usize, Known>,
+    /// What was looked for in the relay and not found, since the last report.
+    missing: SegmentSet,
     heard: Moment,
     advanced: Moment,
     reported: Moment,
@@ -130,6 +135,7 @@ impl Receiving {
             settings,
             generation,
             end: have.is_all().then_some(ReceivingEnd::Complete),
+            missing: SegmentSet::none(have.segments()),
             have,
             known: BTreeMap::new(),
             heard: now,
@@ -227,8 +233,18 @@ impl Receiving {
         }
     }
 
-    /// A segment that was to be repaired is not in the relay, or could not be read from it.
+    /// A segment that was to be repaired is not in the relay. The sender hears of it, as the relay may have lost it: its
+    /// server has started again, or somebody has removed it.
+    ///
+    /// # Panics
+    /// The manifest has no such segment.
     pub fn handle_not_there(&mut self, now: Moment, segment: usize) {
+        self.missing.insert(segment);
+        self.back_to_awaited(now, segment);
+    }
+
+    /// A segment that was to be repaired could not be read from the relay.
+    pub fn handle_unreadable(&mut self, now: Moment, segment: usize) {
         self.back_to_awaited(now, segment);
     }
 
@@ -250,7 +266,9 @@ impl Receiving {
         if self.report_is_due(now) {
             self.reported = now;
             self.unreported = 0;
-            return Some(ReceivingAction::Report);
+            let none = SegmentSet::none(self.have.segments());
+            let missing = std::mem::replace(&mut self.missing, none);
+            return Some(ReceivingAction::Report { missing });
         }
         if let Some(end) = self.end {
             self.ended = true;

@@ -5,7 +5,7 @@
 //! model. A receiver that takes nothing although something is there for it stops counting among those who are
 //! waited for, and gets the rest after the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_protocol::Moment;
@@ -76,6 +76,8 @@ pub struct Sending {
     places: Vec<Place>,
     /// What lies in the relay, and since when.
     stored: BTreeMap<usize, Moment>,
+    /// What the relay has lost although it was stored.
+    lost: BTreeSet<usize>,
     receivers: BTreeMap<ReceiverId, Receiver>,
     /// Bytes that are in the relay, or may be.
     relay_bytes: u64,
@@ -123,6 +125,7 @@ impl Sending {
             places: vec![Place::Out; segment_bytes.len()],
             segment_bytes,
             stored: BTreeMap::new(),
+            lost: BTreeSet::new(),
             receivers: BTreeMap::new(),
             relay_bytes: 0,
             puts: 0,
@@ -155,6 +158,18 @@ impl Sending {
         }
         receiver.have = have.clone();
         self.alone_since = None;
+    }
+
+    /// A receiver did not find in the relay what should be there: the relay has forgotten it. It goes in again. Whether
+    /// anything does.
+    pub fn handle_missing(&mut self, now: Moment, missing: &SegmentSet) -> bool {
+        // What went in a moment ago may have been looked for before it did. It will be again.
+        let is_lost = |since: &Moment| now.since(*since) >= self.settings.stall;
+        let lost = missing
+            .iter()
+            .filter(|segment| self.stored.get(segment).is_some_and(is_lost));
+        self.lost.extend(lost);
+        !self.lost.is_empty()
     }
 
     /// A receiver needs nothing more, or gave up.
@@ -269,6 +284,7 @@ impl Sending {
             Some(SendingAction::Delete { segment }) => {
                 self.places[segment] = Place::Deleting;
                 self.stored.remove(&segment);
+                self.lost.remove(&segment);
             }
             Some(SendingAction::End { .. }) => self.ended = true,
             None => {}
@@ -338,10 +354,14 @@ impl Sending {
         nothing_left.then_some(SendingAction::End { end })
     }
 
-    /// When half of the window is in use, a segment that nobody lacks; when it is full, one that nobody lacks who is
+    /// First what the relay has lost, so that nothing of it is left when it goes in again. Then, when half of the window
+    /// is in use, a segment that nobody lacks; when it is full, one that nobody lacks who is
     /// waited for. Until then segments stay: receivers that ask together come one after the other, and would cost a
     /// second upload of what the first of them has already.
     fn next_delete(&self) -> Option<SendingAction> {
+        if let Some(segment) = self.lost.first() {
+            return Some(SendingAction::Delete { segment: *segment });
+        }
         let is_crowded = self.relay_bytes > self.settings.window_bytes / 2;
         let unwanted = is_crowded.then(|| {
             let lacked = self.lacked_by(|_| true);

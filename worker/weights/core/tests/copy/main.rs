@@ -115,6 +115,21 @@ fn full_relay_ends_the_copy_with_that_reason_and_leaves_nothing_behind() {
     assert_eq!(outcome.left_in_relay, 0);
 }
 
+/// A copy stood still for ever after its server had started again: the sender took for stored what the server had
+/// forgotten, and every further receiver was told of the same copy.
+#[test]
+fn relay_that_forgets_what_lies_in_it_gets_it_again() {
+    let mut plan = plan(40, &[0, 50]);
+    plan.window_bytes = 1 << 30;
+    plan.faults.lost = 0.5;
+    plan.faults.forgets = Some(Duration::from_millis(100));
+    let outcome = World::run(plan, 1);
+    assert_eq!(outcome.received, [Some(ReceivingEnd::Complete); 2]);
+    assert_eq!(outcome.sent, Some(CopyEnd::Done));
+    assert!(outcome.puts.iter().any(|puts| *puts > 1), "{:?}", outcome.puts);
+    assert_eq!(outcome.left_in_relay, 0);
+}
+
 #[test]
 fn relay_that_spoils_everything_is_given_up() {
     let mut plan = plan(10, &[0]);
@@ -130,7 +145,8 @@ fn nobody_who_comes_is_an_end_too() {
 }
 
 fn faulty_plans() -> impl Strategy<Value = Plan> {
-    let faults = (0.0..0.3, 0.0..0.05, 0.0..0.2, 0.0..0.2);
+    let forgets = prop::option::of((0_u64..3000).prop_map(Duration::from_millis));
+    let faults = (0.0..0.3, 0.0..0.05, 0.0..0.2, 0.0..0.2, forgets);
     let stop = (0_usize..4, 0_u64..3000, 1_u64..6000);
     (
         prop::collection::vec(1..8 * MIB, 1..60),
@@ -140,32 +156,35 @@ fn faulty_plans() -> impl Strategy<Value = Plan> {
         faults,
     )
         .prop_map(
-            |(segment_bytes, joins, stops, window_bytes, (lost, spoiled, refused, news_lost))| Plan {
-                segment_bytes,
-                stops: stops
-                    .into_iter()
-                    .filter(|(receiver, ..)| *receiver < joins.len())
-                    .map(|(receiver, at, lasts)| Stop {
-                        receiver,
-                        at: Duration::from_millis(at),
-                        lasts: Duration::from_millis(lasts),
-                    })
-                    .collect(),
-                joins: joins.into_iter().map(Duration::from_millis).collect(),
-                window_bytes,
-                relay_bytes: 1 << 30,
-                faults: Faults {
-                    lost,
-                    spoiled,
-                    refused,
-                    news_lost,
-                },
+            |(segment_bytes, joins, stops, window_bytes, (lost, spoiled, refused, news_lost, forgets))| {
+                Plan {
+                    segment_bytes,
+                    stops: stops
+                        .into_iter()
+                        .filter(|(receiver, ..)| *receiver < joins.len())
+                        .map(|(receiver, at, lasts)| Stop {
+                            receiver,
+                            at: Duration::from_millis(at),
+                            lasts: Duration::from_millis(lasts),
+                        })
+                        .collect(),
+                    joins: joins.into_iter().map(Duration::from_millis).collect(),
+                    window_bytes,
+                    relay_bytes: 1 << 30,
+                    faults: Faults {
+                        lost,
+                        spoiled,
+                        refused,
+                        news_lost,
+                        forgets,
+                    },
+                }
             },
         )
 }
 
 proptest! {
-    /// Whatever is lost, spoiled, refused or stopped for a while: who is there all the time gets everything, the
+    /// Whatever is lost, spoiled, refused, forgotten or stopped for a while: who is there all the time gets everything, the
     /// window holds, everybody ends, and the relay is left as it was.
     #[test]
     fn every_copy_ends_and_those_who_stay_have_everything(plan in faulty_plans(), seed in 0_u64..1 << 32) {

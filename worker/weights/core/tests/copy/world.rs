@@ -41,6 +41,8 @@ pub struct Faults {
     pub refused: f64,
     /// A message of sender or receiver is lost.
     pub news_lost: f64,
+    /// When the relay forgets what lies in it, as by a server that starts again.
+    pub forgets: Option<Duration>,
 }
 
 /// What became of it.
@@ -96,6 +98,7 @@ enum Event {
         segment: usize,
     },
     NewsDue,
+    RelayForgets,
     SenderTimer,
     Joins {
         receiver: usize,
@@ -123,6 +126,7 @@ enum Event {
     Have {
         receiver: usize,
         have: SegmentSet,
+        missing: SegmentSet,
     },
     ReceiverTimer {
         receiver: usize,
@@ -174,6 +178,9 @@ impl World {
             world.at(at, Event::Joins { receiver });
         }
         world.at(NEWS_EVERY, Event::NewsDue);
+        if let Some(at) = world.plan.faults.forgets {
+            world.at(at, Event::RelayForgets);
+        }
         world.drive_sender();
         while let Some(((at, _), event)) = world.events.pop_first() {
             if at > END {
@@ -210,6 +217,7 @@ impl World {
                     self.after(NEWS_EVERY, Event::NewsDue);
                 }
             }
+            Event::RelayForgets => self.relay.clear(),
             Event::SenderTimer => {
                 self.timers.remove(&None);
                 if self.outcome.sent.is_none() {
@@ -220,12 +228,25 @@ impl World {
             Event::Joins { receiver } => {
                 let have = SegmentSet::none(self.plan.segment_bytes.len());
                 self.receivers[receiver] = Some(Receiving::new(RECEIVING, GENERATION, have.clone(), now));
-                self.after(LATENCY, Event::Have { receiver, have });
+                let missing = SegmentSet::default();
+                self.after(
+                    LATENCY,
+                    Event::Have {
+                        receiver,
+                        have,
+                        missing,
+                    },
+                );
                 self.drive(receiver);
             }
-            Event::Have { receiver, have } => {
+            Event::Have {
+                receiver,
+                have,
+                missing,
+            } => {
                 if self.outcome.sent.is_none() {
                     self.sender.handle_have(now, ReceiverId(receiver as u64), &have);
+                    self.sender.handle_missing(now, &missing);
                     self.drive_sender();
                 }
             }
@@ -374,10 +395,17 @@ impl World {
                 ReceivingAction::Repair { segment } => {
                     self.after(SEGMENT_TIME, Event::Repaired { receiver, segment });
                 }
-                ReceivingAction::Report => {
+                ReceivingAction::Report { missing } => {
                     let have = core.have().clone();
                     if !self.chance(self.plan.faults.news_lost) {
-                        self.after(LATENCY, Event::Have { receiver, have });
+                        self.after(
+                            LATENCY,
+                            Event::Have {
+                                receiver,
+                                have,
+                                missing,
+                            },
+                        );
                     }
                 }
                 ReceivingAction::End { end } => {
