@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, cancel, child, config, journal, models, profile, role, run, simulate, top, up, why,
+    bench, cancel, child, config, dead, journal, models, profile, role, run, simulate, top, up, why,
 };
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
@@ -104,6 +104,9 @@ pub(crate) enum Command {
     Cancel(cancel::CancelArguments),
     /// Prints every stored event of a request
     Journal(journal::JournalArguments),
+    /// Requests that were given up, kept for operators
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod child;
 pub(crate) mod config;
+pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod journal;
 pub(crate) mod models;
@@ -62,6 +63,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Why(arguments) => why::run(context, &arguments).await,
         Command::Cancel(arguments) => cancel::run(context, &arguments).await,
         Command::Journal(arguments) => journal::run(context, &arguments).await,
+        Command::Dead(command) => dead::run(context, command).await,
         Command::Config(command) => config::run(context, &command),
         Command::Doctor => doctor::run(context).await,
         Command::Bench(command) => bench::run(context, command).await,

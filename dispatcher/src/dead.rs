@@ -35,8 +35,13 @@ pub(crate) struct Letter {
 impl Letter {
     /// The letter about a message that is nobody's request.
     pub(crate) fn of_unreadable(subjects: &Subjects, pulled: &Pulled, reason: &Unreadable) -> Self {
+        // Without an id it may still say which model it is for.
+        let parsed = subjects.parse_request(&pulled.message.subject);
         Self {
-            subject: subjects.dead_unreadable(),
+            subject: parsed.map_or_else(
+                |_| subjects.dead_unreadable(),
+                |(class, model)| subjects.dead(class, &model),
+            ),
             published_to: pulled.message.subject.to_string(),
             sequence: pulled.sequence,
             request: None,

@@ -182,7 +182,7 @@ impl Subjects {
         self.under(format_args!("dead.{class}.{}", encode_token(model.as_str())))
     }
 
-    /// Where a message goes that is no request at all: its subject or id cannot be read.
+    /// Where a message goes that is no request at all: its subject cannot be read.
     #[must_use]
     pub fn dead_unreadable(&self) -> String {
         self.under(format_args!("dead.unreadable.unknown"))
@@ -192,6 +192,12 @@ impl Subjects {
     #[must_use]
     pub fn dead_all(&self) -> String {
         self.under(format_args!("dead.*.*"))
+    }
+
+    /// Every dead letter of one model.
+    #[must_use]
+    pub fn dead_of(&self, model: &ModelName) -> String {
+        self.under(format_args!("dead.*.{}", encode_token(model.as_str())))
     }
 
     /// Reports of one worker.

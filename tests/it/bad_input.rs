@@ -152,7 +152,7 @@ async fn message_without_an_id_becomes_a_dead_letter_and_is_gone_from_the_queue(
         .await?;
     let dead = fleet.connection.jetstream.get_stream("FLOTILLA_DEAD").await?;
     let letter = eventually("a dead letter", async || {
-        dead.get_last_raw_message_by_subject("flotilla.dead.unreadable.unknown")
+        dead.get_last_raw_message_by_subject("flotilla.dead.interactive.adder")
             .await
             .ok()
     })

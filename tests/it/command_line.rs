@@ -10,7 +10,7 @@ use flotilla_tests::{
 };
 use serde_json::Value;
 
-fn flotilla(fleet: &Fleet, command: &[&str]) -> Result<Output> {
+pub fn flotilla(fleet: &Fleet, command: &[&str]) -> Result<Output> {
     Ok(Command::new(flotilla_binary())
         .args(fleet.arguments(command))
         .current_dir(fleet.folder())
@@ -18,7 +18,7 @@ fn flotilla(fleet: &Fleet, command: &[&str]) -> Result<Output> {
         .output()?)
 }
 
-fn stdout(output: &Output) -> Result<String> {
+pub fn stdout(output: &Output) -> Result<String> {
     assert!(
         output.status.success(),
         "{}",

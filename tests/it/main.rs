@@ -8,6 +8,7 @@ mod benchmarks;
 mod chat;
 mod command_line;
 mod crashes;
+mod dead;
 mod devices;
 mod embeddings;
 mod endings;

@@ -4,6 +4,7 @@
 //! * [`Journal`]: appends that cannot interleave, and reads.
 //! * [`Events`]: follows one request's answer and repairs gaps from the journal.
 //! * [`Catalog`]: the models, in their KV bucket.
+//! * [`DeadLetters`]: what became of nothing, for operators to read, replay and remove.
 //! * [`Profiles`]: how fast each device kind serves them, in theirs.
 //!
 //! What async-nats reports is mapped to typed errors here, with the subject, and nowhere else.
@@ -11,6 +12,7 @@
 mod answer;
 mod catalog;
 mod connection;
+mod dead;
 mod events;
 mod journal;
 mod profiles;
@@ -20,6 +22,7 @@ mod version;
 pub use answer::{Answer, AnswerBuilder};
 pub use catalog::{Catalog, CatalogChange, CatalogError};
 pub use connection::{ConnectError, Connection, ConnectionParts};
+pub use dead::{DeadLetter, DeadLetters, DeadLettersError};
 pub use events::{Delivered, Events, EventsError};
 pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};
 pub use profiles::{ProfileChange, Profiles, ProfilesError, StoredProfile};
