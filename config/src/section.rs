@@ -156,6 +156,10 @@ section! {
         /// Default 3.
         strikes_max: u32 = "strikes_max", required(Whole { min: 1, max: 100_u32 }, 3_u64);
 
+        /// How long nobody may listen to the events of a request with `cancel_on_disconnect`, in ms on the
+        /// wire; then it is cancelled. Default 6 s: a client that reconnects is back by then.
+        client_lost_after: Duration = "client_lost_after_ms", required(Millis { min: 100 }, 6_000_u64);
+
         /// Models in the catalog. Default 10,000.
         models_max: usize = "models_max", required(Whole { min: 1, max: 1_000_000_usize }, 10_000_u64);
 

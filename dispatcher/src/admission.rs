@@ -47,7 +47,11 @@ pub(crate) enum Unreadable {
 #[derive(Debug)]
 pub(crate) enum Admitted {
     /// A request.
-    Valid(Box<Arrival>),
+    Valid {
+        arrival: Box<Arrival>,
+        /// Whether it ends with its client.
+        cancel_on_disconnect: bool,
+    },
     /// A request that is ended with an error.
     Invalid {
         sequence: StreamSequence,
@@ -115,6 +119,7 @@ impl Desk {
             let only_worker = only_worker(&envelope.pulled, request.deadline_ms)?;
             let wishes = Wishes {
                 deadline: request.deadline_ms.map(Duration::from_millis),
+                cancel_on_disconnect: request.cancel_on_disconnect,
                 slo: request.slo,
                 tenant: request.tenant.clone(),
                 only_worker,
@@ -127,14 +132,17 @@ impl Desk {
         match checked.await {
             Ok((wishes, tokens, context_tokens_max)) => {
                 let output_tokens_max = wishes.output_tokens_max(tokens, context_tokens_max);
-                Admitted::Valid(Box::new(arrival(
-                    envelope,
-                    origin,
-                    answer_encoding,
-                    wishes,
-                    tokens,
-                    output_tokens_max,
-                )))
+                Admitted::Valid {
+                    cancel_on_disconnect: wishes.cancel_on_disconnect,
+                    arrival: Box::new(arrival(
+                        envelope,
+                        origin,
+                        answer_encoding,
+                        wishes,
+                        tokens,
+                        output_tokens_max,
+                    )),
+                }
             }
             Err(error) => Admitted::Invalid {
                 sequence: envelope.pulled.sequence,
@@ -202,6 +210,7 @@ impl Desk {
 struct Wishes {
     /// After the publish.
     deadline: Option<Duration>,
+    cancel_on_disconnect: bool,
     slo: Option<Slo>,
     tenant: Option<Tenant>,
     only_worker: Option<WorkerId>,

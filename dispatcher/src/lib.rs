@@ -17,6 +17,7 @@ mod journal_state;
 mod lanes;
 mod lease;
 mod listen;
+mod listeners;
 mod models;
 mod policy;
 mod prompt;

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use flotilla_client::{CatalogChange, ProfileChange};
 use flotilla_dispatcher_core::{Action, Admission, Arrival, Dispatcher, StreamSequence};
+use flotilla_protocol::event::Phase;
 use flotilla_protocol::fleet::Registration;
 use flotilla_protocol::{Encoding, Epoch, Moment, RequestId, WorkerId};
 use tokio::sync::mpsc;
@@ -26,6 +27,7 @@ use crate::ground::Ground;
 use crate::intake::Pulled;
 use crate::lanes::Lanes;
 use crate::listen::Heard;
+use crate::listeners::{self, Listeners, Probe};
 use crate::models::Models;
 use crate::services::Query;
 
@@ -63,6 +65,10 @@ pub(crate) struct Term {
     admissions: JoinSet<Checked>,
     /// The signs of life that are being sent; at most one task.
     extension: JoinSet<()>,
+    /// Requests that end with their clients.
+    listeners: Listeners,
+    /// The round of probes under way; at most one task.
+    probes: JoinSet<Vec<listeners::Heard>>,
     /// Hints on their way to workers.
     errands: JoinSet<()>,
     /// Tasks that last as long as the term: intakes and listeners.
@@ -96,6 +102,8 @@ impl Term {
     pub(crate) async fn run(mut self) -> Result<TermEnd, DispatcherError> {
         let mut signs_of_life = interval(self.ground.config.dispatcher.ack_wait / 3);
         signs_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut client_rounds = interval(self.listeners.round_interval());
+        client_rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if let Standing::Deposed { seen } = self.carry_out() {
                 info!(epoch = self.core.epoch().0, seen = seen.0, stats = ?self.core.stats(), "a newer epoch was seen");
@@ -110,6 +118,8 @@ impl Term {
                 Some(heard) = self.heard.recv() => self.take_heard(heard),
                 Some(query) = self.queries.recv() => self.answer(query),
                 _ = signs_of_life.tick() => self.extend_ack_waits(),
+                _ = client_rounds.tick() => self.ask_after_clients(),
+                Some(done) = self.probes.join_next() => self.take_probed(done.map_err(panicked("asked after clients"))?),
                 Some(done) = self.extension.join_next() => done.map_err(panicked("extended ack waits"))?,
                 Some(done) = self.errands.join_next() => done.map_err(panicked("ran an errand"))?,
                 Some(done) = self.children.join_next() => {
@@ -162,6 +172,7 @@ impl Term {
                 .push(request.clone(), courier.end(request, encoding, event)),
             letter @ Action::DeadLetter { .. } => self.send_letter(letter),
             Action::Ack { request, sequences } => {
+                self.listeners.forget(&request);
                 let acks = sequences
                     .into_iter()
                     .filter_map(|it| self.deliveries.remove(it))
@@ -256,7 +267,10 @@ impl Term {
 
     fn take_checked(&mut self, done: Result<Checked, JoinError>) -> Result<(), DispatcherError> {
         match done.map_err(panicked("checked a request"))? {
-            Checked::Admitted(Admitted::Valid(arrival)) => self.take_arrival(*arrival),
+            Checked::Admitted(Admitted::Valid {
+                arrival,
+                cancel_on_disconnect,
+            }) => self.take_arrival(*arrival, cancel_on_disconnect),
             Checked::Admitted(Admitted::Invalid {
                 sequence,
                 request,
@@ -270,9 +284,13 @@ impl Term {
         Ok(())
     }
 
-    fn take_arrival(&mut self, arrival: Arrival) {
+    fn take_arrival(&mut self, arrival: Arrival, cancel_on_disconnect: bool) {
         let (sequence, request) = (arrival.sequence, arrival.request.clone());
+        let encoding = arrival.encoding;
         let admission = self.core.handle_arrival(self.now(), arrival);
+        if cancel_on_disconnect && admission == Admission::Held {
+            self.listeners.watch(request.clone(), encoding);
+        }
         self.give_back_unless_held(admission, sequence, request);
     }
 
@@ -331,6 +349,27 @@ impl Term {
             Heard::Unregistered(worker) => {
                 self.registrations.remove(&worker);
             }
+        }
+    }
+
+    /// Asks after the clients of requests that end with them, unless the round before is still under way.
+    fn ask_after_clients(&mut self) {
+        if !self.probes.is_empty() {
+            return;
+        }
+        let round = self.listeners.next_round().into_iter();
+        let in_phase = |probe: Probe| Some((self.core.phase(&probe.request)?, probe));
+        let round: Vec<(Phase, Probe)> = round.filter_map(in_phase).collect();
+        if !round.is_empty() {
+            self.probes
+                .spawn(listeners::probe(self.ground.connection.clone(), round));
+        }
+    }
+
+    fn take_probed(&mut self, found: Vec<listeners::Heard>) {
+        for request in self.listeners.handle_round(Instant::now(), found) {
+            let reply = self.core.handle_cancel(self.now(), &request);
+            info!(request_id = %request, ?reply, "cancelled, as its client is gone");
         }
     }
 

@@ -133,6 +133,9 @@ pub enum Phase {
     Loading,
     /// The prompt is being read.
     Prefill,
+    /// A worker has it, in whichever phase: what the dispatcher says of a request with `cancel_on_disconnect`, to find
+    /// out whether anybody listens.
+    Running,
 }
 
 impl fmt::Display for Phase {
@@ -142,6 +145,7 @@ impl fmt::Display for Phase {
             Self::Fetching => "fetching",
             Self::Loading => "loading",
             Self::Prefill => "prefill",
+            Self::Running => "running",
         })
     }
 }

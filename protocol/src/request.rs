@@ -40,6 +40,8 @@ pub struct InferenceRequest {
     pub keep_alive: Option<KeepAlive>,
     /// The request is worthless this many milliseconds after it was published.
     pub deadline_ms: Option<u64>,
+    /// Whether the request is cancelled when nobody has listened to its events for a while.
+    pub cancel_on_disconnect: bool,
     /// Targets of this request, tighter or looser than the catalog's.
     pub slo: Option<Slo>,
     /// On whose account it runs.

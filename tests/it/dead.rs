@@ -36,9 +36,15 @@ async fn dead_letters_are_listed_shown_and_replayed_once() -> Result<()> {
     assert_eq!(letters[0]["model"], "adder");
     assert_eq!(letters[0]["body_bytes"], 19);
     let table = stdout(&flotilla(&fleet, &["dead", "list"])?)?;
-    assert!(table.contains("adder") && table.contains("Nats-Msg-Id"), "{table}");
+    assert!(
+        table.contains("adder") && table.contains("Nats-Msg-Id"),
+        "{table}"
+    );
     let shown = stdout(&flotilla(&fleet, &["dead", "show", &letter])?)?;
-    assert!(shown.contains("20+22=") && shown.contains("Nats-Msg-Id"), "{shown}");
+    assert!(
+        shown.contains("20+22=") && shown.contains("Nats-Msg-Id"),
+        "{shown}"
+    );
 
     let replayed: Value = serde_json::from_str(&stdout(&flotilla(
         &fleet,
@@ -81,9 +87,15 @@ async fn dead_letters_of_one_model_are_removed_and_the_others_stay() -> Result<(
     let purged = stdout(&flotilla(&fleet, &["dead", "purge", "--model", "org/reverser"])?)?;
     assert_eq!(purged, "1 removed\n");
     let first = letters[0]["letter"].to_string();
-    assert_eq!(stdout(&flotilla(&fleet, &["dead", "purge", &first])?)?, "1 removed\n");
+    assert_eq!(
+        stdout(&flotilla(&fleet, &["dead", "purge", &first])?)?,
+        "1 removed\n"
+    );
     assert_eq!(list(&fleet, &[])?, letters[2..]);
-    assert_eq!(stdout(&flotilla(&fleet, &["dead", "purge", "--all"])?)?, "2 removed\n");
+    assert_eq!(
+        stdout(&flotilla(&fleet, &["dead", "purge", "--all"])?)?,
+        "2 removed\n"
+    );
     assert!(list(&fleet, &[])?.is_empty());
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Requests that end otherwise: cancelled, too late, handed over by a worker that drains.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
-use flotilla_client::Answer;
+use flotilla_client::{Answer, Catalog, Journal};
 use flotilla_protocol::Attempt;
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason};
-use flotilla_tests::{Fleet, Question, Signal, eventually};
+use flotilla_tests::{Fleet, Question, Signal, eventually, simulated_model, write_profile};
 use serde_json::json;
 
 use crate::slow::{again, slow_models, worker_of};
@@ -61,6 +63,55 @@ async fn cancelled_request_ends_where_it_is_and_frees_its_slot() -> Result<()> {
         (fleet.status().await.ok()?.workers.pop()?.report.free_slots == 1).then_some(())
     })
     .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn request_to_which_nobody_listens_any_more_is_cancelled_where_it_is() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let profile = folder.path().join("profile.json");
+    write_profile(&profile, Duration::ZERO, Duration::ZERO)?;
+    let fleet = Fleet::builder()
+        .set("worker.engine=simulated")
+        .set(&format!("worker.simulated.profile={}", profile.display()))
+        .set("dispatcher.client_lost_after_ms=600")
+        .start()
+        .await?;
+    // Answers that no test waits for, one at a time.
+    let mut model = simulated_model("endless", 1 << 30);
+    model.facts.context_tokens_max = 100_000;
+    model.slots = Some(1);
+    Catalog::open(&fleet.connection).await?.add(&model).await?;
+    let question = |seed: u64| {
+        let body =
+            json!({"prompt": [1, 2], "max_tokens": 50_000, "seed": seed, "cancel_on_disconnect": true});
+        Question::new("endless", body)
+    };
+    let (running, queued) = (question(1), question(2));
+    let mut running_events = fleet.submit(&running).await?;
+    let queued_events = fleet.submit(&queued).await?;
+    while !matches!(
+        running_events.next().await?.context("tokens come")?.event,
+        Event::Tokens(_)
+    ) {}
+    // Neither says goodbye. The one that waits ends first: the other is listened to until then.
+    drop(queued_events);
+    let journal = Journal::new(&fleet.connection);
+    let cancelled = async |question: &Question| {
+        let entries = journal.read(&question.request, 0).await.ok()?;
+        entries.into_iter().find_map(|entry| match entry.event {
+            Event::Finished(finished) => Some(finished),
+            _ => None,
+        })
+    };
+    let end = eventually("the end of the one that waits", async || cancelled(&queued).await).await;
+    assert_eq!(end.finish_reason, FinishReason::Cancelled);
+    assert_eq!(end.usage.completion_tokens, 0);
+    assert!(cancelled(&running).await.is_none(), "somebody listens to it");
+    drop(running_events);
+    let end = eventually("the end of the one that runs", async || cancelled(&running).await).await;
+    assert_eq!(end.finish_reason, FinishReason::Cancelled);
+    assert!((1..50_000).contains(&end.usage.completion_tokens));
     Ok(())
 }
 

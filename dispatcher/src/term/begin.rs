@@ -22,6 +22,7 @@ use crate::ground::Ground;
 use crate::intake;
 use crate::lanes::Lanes;
 use crate::listen::Subscriptions;
+use crate::listeners::Listeners;
 use crate::models::Models;
 use crate::policy::policy_settings;
 use crate::services::{Ends, Services};
@@ -77,6 +78,8 @@ impl Term {
             desk: desk(ground, catalog),
             lanes: Lanes::new(),
             admissions: JoinSet::new(),
+            listeners: Listeners::new(ground.config.dispatcher.client_lost_after),
+            probes: JoinSet::new(),
             extension: JoinSet::new(),
             errands: JoinSet::new(),
             children,

@@ -75,6 +75,8 @@ pub(super) struct RawRequest {
     #[serde(default)]
     deadline_ms: Option<u64>,
     #[serde(default)]
+    cancel_on_disconnect: Option<bool>,
+    #[serde(default)]
     slo: Option<Slo>,
     #[serde(default)]
     tenant: Option<Tenant>,
@@ -179,6 +181,7 @@ impl RawRequest {
             response_format,
             keep_alive: self.keep_alive.map(|RawKeepAlive(keep_alive)| keep_alive),
             deadline_ms: self.deadline_ms,
+            cancel_on_disconnect: self.cancel_on_disconnect.unwrap_or(false),
             slo,
             tenant: self.tenant,
             input: check_input(self.prompt, self.messages, self.input, tools)?,

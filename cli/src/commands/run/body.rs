@@ -116,12 +116,18 @@ struct Body<'a> {
     input: Input,
     #[serde(flatten)]
     options: &'a BodyOptions,
+    /// The answer is printed here or nowhere.
+    cancel_on_disconnect: bool,
 }
 
 impl BodyOptions {
     /// The body as JSON.
     pub(super) fn body(&self, input: Input) -> Vec<u8> {
-        let body = Body { input, options: self };
+        let body = Body {
+            input,
+            options: self,
+            cancel_on_disconnect: true,
+        };
         serde_json::to_vec(&body).expect("a body has text keys only")
     }
 }

@@ -3,7 +3,7 @@
 use flotilla_client::{
     Answer, AnswerBuilder, Connection, Delivered, Events, NewRequest, new_request_id, submit,
 };
-use flotilla_protocol::event::{Event, Progress};
+use flotilla_protocol::event::{Event, Phase, Progress};
 use flotilla_protocol::{Class, Encoding, ModelName, RequestId};
 
 use crate::cancelling::cancel;
@@ -99,6 +99,8 @@ impl Screen {
 
     fn show(&mut self, delivered: &Delivered) -> anyhow::Result<()> {
         match &delivered.event {
+            // It says less than what was said before.
+            Event::Progress(progress) if progress.phase == Phase::Running => {}
             Event::Progress(progress) if !self.has_text => self.status.show(&sentence(progress)),
             Event::Progress(_) | Event::Accepted(_) => {}
             Event::Tokens(tokens) => {
@@ -143,8 +145,6 @@ fn sentence(progress: &Progress) -> String {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_protocol::event::Phase;
-
     use super::*;
 
     #[test]

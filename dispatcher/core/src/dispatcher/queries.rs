@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flotilla_protocol::admin::{AssignedRequest, QueuedRequest};
+use flotilla_protocol::event::Phase;
 use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{Epoch, Moment, RequestId};
 
@@ -71,6 +72,16 @@ impl Dispatcher {
     #[must_use]
     pub fn holds(&self, request: &RequestId) -> bool {
         self.held.contains_key(request)
+    }
+
+    /// Whether a request waits or runs; `None` for one that is not held, or neither waits nor runs yet.
+    #[must_use]
+    pub fn phase(&self, request: &RequestId) -> Option<Phase> {
+        match self.held.get(request)? {
+            Held::Queued { .. } => Some(Phase::Queued),
+            Held::Assigned(_) => Some(Phase::Running),
+            Held::Reading(_) | Held::Awaiting { .. } | Held::Ending { .. } => None,
+        }
     }
 
     /// How many requests the dispatcher answers for, wherever they stand.
