@@ -256,6 +256,20 @@ fn several_models_share_what_the_longest_context_needs() {
     );
 }
 
+/// The message said that more pages of the device were not pinned than it has.
+#[test]
+fn model_whose_context_is_larger_than_the_device_is_refused_with_the_devices_numbers() {
+    let mut bench = Bench::new();
+    bench.want("a", 10, 120);
+    assert_eq!(
+        bench.actions(),
+        [
+            "it needs 130 pages of 2 MiB (10 for weights, 0 for workspace, 120 for keys and values); the largest \
+             device has 100, of which 100 are not pinned"
+        ]
+    );
+}
+
 #[test]
 fn word_from_before_a_resize_says_nothing_about_after_it() {
     let mut bench = Bench::new();

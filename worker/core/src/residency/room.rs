@@ -314,7 +314,8 @@ impl Residency {
 
     /// Why a model will not fit, with the numbers of the device that comes closest.
     fn refusal(&self, needs: &ModelNeeds) -> ModelFault {
-        let sites = || self.working().map(|index| self.site(index, needs.kv_pages_min));
+        // Beside what is pinned, whatever of that is for keys and values: models of a device share them.
+        let sites = || self.working().map(|index| self.site(index, 0));
         let together = Together {
             devices: sites().count(),
             pages_at_most: sites()
