@@ -3,17 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 mod faults;
+mod stock;
 mod world;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
-use flotilla_protocol::weights::Generation;
 use flotilla_tests::eventually;
-use flotilla_weights::{CopyName, CopyObject, ImportError, Imported, ReceiveError, Relay};
+use flotilla_weights::{ImportError, Imported, ReceiveError};
 use futures_util::future::join_all;
-use tokio::io::AsyncReadExt;
 use world::{MIB, Traits, World, manifest_of, model, root};
 
 /// Nothing of any copy is left, and nobody claims to send one.
@@ -154,40 +153,6 @@ async fn receiver_that_starts_again_receives_only_the_rest() {
         copied < files.manifest().bytes() * 3 / 4,
         "{copied} bytes came again"
     );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stock_client_reads_a_segment() {
-    let world = World::start().await;
-    let relay = Relay::open(world.connection.clone()).await.unwrap();
-    let (_folder, files) = model([5]);
-    let name = CopyName {
-        root: root(&files),
-        generation: Generation(1),
-    };
-    let segment = files
-        .manifest()
-        .segments()
-        .iter()
-        .position(|segment| segment.bytes == MIB)
-        .unwrap();
-    let id = files.manifest().segments()[segment].id;
-    let mut bytes = vec![0; 1 << 20];
-    files.read(segment, &mut bytes).unwrap();
-    relay
-        .put(name, CopyObject::Segment { segment, id }, bytes.clone().into())
-        .await
-        .unwrap();
-    let store = world
-        .connection
-        .jetstream
-        .get_object_store("flotilla_relay")
-        .await
-        .unwrap();
-    let mut object = store.get(format!("s-{id}")).await.unwrap();
-    let mut found = Vec::new();
-    object.read_to_end(&mut found).await.unwrap();
-    assert!(found == bytes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,7 +26,7 @@ pub const MIB: u64 = 1 << 20;
 
 /// The server and what a dispatcher makes on it.
 pub struct World {
-    _server: NatsServer,
+    server: NatsServer,
     pub connection: Connection,
     pub config: Config,
 }
@@ -86,10 +86,15 @@ impl World {
         let connection = Connection::open(&config.nats, "test").await.unwrap();
         ensure_topology(&connection, &config).await.unwrap();
         Self {
-            _server: server,
+            server,
             connection,
             config,
         }
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        self.server.url()
     }
 
     pub async fn worker(&self, name: &'static str) -> Worker {
