@@ -12,6 +12,9 @@ FLOTILLA_TEST_MINILM=$(.ci/minilm.sh)
 if [ -n "$FLOTILLA_TEST_MINILM" ]; then export FLOTILLA_TEST_MINILM; else unset FLOTILLA_TEST_MINILM; fi
 ensure_components
 choose_runner
+# Tests that this machine cannot run are left out, and it is said which.
+chosen=()
+.ci/containers.sh || chosen=("${without_containers[@]}")
 
 step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
@@ -21,4 +24,4 @@ step env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 # Integration tests start the program itself.
 step cargo build --workspace --bins
 step cargo test --workspace --doc --quiet
-step "${runner[@]}" --workspace
+step "${runner[@]}" --workspace "${chosen[@]}"

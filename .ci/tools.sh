@@ -12,15 +12,18 @@ ensure_components() {
     fi
 }
 
-# Sets `runner` to nextest, or to cargo's own where that cannot be had.
+# Sets `runner` to nextest, or to cargo's own where that cannot be had, and `without_containers` to what makes it leave out
+# tests/containers.
 choose_runner() {
     runner=(cargo test --no-fail-fast)
+    without_containers=(-- --skip links::)
     if ! cargo nextest --version >/dev/null 2>&1; then
         echo 'installing cargo-nextest' >&2
         cargo install cargo-nextest --locked || echo 'cargo-nextest cannot be installed; using cargo test' >&2
     fi
     if cargo nextest --version >/dev/null 2>&1; then
         runner=(cargo nextest run)
+        without_containers=(-E 'not binary(containers)')
         if [ -n "${CI:-}" ]; then runner+=(--profile ci); fi
     fi
 }

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use flotilla_client::{Answer, Catalog};
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
-use flotilla_protocol::codec::decode_internal;
 use flotilla_protocol::fleet::ModelState;
-use flotilla_protocol::weights::Claim;
 use flotilla_protocol::{ModelName, WorkerId};
+use flotilla_tests::copies::{self, copied_bytes};
 use flotilla_tests::{Fleet, ModelFolderBuilder, Question, Signal, eventually};
 use flotilla_worker::describe;
 use futures_util::StreamExt;
@@ -31,11 +30,17 @@ fn folder_of(fleet: &Fleet, worker: &str) -> PathBuf {
 
 /// A dispatcher and as many workers without any models as are told, none of which has been asked for anything.
 async fn fleet_of(workers: usize) -> Result<Fleet> {
+    fleet_with(workers, "worker.cpu.memory_bytes=1GiB").await
+}
+
+/// The same with a setting more.
+async fn fleet_with(workers: usize, setting: &str) -> Result<Fleet> {
     let empty = tempfile::tempdir()?;
     let fleet = Fleet::builder()
         .workers(workers)
         .models_dir(empty.path())
         .set("nats.relay_max_bytes=256MiB")
+        .set(setting)
         .start()
         .await?;
     // The folder of models is looked at once, at the start.
@@ -67,30 +72,8 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Waits until somebody has read all files and others know whom to ask.
 async fn wait_until_offered(fleet: &Fleet, holders: usize) -> Result<()> {
-    let catalog = Catalog::open(&fleet.connection).await?;
-    let model = ModelName::new(MODEL)?;
-    let root = eventually("the model has a root", async || {
-        catalog.entry(&model).await.ok()??.root
-    })
-    .await;
-    let bucket = fleet
-        .connection
-        .jetstream
-        .get_key_value("flotilla_holders")
-        .await?;
-    eventually(&format!("{holders} holders"), async || {
-        let subject = format!("$KV.flotilla_holders.{root}.>");
-        let mut subjects = bucket.stream.info_with_subjects(subject).await.ok()?;
-        let mut count = 0;
-        while let Some(Ok(_)) = subjects.next().await {
-            count += 1;
-        }
-        (count >= holders).then_some(())
-    })
-    .await;
-    Ok(())
+    copies::wait_until_offered(&fleet.connection, &ModelName::new(MODEL)?, holders).await
 }
 
 /// What one worker answers.
@@ -104,22 +87,7 @@ async fn answer_of(fleet: &Fleet, worker: &str) -> Result<Answer> {
 
 /// Messages that ever went into the relay.
 async fn relayed(fleet: &Fleet) -> Result<u64> {
-    let mut stream = fleet
-        .connection
-        .jetstream
-        .get_stream("OBJ_flotilla_relay")
-        .await?;
-    Ok(stream.info().await?.state.last_sequence)
-}
-
-/// Bytes that a worker's log says it has copied.
-fn copied_bytes(log: &str) -> Option<u64> {
-    let line = log
-        .lines()
-        .rev()
-        .find(|line| line.contains("weights were copied"))?;
-    let (_, rest) = line.split_once("copied_bytes=")?;
-    rest.split_whitespace().next()?.parse().ok()
+    copies::relayed_messages(&fleet.connection).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,6 +112,27 @@ async fn worker_without_the_files_has_them_from_a_peer_and_answers_alike() -> Re
     let shared = answer_of(&fleet, "w2").await?;
     assert_eq!(shared.token_ids, original.token_ids);
     assert_eq!(relayed(&fleet).await?, before);
+    Ok(())
+}
+
+/// The only files of the model are those of its peer: where they come from is gone, and the worker's own disk is empty.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_with_an_empty_disk_answers_from_a_gibibyte_that_a_peer_sent() -> Result<()> {
+    let fleet = fleet_with(2, "worker.cpu.memory_bytes=3GiB").await?;
+    let model = ModelFolderBuilder {
+        hidden: 1536,
+        layers: 20,
+        drawn_max: (1 << 16) + 1,
+        ..ModelFolderBuilder::default()
+    };
+    let bytes = give(&fleet, &model, &["w0"]).await?;
+    assert!(bytes > 1 << 30, "{bytes}");
+    wait_until_offered(&fleet, 1).await?;
+    let copied = answer_of(&fleet, "w1").await?;
+    let log = fleet.workers[1].log();
+    assert!(copied_bytes(&log).is_some_and(|copied| copied >= bytes), "{log}");
+    assert!(!folder_of(&fleet, "w1").exists(), "it never had the folder");
+    assert_eq!(copied.token_ids, answer_of(&fleet, "w0").await?.token_ids);
     Ok(())
 }
 
@@ -204,23 +193,10 @@ async fn sender_that_is_killed_is_replaced_by_another_holder() -> Result<()> {
     Ok(())
 }
 
-/// Who has the claim of the only copy.
+/// Which worker has the claim of the only copy.
 async fn sender(fleet: &Fleet) -> Option<usize> {
-    let bucket = fleet
-        .connection
-        .jetstream
-        .get_key_value("flotilla_claims")
-        .await
-        .ok()?;
-    let mut keys = bucket.keys().await.ok()?;
-    while let Some(Ok(key)) = keys.next().await {
-        if key != "sweep" {
-            let body = bucket.get(&key).await.ok()??;
-            let claim: Claim = decode_internal(&body).ok()?;
-            return claim.sender.as_str().strip_prefix('w')?.parse().ok();
-        }
-    }
-    None
+    let sender = copies::sender(&fleet.connection).await?;
+    sender.as_str().strip_prefix('w')?.parse().ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -321,10 +321,19 @@ impl Fleet {
     /// # Errors
     /// When it is not stored, or its events cannot be followed.
     pub async fn ask_worker(&self, question: &Question, worker: &WorkerId) -> Result<Answer> {
-        let mut events = Events::subscribe(&self.connection, question.request.clone()).await?;
-        submit_to(&self.connection, question.as_new(), worker).await?;
-        collect(question, &mut events).await
+        ask_worker(&self.connection, question, worker).await
     }
+}
+
+/// Publishes a request that only one worker may have, and waits for the whole answer; its body must have a
+/// `deadline_ms`.
+///
+/// # Errors
+/// When it is not stored, or its events cannot be followed.
+pub async fn ask_worker(connection: &Connection, question: &Question, worker: &WorkerId) -> Result<Answer> {
+    let mut events = Events::subscribe(connection, question.request.clone()).await?;
+    submit_to(connection, question.as_new(), worker).await?;
+    collect(question, &mut events).await
 }
 
 async fn collect(question: &Question, events: &mut Events) -> Result<Answer> {
@@ -335,12 +344,20 @@ async fn collect(question: &Question, events: &mut Events) -> Result<Answer> {
         .map_err(Into::into)
 }
 
-async fn status(connection: &Connection) -> Result<FleetStatus> {
+/// The dispatcher's view of the workers.
+///
+/// # Errors
+/// When no dispatcher leads.
+pub async fn status(connection: &Connection) -> Result<FleetStatus> {
     let message = admin(connection, "workers", &json!({})).await?;
     Ok(serde_json::from_slice(&message.payload)?)
 }
 
-async fn admin(connection: &Connection, verb: &str, body: &Value) -> Result<Message> {
+/// Asks an endpoint for operators.
+///
+/// # Errors
+/// When nobody answers.
+pub async fn admin(connection: &Connection, verb: &str, body: &Value) -> Result<Message> {
     let subject = connection.subjects.admin(verb);
     connection
         .client
@@ -349,7 +366,11 @@ async fn admin(connection: &Connection, verb: &str, body: &Value) -> Result<Mess
         .context("no leader answers")
 }
 
-async fn connect(url: &str) -> Result<Connection> {
+/// A connection for a test's own requests.
+///
+/// # Errors
+/// When there is no server.
+pub async fn connect(url: &str) -> Result<Connection> {
     let options = LoadOptions {
         flags: vec![format!("nats.url={url}")],
         ..LoadOptions::default()

@@ -3,6 +3,7 @@
 //! Everything that a test starts is killed and removed when its value is dropped. Tests wait for
 //! conditions with a deadline ([`eventually`]); none of them sleeps for a fixed time.
 
+pub mod copies;
 mod fleet;
 mod hub;
 mod models;
@@ -10,11 +11,11 @@ mod process;
 mod server;
 mod simulated;
 
-pub use fleet::{Fleet, FleetBuilder, Question};
+pub use fleet::{Fleet, FleetBuilder, Question, admin, ask_worker, connect, status};
 pub use hub::{HubOptions, HubRequest, HubServer};
 pub use models::{ModelFolderBuilder, Spelling, demo_models_dir, golden_encoder, write_encoder};
 pub use process::{Process, Signal, flotilla_binary};
-pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary};
+pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary, nats_server_configuration};
 pub use simulated::{sample_profile, simulated_model, write_profile};
 
 use std::future::Future;

@@ -63,6 +63,9 @@ pub struct ModelFolderBuilder {
     pub seed: u64,
     /// What the words of the vocabulary are.
     pub spelling: Spelling,
+    /// So many weights of a matrix are drawn, then they come again: a large model is written quickly, and no segment
+    /// of it is another's.
+    pub drawn_max: usize,
 }
 
 /// What the tokens of a random model are.
@@ -84,6 +87,7 @@ impl Default for ModelFolderBuilder {
             context: 1024,
             seed: 1,
             spelling: Spelling::Words,
+            drawn_max: usize::MAX,
         }
     }
 }
@@ -139,7 +143,7 @@ impl ModelFolderBuilder {
         let mut tensors = vec![(
             "model.embed_tokens.weight".to_owned(),
             vec![self.vocabulary, hidden],
-            matrix(&mut random, self.vocabulary * hidden, 0.6),
+            self.matrix(&mut random, self.vocabulary * hidden, 0.6),
         )];
         for layer in 0..self.layers {
             let shapes = [
@@ -152,7 +156,7 @@ impl ModelFolderBuilder {
                 ("mlp.down_proj", hidden, inner),
             ];
             for (name, rows, columns) in shapes {
-                let bytes = matrix(&mut random, rows * columns, 0.12);
+                let bytes = self.matrix(&mut random, rows * columns, 0.12);
                 tensors.push((
                     format!("model.layers.{layer}.{name}.weight"),
                     vec![rows, columns],
@@ -169,6 +173,16 @@ impl ModelFolderBuilder {
         }
         tensors.push(("model.norm.weight".to_owned(), vec![hidden], ones(hidden)));
         tensors
+    }
+
+    fn matrix(&self, random: &mut u64, count: usize, scale: f32) -> Vec<u8> {
+        let drawn = matrix(random, count.min(self.drawn_max), scale);
+        let mut bytes = Vec::with_capacity(count * 2);
+        while bytes.len() < count * 2 {
+            let rest = drawn.len().min(count * 2 - bytes.len());
+            bytes.extend_from_slice(&drawn[..rest]);
+        }
+        bytes
     }
 }
 

@@ -67,9 +67,10 @@ impl NatsServer {
     pub fn start(options: &ServerOptions) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = free_port();
+        let (listen, store) = (format!("127.0.0.1:{port}"), folder.path().join("store"));
         fs::write(
             folder.path().join("nats.conf"),
-            configuration(options, port, folder.path()),
+            nats_server_configuration(options, &listen, &store),
         )?;
         let child = spawn(folder.path())?;
         let mut server = Self { child, port, folder };
@@ -146,9 +147,11 @@ fn spawn(folder: &Path) -> Result<Child> {
         })
 }
 
-fn configuration(options: &ServerOptions, port: u16, folder: &Path) -> String {
+/// What a server's file of settings says: where it listens (`host:port`) and where its store is.
+#[must_use]
+pub fn nats_server_configuration(options: &ServerOptions, listen: &str, store: &Path) -> String {
     let mut text = format!(
-        "listen: \"127.0.0.1:{port}\"\nmax_payload: {}\n",
+        "listen: \"{listen}\"\nmax_payload: {}\n",
         options.max_payload_bytes
     );
     if options.jetstream {
@@ -158,7 +161,7 @@ fn configuration(options: &ServerOptions, port: u16, folder: &Path) -> String {
             .unwrap_or_default();
         text.push_str(&format!(
             "jetstream {{ store_dir: \"{}\" {limit} }}\n",
-            folder.join("store").display()
+            store.display()
         ));
     }
     text
