@@ -4,6 +4,7 @@
 //! on disk for those that came from elsewhere. What is read here is compared with its hash before anybody sees it,
 //! and what is written before it counts.
 
+mod background;
 mod buffers;
 mod claims;
 mod error;

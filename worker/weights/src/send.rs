@@ -9,11 +9,12 @@ use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::weights::{CopyEnd, CopyHave, CopyNews};
 use flotilla_weights_core::{Manifest, Sending, SendingAction, SendingSettings};
 use futures_util::StreamExt;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::background::in_background;
 use crate::buffers::Buffers;
 use crate::claims::{HeldClaim, Registry};
 use crate::error::FilesError;
@@ -334,11 +335,8 @@ async fn put(
     let listed = files.manifest().segments()[segment];
     sender.rate.take(listed.bytes).await;
     let mut buffer = sender.buffers.take(listed.buffer_bytes());
-    let read = spawn_blocking(move || files.read(segment, &mut buffer).map(|()| buffer));
-    let buffer = read
-        .await
-        .expect("reading does not panic")
-        .map_err(PutFailed::Source)?;
+    let read = in_background(move || files.read(segment, &mut buffer).map(|()| buffer));
+    let buffer = read.await.map_err(PutFailed::Source)?;
     put(buffer.into_bytes()).await.map_err(PutFailed::Relay)
 }
 

@@ -20,7 +20,7 @@ use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, su
 use flotilla_protocol::{Class, Encoding, ModelName};
 use serde_json::{Map, Value, json};
 
-use self::models::Pair;
+pub(super) use self::models::Pair;
 use super::engine::{Memory, ShapeName};
 use super::{Outcome, disk, machine};
 use crate::commands::Interrupted;

@@ -7,6 +7,7 @@
 
 mod copies;
 mod figures;
+mod flow;
 mod model;
 mod relay;
 mod role;
@@ -28,6 +29,7 @@ use tokio::task::block_in_place;
 use self::copies::Copies;
 use self::figures::Samples;
 pub(crate) use self::figures::{Figures, tables};
+use self::flow::Flow;
 use self::model::Model;
 use self::relay::Segments;
 use super::{Outcome, machine};
@@ -43,9 +45,12 @@ pub(crate) struct WeightsArguments {
     /// Size of the model; it is held in memory several times
     #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(256..=65_536))]
     mib: u32,
-    /// How often everything is measured; the best counts
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    /// How often everything but the time between tokens is measured; the best counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=1_000))]
     rounds: u16,
+    /// How often the time between tokens is measured beside a copy and without; 0 leaves it out
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    token_rounds: u16,
     /// Where the model and its copies are written, in a folder that is removed afterwards [default: the system's
     /// folder for temporary files]
     #[arg(long)]
@@ -72,7 +77,7 @@ pub(super) async fn run(context: &Context, arguments: &WeightsArguments) -> anyh
     let nats_server = fleet::find_server(arguments.nats_server.as_deref())?;
     let mut signals = Signals::new()?;
     let (mut server, connection) = tokio::select! {
-        started = PrivateServer::start(nats_server, disk.path(), &context.config) => started?,
+        started = PrivateServer::start(nats_server.clone(), disk.path(), &context.config) => started?,
         () = signals.next() => return Err(Interrupted.into()),
     };
     let mut config = context.config.clone();
@@ -90,8 +95,28 @@ pub(super) async fn run(context: &Context, arguments: &WeightsArguments) -> anyh
         measured = measuring => measured,
         () = signals.next() => Err(Interrupted.into()),
     };
+    // A client whose server has gone would ask for it as long as it lives.
+    drop(connection);
     server.stop().await;
-    measured
+    let (mut samples, model) = measured?;
+    drop(signals);
+    if arguments.token_rounds > 0 {
+        let flow = Flow {
+            context,
+            nats_server,
+            disk: disk.path(),
+            receivers: memory.as_ref().unwrap_or(&disk).path(),
+            rounds: arguments.token_rounds,
+        };
+        flow.measure(&mut samples).await?;
+    }
+    Ok(Outcome {
+        name: "weights",
+        machine: machine::machine(),
+        commit: machine::commit(),
+        ratios: samples.ratios(),
+        figures: samples.figures(model.files.manifest().bytes(), model.segments(), arguments.rounds),
+    })
 }
 
 async fn measure(
@@ -100,7 +125,7 @@ async fn measure(
     connection: &Connection,
     disk: &Path,
     memory: Option<&Path>,
-) -> anyhow::Result<Outcome<Figures>> {
+) -> anyhow::Result<(Samples, Model)> {
     ensure_topology(connection, config).await?;
     let threads = available_parallelism().context("cannot count the cores")?.get();
     output::note(&format!(
@@ -131,13 +156,7 @@ async fn measure(
         output::note("bench: copies between workers");
         copies.measure(&mut samples).await?;
     }
-    Ok(Outcome {
-        name: "weights",
-        machine: machine::machine(),
-        commit: machine::commit(),
-        ratios: samples.ratios(),
-        figures: samples.figures(model.files.manifest().bytes(), model.segments(), arguments.rounds),
-    })
+    Ok((samples, model))
 }
 
 fn scratch(parent: Option<&Path>) -> anyhow::Result<TempDir> {

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use flotilla_client::is_full;
 use ring::digest::digest;
 use serde_json::json;
-use tokio::task::spawn_blocking;
+
+use crate::background::in_background;
 
 use super::{CopyName, CopyObject, OFFSET_HEADER, Relay, RelayError, base64_url, nuid, object_name};
 
@@ -21,7 +22,7 @@ impl Relay {
         // this one may be the only one of a worker.
         let digest = {
             let bytes = bytes.clone();
-            spawn_blocking(move || digest(&ring::digest::SHA256, &bytes))
+            tokio::spawn(in_background(move || digest(&ring::digest::SHA256, &bytes)))
         };
         let subject = self.chunk_subject(name, object);
         let mut acks = Vec::new();

@@ -12,11 +12,11 @@ use super::super::engine::{Shape, WEIGHTS_FILE, write_weights};
 
 /// Two models that a worker is to swap.
 #[derive(Debug)]
-pub(super) struct Pair {
+pub(crate) struct Pair {
     /// The folder of their folders.
-    pub(super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Bytes of the weights of one.
-    pub(super) weights_bytes: u64,
+    pub(crate) weights_bytes: u64,
 }
 
 impl Pair {
@@ -24,7 +24,7 @@ impl Pair {
     ///
     /// # Errors
     /// When files cannot be written.
-    pub(super) fn write(shape: &Shape, folder: &Path, threads: NonZeroUsize) -> anyhow::Result<Self> {
+    pub(crate) fn write(shape: &Shape, folder: &Path, threads: NonZeroUsize) -> anyhow::Result<Self> {
         let shape = Shape {
             context_tokens: shape.context_tokens.min(CONTEXT_TOKENS),
             ..*shape
@@ -46,7 +46,7 @@ impl Pair {
     }
 
     /// Each model and the file with its weights.
-    pub(super) fn models(&self) -> [(ModelName, PathBuf); 2] {
+    pub(crate) fn models(&self) -> [(ModelName, PathBuf); 2] {
         NAMES.map(|name| {
             let model = ModelName::new(name).expect("the names are models' names");
             (model, self.folder.join(name).join(WEIGHTS_FILE))
@@ -54,7 +54,7 @@ impl Pair {
     }
 
     /// Enough for either and a short context.
-    pub(super) fn device_bytes(&self) -> u64 {
+    pub(crate) fn device_bytes(&self) -> u64 {
         self.weights_bytes + DEVICE_BEYOND_WEIGHTS_BYTES
     }
 }

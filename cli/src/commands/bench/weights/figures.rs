@@ -29,6 +29,9 @@ pub(super) enum Measure {
     VerifiedAfterSender,
     DoneAfterSender,
     DoneAfterSenderMemory,
+    /// The 99th percentile of one answer.
+    TokenGapIdle,
+    TokenGapSending,
 }
 
 /// What is counted.
@@ -38,6 +41,12 @@ pub(super) enum Count {
     UploadsForFour,
     /// The part of the model that comes again after a receiver was stopped in the middle.
     Resumed,
+    /// The 99th percentile of the time between tokens of a worker that sends, over that of one that does not.
+    TokenGapP99,
+    /// The same of the median.
+    TokenGapMedian,
+    /// MiB/s that it sent meanwhile.
+    SentBesideTokens,
 }
 
 /// All rounds of everything.
@@ -98,6 +107,8 @@ impl Measure {
             Self::VerifiedAfterSender => "last segment verified after the sender's last put",
             Self::DoneAfterSender => "receiver done after the sender's last put, disk",
             Self::DoneAfterSenderMemory => "receiver done after the sender's last put, memory",
+            Self::TokenGapIdle => "between tokens, p99 of an answer",
+            Self::TokenGapSending => "the same while weights are sent",
         }
     }
 
@@ -108,6 +119,8 @@ impl Measure {
                 | Self::VerifiedAfterSender
                 | Self::DoneAfterSender
                 | Self::DoneAfterSenderMemory
+                | Self::TokenGapIdle
+                | Self::TokenGapSending
         )
     }
 }
@@ -195,6 +208,12 @@ impl Samples {
                 "copy_to_four_vs_one",
                 self.speed_over(Measure::CopyFour, Measure::CopyMemory),
             ),
+            ("token_gap_p99_sending_vs_idle", self.most(Count::TokenGapP99)),
+            (
+                "token_gap_median_sending_vs_idle",
+                self.most(Count::TokenGapMedian),
+            ),
+            ("mib_per_s_sent_beside_tokens", self.most(Count::SentBesideTokens)),
         ];
         let known = ratios
             .into_iter()
@@ -254,6 +273,11 @@ impl Samples {
                 "part that comes again after a stop at half",
                 0.55,
                 self.most(Count::Resumed),
+            ),
+            at_most(
+                "p99 between tokens while sending, over idle",
+                1.1,
+                self.most(Count::TokenGapP99),
             ),
         ];
         targets.into_iter().flatten().collect()
