@@ -3,6 +3,7 @@
 //! An entry's root decides what its files are. A worker that has the folder of an entry without a root reads it all and
 //! notes its root; from then on every worker takes files of that root and of no other, wherever they lie.
 
+mod carrier;
 mod following;
 mod origin;
 
@@ -33,6 +34,7 @@ use tracing::{info, warn};
 use crate::error::chain;
 use crate::identity::Identity;
 use crate::watch::Change;
+use carrier::Carrier;
 pub(crate) use origin::OriginError;
 
 /// A worker's part in the copying of weights. Cheap to clone.
@@ -56,6 +58,8 @@ pub(crate) struct Sharing {
     _stop_at_end: DropGuard,
     exporting: AbortOnDropHandle<()>,
     _following: AbortOnDropHandle<()>,
+    // The last to go: what ends before still says so.
+    _carrier: Carrier,
 }
 
 impl Sharing {
@@ -82,6 +86,10 @@ pub(crate) struct Located {
 /// Why weights are not shared.
 #[derive(Debug, Error)]
 pub(crate) enum ShareError {
+    #[error("there is no thread for weights")]
+    Carrier(#[source] io::Error),
+    #[error("the thread for weights broke")]
+    Broke(#[from] JoinError),
     #[error("there is no connection for weights")]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -151,7 +159,10 @@ impl Weights {
     ) -> Result<(Self, Sharing), ShareError> {
         let settings = &config.worker.weights;
         let name = format!("{} weights", identity.worker);
-        let connection = Connection::open_for_weights(&config.nats, &name).await?;
+        let carrier = Carrier::start().map_err(ShareError::Carrier)?;
+        let nats = config.nats.clone();
+        let connecting = carrier.run(async move { Connection::open_for_weights(&nats, &name).await });
+        let connection = connecting.await??;
         let ask_timeout = connection.request_timeout * 2;
         let (relay, registry) = (
             Relay::open(connection.clone()).await?,
@@ -210,6 +221,7 @@ impl Weights {
             stop,
             exporting,
             _following: AbortOnDropHandle::new(following),
+            _carrier: carrier,
         };
         Ok((weights, sharing))
     }

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::setpriority_process;
 use tokio::sync::oneshot;
 
 /// Does something that blocks or computes, on a thread of its own which gets a core's time when nothing else wants it,
@@ -23,23 +23,24 @@ pub(crate) async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + 
     result.await.expect("work in the background does not panic")
 }
 
-/// On Linux a priority is a thread's; elsewhere it would be that of all of us.
-fn give_way() {
+/// Makes the calling thread one that gives way to others of the machine. On Linux a priority is a thread's; elsewhere it
+/// would be that of all of us, and nothing is done.
+pub fn give_way() {
     if cfg!(target_os = "linux") {
         // Refused, it is as urgent as the rest, which is slower for others and right all the same.
-        let _refused =
-            getpriority_process(None).and_then(|own| setpriority_process(None, (own + NICE).min(NICE_MAX)));
+        let _refused = setpriority_process(None, NICE);
     }
 }
 
-/// Beside one busy thread of the usual priority such a thread gets 6 % of a core: little enough for whoever waits for
-/// tokens, and enough that a copy from a worker that is never idle comes to its end.
-const NICE: i32 = 12;
-/// The least urgent of all.
-const NICE_MAX: i32 = 19;
+/// The least urgent. Beside one busy thread of the usual priority each such thread gets 1.5 % of a core: a copy has
+/// five of them, which is little for whoever waits for tokens, and enough that a copy from a worker that is never idle
+/// comes to its end.
+const NICE: i32 = 19;
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::getpriority_process;
+
     use super::*;
 
     #[tokio::test]
@@ -47,6 +48,6 @@ mod tests {
         let own = getpriority_process(None).unwrap();
         let other = in_background(|| getpriority_process(None).unwrap()).await;
         assert_eq!(getpriority_process(None).unwrap(), own);
-        assert_eq!(other, (own + NICE).min(NICE_MAX));
+        assert_eq!(other, NICE);
     }
 }

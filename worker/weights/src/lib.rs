@@ -22,6 +22,7 @@ mod relay;
 mod send;
 mod store;
 
+pub use background::give_way;
 pub use buffers::{Buffer, Buffers};
 pub use claims::{CLAIMS, HOLDERS, HeldClaim, HeldDownload, Registry, RegistryError};
 pub use error::FilesError;
