@@ -163,6 +163,7 @@ fn large() -> ModelFolderBuilder {
     ModelFolderBuilder {
         hidden: 1536,
         layers: 6,
+        drawn_max: (1 << 16) + 1,
         ..ModelFolderBuilder::default()
     }
 }
