@@ -5,6 +5,7 @@ mod bad_input;
 mod bad_models;
 mod bad_starts;
 mod benchmarks;
+mod chaos;
 mod chat;
 mod command_line;
 mod crashes;

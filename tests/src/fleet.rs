@@ -1,6 +1,7 @@
 //! A whole fleet for one test: server, dispatchers and workers as real processes.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::Process;
+use crate::proxy::Proxy;
 use crate::server::{NatsServer, ServerOptions};
 use crate::{demo_models_dir, eventually};
 
@@ -24,6 +26,15 @@ pub struct FleetBuilder {
     workers: usize,
     models_dir: PathBuf,
     settings: Vec<String>,
+    network: Network,
+}
+
+/// How the parts reach the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    Direct,
+    /// Each through a proxy of its own.
+    Proxied,
 }
 
 /// A running fleet; everything ends when it is dropped.
@@ -37,6 +48,9 @@ pub struct Fleet {
     pub connection: Connection,
     /// The server.
     pub server: NatsServer,
+    /// What lies between a part and the server, by the part's name; that of [`Fleet::connection`] is `client`.
+    /// Empty unless [`FleetBuilder::proxied`].
+    pub proxies: BTreeMap<String, Proxy>,
     folder: TempDir,
     models_dir: PathBuf,
     settings: Vec<String>,
@@ -77,7 +91,8 @@ impl Question {
         Self::new(model, json!({"prompt": prompt}))
     }
 
-    fn as_new(&self) -> NewRequest {
+    /// As it is published.
+    pub(crate) fn as_new(&self) -> NewRequest {
         NewRequest {
             request: self.request.clone(),
             class: self.class,
@@ -124,18 +139,29 @@ impl FleetBuilder {
         self
     }
 
+    /// Every part that is started with the fleet, and the test's own connection, reaches the server through a
+    /// [`Proxy`] of its own.
+    #[must_use]
+    pub fn proxied(mut self) -> Self {
+        self.network = Network::Proxied;
+        self
+    }
+
     /// Starts everything and waits until every worker has reported.
     ///
     /// # Errors
     /// When a part does not start.
     pub async fn start(self) -> Result<Fleet> {
         let server = NatsServer::start(&self.server)?;
-        let connection = connect(&server.url()).await?;
+        let proxies = self.proxies(&server).await?;
+        let url = proxies.get(CLIENT).map_or_else(|| server.url(), Proxy::url);
+        let connection = connect(&url).await?;
         let mut fleet = Fleet {
             dispatchers: Vec::new(),
             workers: Vec::new(),
             connection,
             server,
+            proxies,
             folder: tempfile::tempdir()?,
             models_dir: self.models_dir,
             settings: self.settings,
@@ -149,6 +175,26 @@ impl FleetBuilder {
         fleet.wait_until_up(self.workers).await?;
         Ok(fleet)
     }
+
+    async fn proxies(&self, server: &NatsServer) -> Result<BTreeMap<String, Proxy>> {
+        let mut proxies = BTreeMap::new();
+        if self.network == Network::Proxied {
+            let dispatchers = (0..self.dispatchers).map(dispatcher_name);
+            let workers = (0..self.workers).map(worker_name);
+            for name in dispatchers.chain(workers).chain([CLIENT.to_owned()]) {
+                proxies.insert(name, Proxy::start(server.port()).await?);
+            }
+        }
+        Ok(proxies)
+    }
+}
+
+fn dispatcher_name(index: usize) -> String {
+    format!("d{index}")
+}
+
+fn worker_name(index: usize) -> String {
+    format!("w{index}")
 }
 
 impl Fleet {
@@ -161,6 +207,7 @@ impl Fleet {
             workers: 1,
             models_dir: demo_models_dir(),
             settings: Vec::new(),
+            network: Network::Direct,
         }
     }
 
@@ -183,10 +230,23 @@ impl Fleet {
     /// # Errors
     /// When it cannot be started.
     pub fn add_dispatcher(&mut self) -> Result<()> {
-        let name = format!("d{}", self.dispatchers.len());
-        let process = self.role("dispatcher", &name, &[format!("dispatcher.id={name}")])?;
+        let process = self.dispatcher_process(self.dispatchers.len())?;
         self.dispatchers.push(process);
         Ok(())
+    }
+
+    /// Starts a dispatcher again in the place of one that a test has ended.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_dispatcher(&mut self, index: usize) -> Result<()> {
+        self.dispatchers[index] = self.dispatcher_process(index)?;
+        Ok(())
+    }
+
+    fn dispatcher_process(&self, index: usize) -> Result<Process> {
+        let name = dispatcher_name(index);
+        self.role("dispatcher", &name, &[format!("dispatcher.id={name}")])
     }
 
     /// Starts one more worker.
@@ -225,7 +285,7 @@ impl Fleet {
     }
 
     fn worker_process(&self, index: usize, own: &[String]) -> Result<Process> {
-        let name = format!("w{index}");
+        let name = worker_name(index);
         let mut settings = vec![
             format!("worker.id={name}"),
             format!("worker.models_dir={}", self.models_dir.display()),
@@ -237,7 +297,11 @@ impl Fleet {
     }
 
     fn role(&self, role: &str, name: &str, settings: &[String]) -> Result<Process> {
-        let mut arguments = self.arguments(&[role]);
+        let url = self
+            .proxies
+            .get(name)
+            .map_or_else(|| self.server.url(), Proxy::url);
+        let mut arguments = vec![role.to_owned(), "--nats".to_owned(), url];
         for setting in settings.iter().chain(&self.settings) {
             arguments.extend(["--set".to_owned(), setting.clone()]);
         }
@@ -279,6 +343,14 @@ impl Fleet {
             (status.workers.len() == count).then_some(())
         })
         .await;
+    }
+
+    /// One more connection of the test's own, with no proxy between.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn connect_directly(&self) -> Result<Connection> {
+        connect(&self.server.url()).await
     }
 
     /// The dispatcher's view of the workers.
@@ -378,3 +450,6 @@ pub async fn connect(url: &str) -> Result<Connection> {
     let config = Config::load(&options)?;
     Ok(Connection::open(&config.nats, "test").await?)
 }
+
+/// The proxy of the test's own connection.
+const CLIENT: &str = "client";

@@ -3,11 +3,13 @@
 //! Everything that a test starts is killed and removed when its value is dropped. Tests wait for
 //! conditions with a deadline ([`eventually`]); none of them sleeps for a fixed time.
 
+pub mod chaos;
 pub mod copies;
 mod fleet;
 mod hub;
 mod models;
 mod process;
+mod proxy;
 mod server;
 mod simulated;
 
@@ -15,6 +17,7 @@ pub use fleet::{Fleet, FleetBuilder, Question, admin, ask_worker, connect, statu
 pub use hub::{HubOptions, HubRequest, HubServer};
 pub use models::{ModelFolderBuilder, Spelling, demo_models_dir, golden_encoder, write_encoder};
 pub use process::{Process, Signal, flotilla_binary};
+pub use proxy::{Flow, Proxy};
 pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary, nats_server_configuration};
 pub use simulated::{sample_profile, simulated_model, write_profile};
 

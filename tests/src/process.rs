@@ -15,18 +15,18 @@ use crate::server::EXIT_PATIENCE;
 /// When it was not built: `make test` does, and so does `cargo build --bins`.
 #[must_use]
 pub fn flotilla_binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let binary = test
-        .ancestors()
-        .nth(2)
-        .expect("tests lie in target/<profile>/deps")
-        .join("flotilla");
-    assert!(
-        binary.exists(),
-        "{} is missing: run `cargo build -p flotilla-cli` first",
-        binary.display()
-    );
-    binary
+    let ours = std::env::current_exe().expect("a running program has a path");
+    // A test lies in target/<profile>/deps, a program of this package beside flotilla.
+    let folders = ours.ancestors().skip(1).take(2);
+    let binary = folders
+        .map(|folder| folder.join("flotilla"))
+        .find(|binary| binary.exists());
+    binary.unwrap_or_else(|| {
+        panic!(
+            "there is no flotilla beside {}: run `cargo build -p flotilla-cli` first",
+            ours.display()
+        )
+    })
 }
 
 /// A signal to send.
@@ -54,6 +54,17 @@ impl Signal {
             Self::Kill => "-KILL",
         }
     }
+}
+
+pub(crate) fn send_signal(process: u32, signal: Signal) -> Result<()> {
+    let status = Command::new("kill")
+        .arg(signal.flag())
+        .arg(process.to_string())
+        .status()?;
+    if !status.success() {
+        bail!("process {process} is gone");
+    }
+    Ok(())
 }
 
 /// A child process whose output goes to a file; killed when dropped.
@@ -95,6 +106,12 @@ impl Process {
         })
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -122,14 +139,7 @@ impl Process {
     /// # Errors
     /// When the process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let status = Command::new("kill")
-            .arg(signal.flag())
-            .arg(self.id().to_string())
-            .status()?;
-        if !status.success() {
-            bail!("{} is gone", self.name);
-        }
-        Ok(())
+        send_signal(self.id(), signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
     /// Waits until it has ended.
@@ -156,6 +166,15 @@ impl Process {
     /// When the system cannot tell.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// What it ended with, or nothing while it runs; -1 when a signal ended it.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn exit_code(&mut self) -> Result<Option<i32>> {
+        let ended = self.child.try_wait()?;
+        Ok(ended.map(|status| status.code().unwrap_or(-1)))
     }
 
     /// Resident memory, in bytes.

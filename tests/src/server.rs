@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::PATIENCE;
+use crate::process::{Signal, send_signal};
 
 /// What a test wants of its server.
 #[derive(Debug, Clone)]
@@ -84,6 +85,26 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// The port of [`NatsServer::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it has written so far; times are in UTC.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the server is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        send_signal(self.child.id(), signal)
+    }
+
     /// Kills the server without warning.
     ///
     /// # Errors
@@ -151,7 +172,7 @@ fn spawn(folder: &Path) -> Result<Child> {
 #[must_use]
 pub fn nats_server_configuration(options: &ServerOptions, listen: &str, store: &Path) -> String {
     let mut text = format!(
-        "listen: \"{listen}\"\nmax_payload: {}\n",
+        "listen: \"{listen}\"\nlogtime_utc: true\nmax_payload: {}\n",
         options.max_payload_bytes
     );
     if options.jetstream {

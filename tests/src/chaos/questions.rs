@@ -1,0 +1,99 @@
+//! What is asked, and the undisturbed answers.
+
+use anyhow::{Result, ensure};
+use flotilla_client::new_request_id;
+use flotilla_protocol::Class;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::json;
+
+use super::random::Random;
+use crate::{Fleet, Question};
+
+/// A question with the answer that a fleet without faults gives.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    question: Question,
+    /// Tokens of its answer.
+    pub(super) token_ids: Vec<u32>,
+    /// Text of its answer.
+    pub(super) text: String,
+}
+
+/// Some questions; each is asked many times.
+#[derive(Debug)]
+pub(super) struct Questions {
+    known: Vec<Known>,
+}
+
+impl Known {
+    /// The question under an id of its own.
+    pub(super) fn again(&self) -> Question {
+        Question {
+            request: new_request_id(),
+            ..self.question.clone()
+        }
+    }
+
+    pub(super) fn tokens(&self) -> u64 {
+        self.token_ids.len() as u64
+    }
+}
+
+impl Questions {
+    /// Draws questions and asks each of them once.
+    pub(super) async fn ask(fleet: &Fleet, seed: u64) -> Result<Self> {
+        let mut random = Random::new(seed, PURPOSE);
+        let drawn: Vec<(Question, usize)> = (0..QUESTIONS).map(|_| draw(&mut random)).collect();
+        let asked = stream::iter(drawn).map(async |(question, tokens)| {
+            let answer = fleet.ask(&question).await?;
+            ensure!(
+                answer.end.is_ok(),
+                "an undisturbed answer fails: {:?}",
+                answer.end
+            );
+            ensure!(
+                answer.token_ids.len() == tokens,
+                "simulated answers run to their limit"
+            );
+            Ok(Known {
+                question,
+                token_ids: answer.token_ids,
+                text: answer.text,
+            })
+        });
+        Ok(Self {
+            known: asked.buffered(QUESTIONS).try_collect().await?,
+        })
+    }
+
+    /// The question of a request.
+    pub(super) fn of(&self, number: usize) -> &Known {
+        &self.known[number % self.known.len()]
+    }
+}
+
+fn draw(random: &mut Random) -> (Question, usize) {
+    let model = MODELS[usize::try_from(random.below(MODELS.len() as u64)).expect("an index")];
+    let prompt_tokens = 1 + random.below(40);
+    // Most are short; some are under way for seconds, so that faults meet them in their middle.
+    let tokens = if random.percent(85) {
+        1 + random.below(16)
+    } else {
+        40 + random.below(80)
+    };
+    let prompt: Vec<u64> = (0..prompt_tokens).map(|_| 1 + random.below(30_000)).collect();
+    let body =
+        json!({"prompt": prompt, "max_tokens": tokens, "temperature": 1.0, "seed": random.below(1 << 30)});
+    let mut question = Question::new(model, body);
+    if random.percent(25) {
+        question.class = Class::Batch;
+    }
+    (question, usize::try_from(tokens).expect("a few tokens"))
+}
+
+/// The models of the fleet.
+pub(super) const MODELS: [&str; 2] = ["m0", "m1"];
+/// Different questions: enough for all lengths, few enough to be asked before the faults begin.
+const QUESTIONS: usize = 64;
+/// Keeps questions apart from faults.
+const PURPOSE: u64 = 0x7175_6573_7469_6f6e;

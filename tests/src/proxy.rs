@@ -1,0 +1,328 @@
+//! A TCP proxy between one part and the server, for faults of a network: cut, stall, delay, reset.
+//!
+//! It moves bytes and knows nothing of NATS. Each connection has a task for each direction; all of them follow
+//! the proxy's one [`Condition`], which tests change.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+/// What one direction does with bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// They arrive at once.
+    Open,
+    /// They arrive so much later, in order.
+    Delayed(Duration),
+    /// They arrive once the direction is open again: what a network does that loses every packet until it heals.
+    Stalled,
+}
+
+/// How the proxy's connections are closed, apart from by their ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// Both sides read an end of the stream.
+    Finish,
+    /// Both sides get an error.
+    Reset,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Condition {
+    to_server: Flow,
+    to_part: Flow,
+    accepts: bool,
+    /// Connections of an older generation are closed.
+    generation: u64,
+    closing: Closing,
+}
+
+/// A proxy; its connections end when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    condition: watch::Sender<Condition>,
+    port: u16,
+    /// The accepting task, with the connections' tasks in it; aborted when dropped.
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Starts a proxy to a port of the loopback interface.
+    ///
+    /// # Errors
+    /// When there is no port to listen on.
+    pub async fn start(server_port: u16) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("no port for a proxy")?;
+        let port = listener.local_addr()?.port();
+        let condition = watch::Sender::new(Condition {
+            to_server: Flow::Open,
+            to_part: Flow::Open,
+            accepts: true,
+            generation: 0,
+            closing: Closing::Finish,
+        });
+        let server = SocketAddr::from(([127, 0, 0, 1], server_port));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, server, condition.subscribe()));
+        Ok(Self {
+            condition,
+            port,
+            _tasks: tasks,
+        })
+    }
+
+    /// Where the part connects.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Sets what both directions do, for connections that are there and for new ones.
+    pub fn set_flows(&self, to_server: Flow, to_part: Flow) {
+        self.condition.send_modify(|condition| {
+            condition.to_server = to_server;
+            condition.to_part = to_part;
+        });
+    }
+
+    /// Closes every connection, and new ones at once, until [`Proxy::heal`].
+    pub fn cut(&self) {
+        self.condition.send_modify(|condition| {
+            condition.accepts = false;
+            condition.generation += 1;
+            condition.closing = Closing::Finish;
+        });
+    }
+
+    /// Breaks every connection; new ones are served.
+    pub fn reset(&self) {
+        self.condition.send_modify(|condition| {
+            condition.generation += 1;
+            condition.closing = Closing::Reset;
+        });
+    }
+
+    /// A network without faults again.
+    pub fn heal(&self) {
+        self.condition.send_modify(|condition| {
+            condition.to_server = Flow::Open;
+            condition.to_part = Flow::Open;
+            condition.accepts = true;
+        });
+    }
+}
+
+async fn accept(listener: TcpListener, server: SocketAddr, condition: watch::Receiver<Condition>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let now = *condition.borrow();
+                // One that is refused is closed, as is one whose server is not there.
+                if let (Ok((part, _)), true) = (accepted, now.accepts) {
+                    connections.spawn(connect(part, server, condition.clone(), now.generation));
+                }
+            }
+            Some(ended) = connections.join_next() => ended.expect("moving bytes does not panic"),
+        }
+    }
+}
+
+async fn connect(
+    part: TcpStream,
+    server: SocketAddr,
+    mut condition: watch::Receiver<Condition>,
+    generation: u64,
+) {
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    for stream in [&part, &server] {
+        // Small messages would wait for each other; a socket that is closed already needs it no more.
+        drop(stream.set_nodelay(true));
+    }
+    let (from_part, into_part) = part.into_split();
+    let (from_server, into_server) = server.into_split();
+    let to_server = carry(from_part, &into_server, condition.clone(), |now| now.to_server);
+    let to_part = carry(from_server, &into_part, condition.clone(), |now| now.to_part);
+    let closed = condition.wait_for(|now| now.generation != generation);
+    let closing = tokio::select! {
+        _ = to_server => Closing::Finish,
+        _ = to_part => Closing::Finish,
+        now = closed => now.map_or(Closing::Finish, |now| now.closing),
+    };
+    if closing == Closing::Reset {
+        for half in [&into_part, &into_server] {
+            // One that is closed already cannot be broken.
+            drop(half.as_ref().set_zero_linger());
+        }
+    }
+}
+
+/// Moves one direction's bytes until either end closes.
+async fn carry(
+    from: OwnedReadHalf,
+    into: &OwnedWriteHalf,
+    condition: watch::Receiver<Condition>,
+    of: fn(&Condition) -> Flow,
+) -> io::Result<()> {
+    let (queue, queued) = mpsc::channel(CHUNKS_MAX);
+    tokio::try_join!(
+        take_in(from, queue, condition.clone(), of),
+        give_out(into, queued, condition, of)
+    )
+    .map(drop)
+}
+
+async fn take_in(
+    mut from: OwnedReadHalf,
+    queue: mpsc::Sender<(Instant, Bytes)>,
+    condition: watch::Receiver<Condition>,
+    of: fn(&Condition) -> Flow,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let delay = match of(&condition.borrow()) {
+            Flow::Delayed(delay) => delay,
+            Flow::Open | Flow::Stalled => Duration::ZERO,
+        };
+        let due = Instant::now() + delay;
+        let chunk = Bytes::copy_from_slice(&buffer[..count]);
+        if queue.send((due, chunk)).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn give_out(
+    into: &OwnedWriteHalf,
+    mut queued: mpsc::Receiver<(Instant, Bytes)>,
+    mut condition: watch::Receiver<Condition>,
+    of: fn(&Condition) -> Flow,
+) -> io::Result<()> {
+    while let Some((due, chunk)) = queued.recv().await {
+        sleep_until(due).await;
+        // Not across the write: what is returned is a lock's guard.
+        if condition.wait_for(|now| of(now) != Flow::Stalled).await.is_err() {
+            return Ok(());
+        }
+        write_all(into, &chunk).await?;
+    }
+    Ok(())
+}
+
+/// Writes through a shared half, which stays there for whoever closes it.
+async fn write_all(into: &OwnedWriteHalf, chunk: &[u8]) -> io::Result<()> {
+    let mut rest = chunk;
+    while !rest.is_empty() {
+        into.writable().await?;
+        match into.try_write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes moved at once.
+const CHUNK_BYTES: usize = 16 << 10;
+/// Chunks on their way in one direction: with full ones 4 MiB, about what a socket holds.
+const CHUNKS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::PATIENCE;
+
+    /// A proxy to a server that says everything twice, and a connection through it.
+    async fn echo() -> (Proxy, TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Proxy::start(listener.local_addr().unwrap().port()).await.unwrap();
+        let part = TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (proxy, part, server)
+    }
+
+    async fn read(stream: &mut TcpStream, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let read = timeout(PATIENCE, stream.read_exact(&mut bytes)).await;
+        read.unwrap().unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn bytes_of_a_stalled_direction_come_when_it_opens_and_the_other_direction_goes_on() {
+        let (proxy, mut part, mut server) = echo().await;
+        proxy.set_flows(Flow::Stalled, Flow::Open);
+        part.write_all(b"late").await.unwrap();
+        server.write_all(b"news").await.unwrap();
+        assert_eq!(read(&mut part, 4).await, b"news");
+        let mut byte = [0];
+        assert_eq!(
+            server.try_read(&mut byte).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        proxy.heal();
+        assert_eq!(read(&mut server, 4).await, b"late");
+    }
+
+    #[tokio::test]
+    async fn delayed_bytes_come_in_order_and_not_before_their_time() {
+        let (proxy, mut part, mut server) = echo().await;
+        let delay = Duration::from_millis(80);
+        proxy.set_flows(Flow::Delayed(delay), Flow::Open);
+        let sent = Instant::now();
+        for byte in 0..50_u8 {
+            part.write_all(&[byte]).await.unwrap();
+        }
+        let expected: Vec<u8> = (0..50).collect();
+        assert_eq!(read(&mut server, 50).await, expected);
+        assert!(sent.elapsed() >= delay);
+    }
+
+    #[tokio::test]
+    async fn reset_connection_fails_at_both_ends_and_a_new_one_is_served() {
+        let (proxy, mut part, mut server) = echo().await;
+        part.write_all(b"x").await.unwrap();
+        assert_eq!(read(&mut server, 1).await, b"x");
+        proxy.reset();
+        for end in [&mut part, &mut server] {
+            let failed = timeout(PATIENCE, end.read(&mut [0])).await.unwrap();
+            assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+        TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn cut_proxy_ends_connections_and_closes_new_ones_until_it_heals() {
+        let (proxy, mut part, mut server) = echo().await;
+        part.write_all(b"x").await.unwrap();
+        assert_eq!(read(&mut server, 1).await, b"x");
+        proxy.cut();
+        assert_eq!(timeout(PATIENCE, part.read(&mut [0])).await.unwrap().unwrap(), 0);
+        let mut refused = TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
+        let end = timeout(PATIENCE, refused.read(&mut [0])).await.unwrap();
+        // What was sent before the close makes it a reset.
+        assert!(end.is_err() || end.is_ok_and(|count| count == 0));
+        proxy.heal();
+    }
+}
