@@ -171,12 +171,15 @@ impl Courier {
 
     /// Acknowledges; a failure is only logged, because a redelivery finds the journal terminal.
     pub(crate) async fn ack(self, request: RequestId, acks: Vec<Subject>) -> Outcome {
-        let confirmed = acks
-            .into_iter()
-            .map(|ack| self.connection.client.request(ack, AckKind::Ack.into()));
+        let confirmed = acks.into_iter().map(|ack| {
+            let asked = self.connection.client.request(ack, AckKind::Ack.into());
+            self.connection.answered(asked)
+        });
         for answer in join_all(confirmed).await {
-            if let Err(error) = answer {
-                warn!(request_id = %request, %error, "an acknowledgement is not confirmed");
+            match answer {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => warn!(request_id = %request, %error, "an acknowledgement is not confirmed"),
+                Err(error) => warn!(request_id = %request, %error, "an acknowledgement is not confirmed"),
             }
         }
         Outcome::Done

@@ -5,6 +5,7 @@
 //! before the server can have dropped the key: two processes never both believe that they lead, as long as
 //! their clocks run at about the same speed. Where they do not, the epoch and the journal fence.
 
+use std::future::Future;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{CreateErrorKind, Operation, Store, UpdateErrorKind, Watch};
@@ -14,7 +15,7 @@ use flotilla_protocol::Epoch;
 use futures_util::StreamExt;
 use serde::Serialize;
 use thiserror::Error;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -55,7 +56,7 @@ pub struct Candidate {
     store: Store,
     value: Bytes,
     ttl: Duration,
-    request_timeout: Duration,
+    connection: Connection,
 }
 
 /// Leadership. It is kept only while [`Lease::keep`] runs.
@@ -114,7 +115,7 @@ impl Candidate {
             store: store.map_err(|source| LeaseError::NoBucket { bucket, source })?,
             value: value.into(),
             ttl,
-            request_timeout: connection.request_timeout,
+            connection: connection.clone(),
         })
     }
 
@@ -151,8 +152,8 @@ impl Candidate {
     /// [`LeaseError`]; the lease may have been taken all the same, which the next call finds out.
     pub async fn try_take(&self) -> Result<Option<Lease>, LeaseError> {
         let asked = Instant::now();
-        let created = timeout(self.request_timeout, self.store.create(KEY, self.value.clone())).await;
-        let revision = match created.map_err(|_| LeaseError::TimedOut { operation: "take" })? {
+        let created = self.answered("take", self.store.create(KEY, self.value.clone()));
+        let revision = match created.await? {
             Ok(revision) => revision,
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists || lost_race(&error) => {
                 return self.take_own().await;
@@ -164,7 +165,7 @@ impl Candidate {
                 });
             }
         };
-        Ok(Some(self.lease(revision, asked)))
+        self.lease(revision, asked).map(Some)
     }
 
     /// Goes on with a lease that this very process wrote without hearing the answer.
@@ -173,10 +174,9 @@ impl Candidate {
             return Ok(None);
         };
         let asked = Instant::now();
-        let written = self.store.update(KEY, self.value.clone(), found);
-        let written = timeout(self.request_timeout, written).await;
-        match written.map_err(|_| LeaseError::TimedOut { operation: "take" })? {
-            Ok(revision) => Ok(Some(self.lease(revision, asked))),
+        let written = self.answered("take", self.store.update(KEY, self.value.clone(), found));
+        match written.await? {
+            Ok(revision) => self.lease(revision, asked).map(Some),
             Err(error) => Err(LeaseError::Store {
                 operation: "take",
                 source: error.into(),
@@ -184,19 +184,22 @@ impl Candidate {
         }
     }
 
-    fn lease(&self, revision: u64, confirmed: Instant) -> Lease {
-        Lease {
+    /// What was written, unless it may have expired before we heard of it: another may lead by now.
+    fn lease(&self, revision: u64, confirmed: Instant) -> Result<Lease, LeaseError> {
+        if confirmed.elapsed() >= held_for(self.ttl) {
+            return Err(LeaseError::TimedOut { operation: "take" });
+        }
+        Ok(Lease {
             candidate: self.clone(),
             epoch: Epoch(revision),
             revision,
             confirmed,
-        }
+        })
     }
 
     /// Revision of the key while it holds our value.
     async fn own_revision(&self) -> Result<Option<u64>, LeaseError> {
-        let entry = timeout(self.request_timeout, self.store.entry(KEY)).await;
-        let entry = entry.map_err(|_| LeaseError::TimedOut { operation: "read" })?;
+        let entry = self.answered("read", self.store.entry(KEY)).await?;
         let entry = entry.map_err(|error| LeaseError::Store {
             operation: "read",
             source: error.into(),
@@ -206,8 +209,25 @@ impl Candidate {
             .map(|entry| entry.revision))
     }
 
+    /// Waits for an answer for as long as it can come, and not for ever.
+    async fn answered<T>(
+        &self,
+        operation: &'static str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, LeaseError> {
+        let answer = self.connection.answered(answer);
+        match timeout(self.connection.request_timeout, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(disconnected)) => Err(LeaseError::Store {
+                operation,
+                source: disconnected.into(),
+            }),
+            Err(_) => Err(LeaseError::TimedOut { operation }),
+        }
+    }
+
     async fn watch(&self) -> Option<Watch> {
-        match timeout(self.request_timeout, self.store.watch(KEY)).await {
+        match timeout(self.connection.request_timeout, self.store.watch(KEY)).await {
             Ok(Ok(watch)) => Some(watch),
             Ok(Err(error)) => {
                 warn!(%error, "the lease cannot be watched");
@@ -229,8 +249,10 @@ impl Lease {
     pub async fn keep(mut self, stop: CancellationToken) -> Kept {
         let pause = self.candidate.ttl / 3;
         loop {
+            // Counted as the lease is: what was confirmed late has to be renewed soon, or is lost already.
+            let due = self.confirmed + pause;
             let renewed = async {
-                sleep(pause).await;
+                sleep_until(due).await;
                 self.renew().await
             };
             let renewed = tokio::select! {
@@ -251,7 +273,7 @@ impl Lease {
     /// Tries until the server confirms, or until it may have given the lease to another.
     async fn renew(&mut self) -> Renewal {
         let ttl = self.candidate.ttl;
-        let deadline = self.confirmed + (ttl - ttl / 10);
+        let deadline = self.confirmed + held_for(ttl);
         let tried = timeout_at(deadline, async {
             loop {
                 let asked = Instant::now();
@@ -277,7 +299,7 @@ impl Lease {
         let written = candidate
             .store
             .update(KEY, candidate.value.clone(), self.revision);
-        match written.await {
+        match candidate.answered("renew", written).await? {
             Ok(revision) => Ok(Written::Confirmed(revision)),
             // An earlier renewal may have been stored without its answer reaching us.
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
@@ -298,12 +320,10 @@ impl Lease {
 
     async fn release(self) {
         let Candidate {
-            store,
-            request_timeout,
-            ..
+            store, connection, ..
         } = &self.candidate;
         let deleted = store.delete_expect_revision(KEY, Some(self.revision));
-        match timeout(*request_timeout, deleted).await {
+        match timeout(connection.request_timeout, deleted).await {
             Ok(Ok(())) => info!(epoch = self.epoch.0, "leadership given back"),
             Ok(Err(error)) => warn!(%error, "the lease was not given back and will expire"),
             Err(_) => warn!("no answer to giving back the lease; it will expire"),
@@ -349,6 +369,11 @@ fn lost_race(error: &async_nats::jetstream::kv::CreateError) -> bool {
     std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<async_nats::jetstream::kv::UpdateError>())
         .is_some_and(|source| source.kind() == UpdateErrorKind::WrongLastRevision)
+}
+
+/// How long a lease is believed in after it was asked for: less than the server keeps it.
+fn held_for(ttl: Duration) -> Duration {
+    ttl - ttl / 10
 }
 
 const KEY: &str = "leader";

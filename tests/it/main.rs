@@ -8,6 +8,7 @@ mod benchmarks;
 mod chaos;
 mod chat;
 mod command_line;
+mod connections;
 mod crashes;
 mod dead;
 mod devices;

@@ -50,8 +50,19 @@ pub struct ChaosOptions {
     pub pace: Pace,
     /// What the parts log, as the setting `log.level`.
     pub log_level: String,
-    /// Where the timeline of a failed run goes.
+    /// Where the timeline goes.
     pub timeline: PathBuf,
+    /// Which runs leave one.
+    pub timeline_of: TimelineOf,
+}
+
+/// Which runs leave a timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimelineOf {
+    /// Those that found something.
+    Failures,
+    /// All of them.
+    EveryRun,
 }
 
 /// How soon the fleet gives a silent part up, and with that how long faults last.
@@ -97,6 +108,7 @@ impl ChaosOptions {
             pace: Pace::Default,
             log_level: "info".to_owned(),
             timeline: std::env::temp_dir().join(format!("flotilla-chaos-{seed}.log")),
+            timeline_of: TimelineOf::Failures,
         }
     }
 }
@@ -116,14 +128,20 @@ pub fn new_seed() -> u64 {
 pub async fn run(options: &ChaosOptions) -> Result<Summary> {
     let mut arena = Arena::open(options).await?;
     let ended = arena.play(options).await;
+    let is_good = ended.as_ref().is_ok_and(|summary| summary.problems.is_empty());
+    if is_good && options.timeline_of == TimelineOf::Failures {
+        return ended;
+    }
     let problems = match &ended {
-        Ok(summary) if summary.problems.is_empty() => return ended,
         Ok(summary) => summary.to_string(),
         Err(error) => format!("{error:?}"),
     };
     arena.notes.tell(&problems);
     let written = timeline::write(&options.timeline, &arena.fleet, &arena.notes);
-    written.with_context(|| format!("the timeline of a failed run: {problems}"))?;
+    written.with_context(|| format!("the timeline cannot be written: {problems}"))?;
+    if is_good {
+        return ended;
+    }
     bail!(
         "chaos with seed {} found something; all logs as one timeline are in {}\nfaults:\n{}\n{problems}",
         options.seed,
@@ -193,6 +211,7 @@ impl Arena {
         let mut conductor = Conductor::new(&mut self.fleet, &mut self.notes, planned);
         let began = Instant::now();
         let told = conductor.lead(clients).await?;
+        self.notes.pauses(&told.0);
         let mut summary = Summary::new(options, &self.fleet, &self.notes, told, began.elapsed());
         if let Err(error) = self.wait_for_an_empty_queue().await {
             summary.problems.push((0, Problem::Stuck(error.to_string())));

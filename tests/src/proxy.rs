@@ -43,6 +43,8 @@ struct Condition {
     accepts: bool,
     /// Connections of an older generation are closed.
     generation: u64,
+    /// How often connections were forgotten; those from before the last time carry nothing any more.
+    forgotten: u64,
     closing: Closing,
 }
 
@@ -70,6 +72,7 @@ impl Proxy {
             to_part: Flow::Open,
             accepts: true,
             generation: 0,
+            forgotten: 0,
             closing: Closing::Finish,
         });
         let server = SocketAddr::from(([127, 0, 0, 1], server_port));
@@ -113,6 +116,12 @@ impl Proxy {
         });
     }
 
+    /// Lets the connections of this moment carry nothing any more, without a sign to either end; new ones are
+    /// served. Networks do so that lose the state of their address translation.
+    pub fn forget(&self) {
+        self.condition.send_modify(|condition| condition.forgotten += 1);
+    }
+
     /// A network without faults again.
     pub fn heal(&self) {
         self.condition.send_modify(|condition| {
@@ -131,7 +140,7 @@ async fn accept(listener: TcpListener, server: SocketAddr, condition: watch::Rec
                 let now = *condition.borrow();
                 // One that is refused is closed, as is one whose server is not there.
                 if let (Ok((part, _)), true) = (accepted, now.accepts) {
-                    connections.spawn(connect(part, server, condition.clone(), now.generation));
+                    connections.spawn(connect(part, server, condition.clone(), now));
                 }
             }
             Some(ended) = connections.join_next() => ended.expect("moving bytes does not panic"),
@@ -143,7 +152,7 @@ async fn connect(
     part: TcpStream,
     server: SocketAddr,
     mut condition: watch::Receiver<Condition>,
-    generation: u64,
+    begun: Condition,
 ) {
     let Ok(server) = TcpStream::connect(server).await else {
         return;
@@ -154,9 +163,24 @@ async fn connect(
     }
     let (from_part, into_part) = part.into_split();
     let (from_server, into_server) = server.into_split();
-    let to_server = carry(from_part, &into_server, condition.clone(), |now| now.to_server);
-    let to_part = carry(from_server, &into_part, condition.clone(), |now| now.to_part);
-    let closed = condition.wait_for(|now| now.generation != generation);
+    let is_forgotten = |now: &Condition| now.forgotten != begun.forgotten;
+    let of_server = |now: &Condition| {
+        if is_forgotten(now) {
+            Flow::Stalled
+        } else {
+            now.to_server
+        }
+    };
+    let of_part = |now: &Condition| {
+        if is_forgotten(now) {
+            Flow::Stalled
+        } else {
+            now.to_part
+        }
+    };
+    let to_server = carry(from_part, &into_server, condition.clone(), of_server);
+    let to_part = carry(from_server, &into_part, condition.clone(), of_part);
+    let closed = condition.wait_for(|now| now.generation != begun.generation);
     let closing = tokio::select! {
         _ = to_server => Closing::Finish,
         _ = to_part => Closing::Finish,
@@ -175,7 +199,7 @@ async fn carry(
     from: OwnedReadHalf,
     into: &OwnedWriteHalf,
     condition: watch::Receiver<Condition>,
-    of: fn(&Condition) -> Flow,
+    of: impl Fn(&Condition) -> Flow + Copy,
 ) -> io::Result<()> {
     let (queue, queued) = mpsc::channel(CHUNKS_MAX);
     tokio::try_join!(
@@ -189,7 +213,7 @@ async fn take_in(
     mut from: OwnedReadHalf,
     queue: mpsc::Sender<(Instant, Bytes)>,
     condition: watch::Receiver<Condition>,
-    of: fn(&Condition) -> Flow,
+    of: impl Fn(&Condition) -> Flow + Copy,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
@@ -213,7 +237,7 @@ async fn give_out(
     into: &OwnedWriteHalf,
     mut queued: mpsc::Receiver<(Instant, Bytes)>,
     mut condition: watch::Receiver<Condition>,
-    of: fn(&Condition) -> Flow,
+    of: impl Fn(&Condition) -> Flow + Copy,
 ) -> io::Result<()> {
     while let Some((due, chunk)) = queued.recv().await {
         sleep_until(due).await;
@@ -283,6 +307,20 @@ mod tests {
         );
         proxy.heal();
         assert_eq!(read(&mut server, 4).await, b"late");
+    }
+
+    #[tokio::test]
+    async fn forgotten_connection_is_silent_for_ever_and_a_new_one_is_served() {
+        let (proxy, mut part, server) = echo().await;
+        proxy.forget();
+        proxy.heal();
+        part.write_all(b"x").await.unwrap();
+        let mut other = TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
+        other.write_all(b"y").await.unwrap();
+        assert_eq!(
+            server.try_read(&mut [0]).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flotilla_dispatcher::{Candidate, Kept, ensure_topology};
-use flotilla_tests::PATIENCE;
+use flotilla_tests::{Flow, PATIENCE};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -11,10 +11,15 @@ use crate::server::Server;
 
 const TTL: Duration = Duration::from_secs(1);
 
+async fn make_bucket(server: &Server, ttl: Duration) {
+    let setting = format!("dispatcher.lease_ttl_ms={}", ttl.as_millis());
+    let config = server.config(&[&setting]);
+    ensure_topology(&server.connect().await, &config).await.unwrap();
+}
+
 async fn candidates(server: &Server) -> (Candidate, Candidate) {
     let connection = server.connect().await;
-    let config = server.config(&["dispatcher.lease_ttl_ms=1000"]);
-    ensure_topology(&connection, &config).await.unwrap();
+    make_bucket(server, TTL).await;
     let open = async |name| Candidate::open(&connection, name, "host", TTL).await.unwrap();
     (open("a").await, open("b").await)
 }
@@ -70,4 +75,35 @@ async fn own_lease_is_taken_again_when_the_answer_to_taking_it_was_lost() {
     let again = a.try_take().await.unwrap().unwrap();
     assert!(again.epoch() > unheard.epoch());
     assert!(b.try_take().await.unwrap().is_none());
+}
+
+/// A chaos run stopped the server for longer than a lease lives: whoever had asked for it was answered when the
+/// server went on, and led for some hundred milliseconds on a lease that had expired.
+#[tokio::test]
+async fn lease_whose_answer_came_after_its_life_is_not_believed() {
+    let server = Server::start();
+    make_bucket(&server, TTL).await;
+    let (connection, proxy) = server.connect_through_proxy().await;
+    let candidate = Candidate::open(&connection, "a", "host", TTL).await.unwrap();
+    proxy.set_flows(Flow::Open, Flow::Delayed(TTL));
+    assert!(candidate.try_take().await.is_err());
+    proxy.heal();
+    let lease = timeout(PATIENCE, candidate.wait()).await.unwrap();
+    let kept = timeout(TTL * 2, lease.keep(CancellationToken::new())).await;
+    assert!(kept.is_err(), "the next one is fresh and stays");
+}
+
+#[tokio::test]
+async fn lease_that_was_confirmed_late_is_renewed_before_it_ends() {
+    const LONG_TTL: Duration = Duration::from_secs(5);
+    let server = Server::start();
+    make_bucket(&server, LONG_TTL).await;
+    let (connection, proxy) = server.connect_through_proxy().await;
+    let candidate = Candidate::open(&connection, "a", "host", LONG_TTL).await.unwrap();
+    // A third of a life after the answer it is over.
+    proxy.set_flows(Flow::Open, Flow::Delayed(LONG_TTL * 6 / 10));
+    let lease = candidate.try_take().await.unwrap().unwrap();
+    proxy.heal();
+    let kept = timeout(LONG_TTL, lease.keep(CancellationToken::new())).await;
+    assert!(kept.is_err(), "it was renewed");
 }

@@ -2,7 +2,7 @@
 
 use flotilla_client::Connection;
 use flotilla_config::{Config, LoadOptions};
-use flotilla_tests::{NatsServer, ServerOptions};
+use flotilla_tests::{NatsServer, Proxy, ServerOptions};
 
 /// A running server with JetStream.
 pub(crate) struct Server(NatsServer);
@@ -29,5 +29,12 @@ impl Server {
 
     pub(crate) async fn connect(&self) -> Connection {
         Connection::open(&self.config(&[]).nats, "test").await.unwrap()
+    }
+
+    /// A connection with a proxy between.
+    pub(crate) async fn connect_through_proxy(&self) -> (Connection, Proxy) {
+        let proxy = Proxy::start(self.0.port()).await.unwrap();
+        let config = self.config(&[&format!("nats.url={}", proxy.url())]);
+        (Connection::open(&config.nats, "test").await.unwrap(), proxy)
     }
 }

@@ -1,5 +1,6 @@
 //! Connecting: credentials, TLS, and the checks that a server must pass.
 
+use std::future::Future;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use flotilla_config::Nats;
 use flotilla_protocol::Namespace;
 use flotilla_protocol::subject::Subjects;
 use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::version::{ServerVersion, VERSION_MIN};
@@ -87,6 +90,32 @@ pub struct ConnectionParts {
     pub server: ServerVersion,
     /// Time limit of one request.
     pub request_timeout: Duration,
+    link: watch::Receiver<Link>,
+}
+
+/// The connection broke and came back while an answer was waited for: the question or the answer is lost.
+#[derive(Debug, Error)]
+#[error("the connection broke before the answer")]
+pub struct Disconnected;
+
+/// How often the connection came back.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Link {
+    reconnects: u64,
+    is_down: bool,
+}
+
+impl Link {
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Disconnected => self.is_down = true,
+            Event::Connected if self.is_down => {
+                self.is_down = false;
+                self.reconnects += 1;
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Connection {
@@ -111,7 +140,8 @@ impl Connection {
     async fn open_with(nats: &Nats, name: &str, subscription_max: usize) -> Result<Self, ConnectError> {
         let subjects = Subjects::new(Namespace::new(&nats.namespace)?);
         let urls = nats.url.join(", ");
-        let options = options(nats, name).await?;
+        let (told, link) = watch::channel(Link::default());
+        let options = options(nats, name, told).await?;
         let options = options.subscription_capacity(subscription_max);
         let client = options
             .connect(nats.url.clone())
@@ -131,6 +161,7 @@ impl Connection {
             subjects,
             server,
             request_timeout: nats.request_timeout,
+            link,
         };
         Ok(Self {
             parts: Arc::new(parts),
@@ -141,6 +172,52 @@ impl Connection {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// Waits for an answer of the server for as long as it can come: what was sent on a connection that broke is
+    /// answered by nobody, and who waited for the time limit would stand still long after the connection is back.
+    ///
+    /// # Errors
+    /// [`Disconnected`]; whether the server has carried out what was asked is unknown, as after a time limit.
+    pub async fn answered<T>(&self, answer: impl Future<Output = T>) -> Result<T, Disconnected> {
+        let mut reconnects = self.reconnects();
+        let lost = async {
+            reconnects.next().await;
+            // What waited in the client meanwhile was sent just now.
+            sleep(ANSWER_AFTER_RECONNECT).await;
+        };
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = lost => Err(Disconnected),
+        }
+    }
+
+    /// Tells when the connection comes back, from this moment on.
+    pub(crate) fn reconnects(&self) -> Reconnects {
+        let mut link = self.link.clone();
+        let seen = link.borrow_and_update().reconnects;
+        Reconnects { link, seen }
+    }
+}
+
+/// The times at which a connection comes back.
+#[derive(Debug)]
+pub(crate) struct Reconnects {
+    link: watch::Receiver<Link>,
+    seen: u64,
+}
+
+impl Reconnects {
+    /// Waits until the connection has come back once more; for ever when the client was closed, which whoever waits
+    /// for something else finds out there. Cancelling loses nothing.
+    pub(crate) async fn next(&mut self) {
+        let seen = self.seen;
+        let changed = self.link.wait_for(|link| link.reconnects != seen).await;
+        match changed.map(|link| link.reconnects) {
+            Ok(reconnects) => self.seen = reconnects,
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 
@@ -173,12 +250,18 @@ fn check_server(client: &Client, urls: &str) -> Result<ServerVersion, ConnectErr
     Ok(version)
 }
 
-async fn options(nats: &Nats, name: &str) -> Result<ConnectOptions, ConnectError> {
+async fn options(nats: &Nats, name: &str, link: watch::Sender<Link>) -> Result<ConnectOptions, ConnectError> {
+    let link = Arc::new(link);
     let mut options = ConnectOptions::new()
         .name(nats.name.as_deref().unwrap_or(name))
         .connection_timeout(nats.connect_timeout)
         .request_timeout(Some(nats.request_timeout))
-        .event_callback(log_event);
+        .ping_interval(PING_INTERVAL)
+        .reconnect_delay_callback(reconnect_delay)
+        .event_callback(move |event| {
+            link.send_modify(|link| link.note(&event));
+            log_event(event)
+        });
     if let (Some(user), Some(password)) = (&nats.user, &nats.password) {
         options = options.user_and_password(user.clone(), password.expose().to_owned());
     }
@@ -215,6 +298,15 @@ fn unreadable(setting: &'static str, path: &Path) -> impl FnOnce(std::io::Error)
     }
 }
 
+/// The pause before a try to connect again: none at first, then doubling from 2 ms to [`RECONNECT_PAUSE_MAX`].
+fn reconnect_delay(tries: usize) -> Duration {
+    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX);
+    match doublings {
+        0 => Duration::ZERO,
+        _ => Duration::from_millis(2_u64.saturating_pow(doublings)).min(RECONNECT_PAUSE_MAX),
+    }
+}
+
 async fn log_event(event: Event) {
     match event {
         Event::Connected => info!("connected to nats"),
@@ -229,8 +321,41 @@ async fn log_event(event: Event) {
     }
 }
 
+/// How often a silent server is asked for a sign of life; a third question without an answer to the first two ends
+/// the connection. A network that loses packets without a word is noticed within 6 s then, where the client's own
+/// minute would leave a part deaf for three; a server's pause of some seconds still breaks nothing.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// Short against what clients notice, and a thousand parts make two thousand tries a second at most.
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long an answer may take on a connection that has just come back.
+const ANSWER_AFTER_RECONNECT: Duration = Duration::from_millis(250);
 /// Messages that wait in one subscription before it overflows; assignments and events carry bodies of up to
 /// megabytes, so that more would only move an overload into memory. Readers of events repair what is lost.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 8192;
 /// The same for chunks of weights, which are of 1 MiB: as much as the server lets pend for a connection.
 const SUBSCRIPTION_CHUNKS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_to_connect_again_come_at_once_at_first_and_twice_a_second_later() {
+        let pauses = [0, 1, 2, 3, 9, 10, 40, usize::MAX].map(|tries| reconnect_delay(tries).as_millis());
+        assert_eq!(pauses, [0, 0, 2, 4, 256, 500, 500, 500]);
+    }
+
+    #[test]
+    fn first_connection_is_no_reconnection() {
+        let mut link = Link::default();
+        for (event, reconnects) in [
+            (Event::Connected, 0),
+            (Event::Disconnected, 0),
+            (Event::Connected, 1),
+            (Event::Connected, 1),
+        ] {
+            link.note(&event);
+            assert_eq!(link.reconnects, reconnects);
+        }
+    }
+}

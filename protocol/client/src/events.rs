@@ -2,7 +2,7 @@
 //!
 //! Live events come by core NATS, which may lose them (a reconnect, a slow reader). Each republished event
 //! says which sequence it follows, so that a gap is seen and read from the journal. When nothing comes for a
-//! while the journal is asked as well: the lost message may have been the last.
+//! while, or the connection came back, the journal is asked as well: the lost message may have been the last.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Reconnects};
 use crate::journal::{Entry, Journal, ReadError, SEQUENCE_HEADER, decode_event, number};
 
 /// One event as a client gets it.
@@ -68,6 +68,7 @@ pub struct Events {
     request: RequestId,
     journal: Journal,
     live: Subscriber,
+    reconnects: Reconnects,
     /// Sequence of the newest stored event that was delivered or lies in `repaired`.
     last_sequence: u64,
     repaired: VecDeque<Entry>,
@@ -83,6 +84,7 @@ impl Events {
     /// # Errors
     /// [`EventsError::Subscribe`].
     pub async fn subscribe(connection: &Connection, request: RequestId) -> Result<Self, EventsError> {
+        let reconnects = connection.reconnects();
         let live = connection
             .client
             .subscribe(connection.subjects.events(&request))
@@ -96,6 +98,7 @@ impl Events {
             request,
             journal,
             live,
+            reconnects,
             last_sequence: 0,
             repaired: VecDeque::new(),
             tokens: 0,
@@ -132,19 +135,28 @@ impl Events {
             if self.ended {
                 return Ok(None);
             }
-            match timeout(SILENCE_MAX, self.live.next()).await {
-                Err(_) => self.repair().await?,
-                Ok(None) => {
-                    return Err(EventsError::Closed {
-                        request: self.request.clone(),
-                    });
-                }
-                Ok(Some(message)) => {
+            match self.hear().await? {
+                None => self.repair().await?,
+                Some(message) => {
                     if let Some(delivered) = self.take(&message).await? {
                         return Ok(Some(delivered));
                     }
                 }
             }
+        }
+    }
+
+    /// The next live message; `None` when something may be missing.
+    async fn hear(&mut self) -> Result<Option<Message>, EventsError> {
+        tokio::select! {
+            heard = timeout(SILENCE_MAX, self.live.next()) => match heard {
+                Err(_) => Ok(None),
+                Ok(Some(message)) => Ok(Some(message)),
+                Ok(None) => Err(EventsError::Closed {
+                    request: self.request.clone(),
+                }),
+            },
+            () = self.reconnects.next() => Ok(None),
         }
     }
 

@@ -5,7 +5,7 @@
 //! whose answer is lost may or may not be stored; only reading the journal tells.
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use flotilla_protocol::codec::{DecodeError, EncodeError};
@@ -71,7 +71,7 @@ pub enum AppendError {
         request: RequestId,
         /// What the client says.
         #[source]
-        source: async_nats::jetstream::context::PublishError,
+        source: PublishError,
     },
     /// The server refused it for another reason, such as a full disk; nothing was written.
     #[error("the server refuses an append to the journal of {request}")]
@@ -80,7 +80,7 @@ pub enum AppendError {
         request: RequestId,
         /// What the server says.
         #[source]
-        source: async_nats::jetstream::context::PublishError,
+        source: PublishError,
     },
     /// The event cannot be encoded.
     #[error("an event of {request} cannot be encoded")]
@@ -163,10 +163,16 @@ impl Journal {
             })?;
         let message = message(&entry, body);
         let subject = self.connection.subjects.journal(entry.request);
-        let stored = match self.connection.jetstream.send_publish(subject, message).await {
-            Ok(answer) => answer.await,
-            Err(error) => Err(error),
-        };
+        let stored = self.connection.answered(async {
+            let sent = self.connection.jetstream.send_publish(subject, message).await;
+            sent?.await
+        });
+        let stored = stored.await.unwrap_or_else(|disconnected| {
+            Err(PublishError::with_source(
+                PublishErrorKind::BrokenPipe,
+                disconnected,
+            ))
+        });
         match stored {
             Ok(ack) => Ok(ack.sequence),
             Err(error) => Err(match error.kind() {
@@ -198,11 +204,15 @@ impl Journal {
         let mut entries = Vec::new();
         let mut after = after;
         loop {
-            let batch = timeout(self.connection.request_timeout, self.read_batch(request, after))
-                .await
-                .map_err(|_| ReadError::TimedOut {
-                    request: request.clone(),
-                })??;
+            let limit = self.connection.request_timeout;
+            let read = timeout(limit, self.connection.answered(self.read_batch(request, after)));
+            let batch = read.await.map_err(|_| ReadError::TimedOut {
+                request: request.clone(),
+            })?;
+            let batch = batch.map_err(|disconnected| ReadError::Request {
+                request: request.clone(),
+                source: disconnected.into(),
+            })??;
             let Some(last) = batch.last() else {
                 return Ok(entries);
             };

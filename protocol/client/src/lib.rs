@@ -21,7 +21,7 @@ mod version;
 
 pub use answer::{Answer, AnswerBuilder};
 pub use catalog::{Catalog, CatalogChange, CatalogError};
-pub use connection::{ConnectError, Connection, ConnectionParts};
+pub use connection::{ConnectError, Connection, ConnectionParts, Disconnected};
 pub use dead::{DeadLetter, DeadLetters, DeadLettersError};
 pub use events::{Delivered, Events, EventsError};
 pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};

@@ -101,10 +101,16 @@ async fn publish(
     if let Some(worker) = worker {
         message = message.header(headers::WORKER, worker.as_str());
     }
-    let stored = match connection.jetstream.send_publish(subject.clone(), message).await {
-        Ok(answer) => answer.await,
-        Err(error) => Err(error),
-    };
+    let stored = connection.answered(async {
+        let sent = connection.jetstream.send_publish(subject.clone(), message).await;
+        sent?.await
+    });
+    let stored = stored.await.unwrap_or_else(|disconnected| {
+        Err(PublishError::with_source(
+            PublishErrorKind::BrokenPipe,
+            disconnected,
+        ))
+    });
     match stored {
         Ok(_) => Ok(()),
         Err(error) if is_full(&error) => Err(SubmitError::Busy),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use flotilla_tests::chaos::{ChaosOptions, Pace, run};
+use flotilla_tests::chaos::{ChaosOptions, Pace, TimelineOf, run};
 
 /// Requests under faults: two dispatchers, two workers with simulated devices, one server.
 #[derive(Debug, Parser)]
@@ -29,7 +29,7 @@ struct Arguments {
     /// What the parts log.
     #[arg(long, default_value = "info")]
     log_level: String,
-    /// Where the timeline of a failed run goes.
+    /// Where the timeline goes, also that of a run that found nothing.
     #[arg(long)]
     timeline: Option<PathBuf>,
 }
@@ -49,6 +49,7 @@ async fn main() -> Result<()> {
     }
     if let Some(timeline) = arguments.timeline {
         options.timeline = timeline;
+        options.timeline_of = TimelineOf::EveryRun;
     }
     println!("{}", run(&options).await?);
     Ok(())

@@ -41,6 +41,8 @@ pub(super) struct Told {
     pub(super) accepted: Vec<SystemTime>,
     /// The longest time between two events after the first.
     pub(super) pause: Duration,
+    /// When that was over.
+    pub(super) paused_until: SystemTime,
     pub(super) attempts: Attempt,
     /// Publishes that had to be repeated.
     pub(super) repeats: usize,
@@ -68,6 +70,15 @@ impl fmt::Display for Problem {
             Self::Wrong(what) => write!(f, "wrong: {what}"),
             Self::Stuck(what) => write!(f, "stuck: {what}"),
             Self::Ended(what) => write!(f, "ended: {what}"),
+        }
+    }
+}
+
+impl Told {
+    fn pause_for(&mut self, pause: Duration) {
+        if pause > self.pause {
+            self.pause = pause;
+            self.paused_until = SystemTime::now();
         }
     }
 }
@@ -108,6 +119,7 @@ impl Clients {
             request: question.request.clone(),
             accepted: Vec::new(),
             pause: Duration::ZERO,
+            paused_until: SystemTime::UNIX_EPOCH,
             attempts: Attempt(0),
             repeats: 0,
             problem: None,
@@ -150,7 +162,7 @@ impl Clients {
                 continue;
             }
             if let Some(last) = last.replace(Instant::now()) {
-                told.pause = told.pause.max(last.elapsed());
+                told.pause_for(last.elapsed());
             }
             if kind == EventKind::Accepted {
                 told.accepted.push(SystemTime::now());

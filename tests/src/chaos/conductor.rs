@@ -86,6 +86,7 @@ impl<'a> Conductor<'a> {
             Fault::Stop(_) => self.signal(part, Signal::Stop)?,
             Fault::Cut(_) => self.proxy(part)?.cut(),
             Fault::Reset => self.proxy(part)?.reset(),
+            Fault::Forget => self.proxy(part)?.forget(),
             Fault::Network {
                 to_server, to_part, ..
             } => self.proxy(part)?.set_flows(to_server, to_part),
@@ -105,7 +106,7 @@ impl<'a> Conductor<'a> {
                 Fault::Kill(_) => self.start_again(part)?,
                 Fault::Stop(_) => self.signal(part, Signal::Continue)?,
                 Fault::Cut(_) | Fault::Network { .. } => self.proxy(part)?.heal(),
-                Fault::Reset => {}
+                Fault::Reset | Fault::Forget => {}
             }
             self.notes.tell(&format!("{part}: {} is over", fault.kind()));
         }

@@ -30,6 +30,8 @@ pub enum Fault {
     Cut(Duration),
     /// Its connection breaks once.
     Reset,
+    /// Its connection carries nothing any more, and neither end is told.
+    Forget,
     /// What its connection does for a time.
     Network {
         /// From the part to the server.
@@ -63,6 +65,7 @@ impl Fault {
             Self::Stop(_) => "stop",
             Self::Cut(_) => "cut",
             Self::Reset => "reset",
+            Self::Forget => "forget",
             Self::Network {
                 to_server, to_part, ..
             } => match (to_server, to_part) {
@@ -79,7 +82,7 @@ impl Fault {
     pub fn lasts(&self) -> Duration {
         match *self {
             Self::Kill(lasts) | Self::Stop(lasts) | Self::Cut(lasts) | Self::Network { lasts, .. } => lasts,
-            Self::Reset => Duration::ZERO,
+            Self::Reset | Self::Forget => Duration::ZERO,
         }
     }
 }
@@ -170,12 +173,13 @@ fn draw_fault(random: &mut Random, part: Part, given_up_after: Duration) -> Faul
 
 fn draw_network(random: &mut Random, lasts: Duration) -> Fault {
     let late = Flow::Delayed(random.between(Duration::from_millis(5), Duration::from_millis(300)));
-    let (to_server, to_part) = match random.below(6) {
+    let (to_server, to_part) = match random.below(7) {
         0 => return Fault::Cut(lasts),
         1 => return Fault::Reset,
-        2 => (Flow::Stalled, Flow::Stalled),
-        3 => (Flow::Stalled, Flow::Open),
-        4 => (Flow::Open, Flow::Stalled),
+        2 => return Fault::Forget,
+        3 => (Flow::Stalled, Flow::Stalled),
+        4 => (Flow::Stalled, Flow::Open),
+        5 => (Flow::Open, Flow::Stalled),
         _ => (late, late),
     };
     Fault::Network {
@@ -208,7 +212,9 @@ mod tests {
     fn every_kind_of_fault_comes_and_some_outlast_the_patience_with_a_silent_part() {
         let planned = plan(1, 1000, 100_000, GIVEN_UP_AFTER);
         let kinds: BTreeSet<&str> = planned.iter().map(|planned| planned.fault.kind()).collect();
-        let expected = ["cut", "deaf", "delay", "kill", "mute", "reset", "silence", "stop"];
+        let expected = [
+            "cut", "deaf", "delay", "forget", "kill", "mute", "reset", "silence", "stop",
+        ];
         assert_eq!(kinds, BTreeSet::from(expected));
         let parts: BTreeSet<Part> = planned.iter().map(|planned| planned.part).collect();
         assert_eq!(parts.len(), 6);

@@ -36,6 +36,9 @@ pub struct Summary {
     pub failovers: Vec<Duration>,
     /// The longest pause of each answer, sorted.
     pub pauses: Vec<Duration>,
+    /// The same of those in which neither the server nor the clients' own connection had a fault: what dispatchers
+    /// and workers are answerable for.
+    pub pauses_of_the_fleet: Vec<Duration>,
     /// From the first request to the last answer.
     pub took: Duration,
     journals: Vec<(usize, RequestId)>,
@@ -63,8 +66,8 @@ impl Summary {
                 .or_default() += 1;
         }
         let lines = lines_of_roles(fleet);
-        let mut pauses: Vec<Duration> = told.iter().map(|told| told.pause).collect();
-        pauses.sort_unstable();
+        let of_the_fleet = told.iter().filter(|told| !is_of_others(told, notes));
+        let pauses_of_the_fleet = sorted(of_the_fleet.map(|told| told.pause));
         let mut accepted: Vec<SystemTime> = told.iter().flat_map(|told| told.accepted.clone()).collect();
         accepted.sort_unstable();
         let mut problems: Vec<(usize, Problem)> = told
@@ -81,7 +84,8 @@ impl Summary {
             restarted: notes.ended.len(),
             problems,
             failovers: failovers(notes, &lines, &accepted),
-            pauses,
+            pauses: sorted(told.iter().map(|told| told.pause)),
+            pauses_of_the_fleet,
             took,
             journals: told.into_iter().map(|told| (told.number, told.request)).collect(),
             questions,
@@ -143,7 +147,12 @@ impl fmt::Display for Summary {
             "leader failovers to the next accepted request: {}",
             Figures(&self.failovers)
         )?;
-        write!(f, "longest pause of each answer: {}", Figures(&self.pauses))?;
+        writeln!(f, "longest pause of each answer: {}", Figures(&self.pauses))?;
+        write!(
+            f,
+            "the same where neither the server nor the clients' connection had a fault: {}",
+            Figures(&self.pauses_of_the_fleet)
+        )?;
         for (number, problem) in self.problems.iter().take(PROBLEMS_SHOWN) {
             write!(f, "\n  request {number}: {problem}")?;
         }
@@ -172,6 +181,22 @@ impl fmt::Display for Figures<'_> {
     }
 }
 
+fn sorted(times: impl Iterator<Item = Duration>) -> Vec<Duration> {
+    let mut times: Vec<Duration> = times.collect();
+    times.sort_unstable();
+    times
+}
+
+/// Whether the server or the clients' own connection had a fault during the longest pause of an answer.
+fn is_of_others(told: &Told, notes: &Notes) -> bool {
+    let paused = told.paused_until - told.pause;
+    notes.faults.iter().any(|(at, planned)| {
+        matches!(planned.part, Part::Server | Part::Clients)
+            && *at <= told.paused_until
+            && paused <= *at + planned.fault.lasts() + SETTLED_AFTER
+    })
+}
+
 /// A process may end because it finds no server at its start; a panic is a bug wherever it is.
 fn bad_ends(notes: &Notes, lines: &[Line]) -> Vec<(usize, Problem)> {
     let ended = notes.ended.iter().filter(|(_, code)| *code != NO_SERVER);
@@ -195,11 +220,19 @@ fn failovers(notes: &Notes, lines: &[Line], accepted: &[SystemTime]) -> Vec<Dura
     let mut found = Vec::new();
     for (struck, planned) in &notes.faults {
         let is_loss = !matches!(planned.fault, Fault::Reset) && matches!(planned.part, Part::Dispatcher(_));
+        // With one of the server or of its successor at the same time it is not this fault that is measured.
+        let is_alone = notes.faults.iter().all(|(at, other)| {
+            let is_apart =
+                *at > *struck + RELATED_WITHIN || *at + other.fault.lasts() + SETTLED_AFTER < *struck;
+            is_apart
+                || other.part == planned.part
+                || !matches!(other.part, Part::Server | Part::Dispatcher(_))
+        });
         let until = terms.partition_point(|term| term.at <= *struck);
         let led = until
             .checked_sub(1)
             .map(|last| terms[last].part == planned.part.to_string());
-        let (true, Some(true), Some(next)) = (is_loss, led, terms.get(until)) else {
+        let (true, Some(true), Some(next)) = (is_loss && is_alone, led, terms.get(until)) else {
             continue;
         };
         let first = accepted.get(accepted.partition_point(|at| *at <= next.at));
@@ -215,5 +248,7 @@ fn failovers(notes: &Notes, lines: &[Line], accepted: &[SystemTime]) -> Vec<Dura
 const PROBLEMS_SHOWN: usize = 20;
 /// Exit code of a process that cannot reach the server.
 const NO_SERVER: i32 = 3;
+/// A server or a dispatcher that was struck is itself again after about so long.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// A successor leads within this of a leader's fault, or for another reason.
 const RELATED_WITHIN: Duration = Duration::from_secs(8);

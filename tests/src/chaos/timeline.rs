@@ -4,10 +4,11 @@ use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
+use super::clients::Told;
 use super::plan::{Part, Planned};
 use crate::Fleet;
 
@@ -24,6 +25,19 @@ pub(super) struct Notes {
 impl Notes {
     pub(super) fn tell(&mut self, text: &str) {
         self.lines.push((SystemTime::now(), text.to_owned()));
+    }
+
+    /// Long pauses of answers, at the times at which they ended.
+    pub(super) fn pauses(&mut self, told: &[Told]) {
+        let long = told.iter().filter(|told| told.pause > PAUSE_WORTH_A_LINE);
+        self.lines.extend(long.map(|told| {
+            let text = format!(
+                "request {} paused for {:.2} s",
+                told.request,
+                told.pause.as_secs_f64()
+            );
+            (told.paused_until, text)
+        }));
     }
 
     pub(super) fn fault(&mut self, planned: Planned) {
@@ -105,6 +119,9 @@ fn split_time(line: &str) -> Option<(SystemTime, &str)> {
     let (time, rest) = line.split_once(' ')?;
     Some((humantime::parse_rfc3339(time).ok()?, rest))
 }
+
+/// A worker that dies makes an answer pause for about as long.
+const PAUSE_WORTH_A_LINE: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {
