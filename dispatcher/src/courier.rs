@@ -128,6 +128,7 @@ impl Courier {
                 expected_last_sequence: entries.last().map_or(0, |last| last.sequence),
                 attempt: Attempt(0),
                 worker: None,
+                incarnation: None,
                 strikes: Strikes(0),
                 encoding,
                 event: &event,

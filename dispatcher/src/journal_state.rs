@@ -41,6 +41,7 @@ mod tests {
             sequence: u64::from(attempt),
             attempt: Attempt(attempt),
             worker: Some(WorkerId::new(worker).unwrap()),
+            incarnation: None,
             strikes: Strikes(strikes),
             encoding: Encoding::Json,
             event: Event::Accepted(Accepted {

@@ -12,6 +12,8 @@ pub const ATTEMPT: &str = "Flotilla-Attempt";
 pub const WORKER: &str = "Flotilla-Worker";
 /// On `accepted`: strikes that the request had when the attempt began.
 pub const STRIKES: &str = "Flotilla-Strikes";
+/// On `accepted`: which start of the worker wrote it, since one that died may come back under its name.
+pub const INCARNATION: &str = "Flotilla-Incarnation";
 /// On a dead letter: why it is one, in words.
 pub const DEAD_REASON: &str = "Flotilla-Dead-Reason";
 /// On a dead letter: the request's id, where it had one.

@@ -51,6 +51,7 @@ async fn append_whose_answer_is_lost_is_given_up_when_the_connection_is_back() -
             expected_last_sequence: 0,
             attempt: Attempt(0),
             worker: None,
+            incarnation: None,
             strikes: Strikes(0),
             encoding: Encoding::Json,
             event: &event,

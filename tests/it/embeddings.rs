@@ -138,6 +138,7 @@ async fn the_largest_vectors_that_are_admitted_go_through_a_journal() -> Result<
                 expected_last_sequence: 0,
                 attempt: Attempt(1),
                 worker: Some(&worker),
+                incarnation: Some(7),
                 strikes: Strikes(0),
                 encoding,
                 event: &event,

@@ -46,6 +46,7 @@ fn entry<'a>(request: &'a RequestId, worker: &'a WorkerId, after: u64, event: &'
         expected_last_sequence: after,
         attempt: Attempt(1),
         worker: Some(worker),
+        incarnation: Some(7),
         strikes: Strikes(2),
         encoding: Encoding::Json,
         event,

@@ -19,6 +19,7 @@ mod hub;
 mod journal;
 mod load;
 mod long_tail;
+mod model;
 mod profile_runs;
 mod profiles;
 mod reality;

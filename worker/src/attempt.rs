@@ -40,6 +40,8 @@ use writing::Writing;
 pub(crate) struct AttemptContext {
     /// The worker.
     pub(crate) worker: WorkerId,
+    /// Which start of it this is.
+    pub(crate) incarnation: u64,
     /// NATS.
     pub(crate) connection: Connection,
     /// The journals.
@@ -223,6 +225,7 @@ impl Attempt {
             attempt: assignment.attempt,
             strikes: assignment.strikes,
             worker: self.context.worker.clone(),
+            incarnation: self.context.incarnation,
             request: assignment.request.clone(),
             model: assignment.model.clone(),
             prompt_tokens,

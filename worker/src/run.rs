@@ -144,6 +144,7 @@ impl Member {
             catalog: objects.catalog.clone(),
             context: AttemptContext {
                 worker: identity.worker.clone(),
+                incarnation: identity.incarnation,
                 connection: connection.clone(),
                 journal: Journal::new(&connection),
                 ahead_tokens_max: config.worker.answer_channel_tokens,

@@ -26,6 +26,8 @@ pub struct Entry {
     pub attempt: Attempt,
     /// The worker that wrote it; `None` when the dispatcher did.
     pub worker: Option<WorkerId>,
+    /// Which start of the worker wrote it; on `accepted`.
+    pub incarnation: Option<u64>,
     /// Strikes that the request had; on `accepted`.
     pub strikes: Strikes,
     /// Encoding of the body.
@@ -45,6 +47,9 @@ pub struct NewEntry<'a> {
     pub attempt: Attempt,
     /// The worker that writes; `None` for the dispatcher.
     pub worker: Option<&'a WorkerId>,
+    /// Which start of the worker writes; `None` for the dispatcher. Stored with `accepted` alone: what follows is by
+    /// the same or refused.
+    pub incarnation: Option<u64>,
     /// Strikes before the attempt.
     pub strikes: Strikes,
     /// Encoding of the body.
@@ -278,6 +283,9 @@ fn message(entry: &NewEntry<'_>, body: Bytes) -> PublishMessage {
     }
     if entry.event.kind() == EventKind::Accepted {
         message = message.header(headers::STRIKES, entry.strikes.to_string());
+        if let Some(incarnation) = entry.incarnation {
+            message = message.header(headers::INCARNATION, incarnation.to_string());
+        }
     }
     message
 }
@@ -298,6 +306,7 @@ fn entry(request: &RequestId, message: &async_nats::Message) -> Result<Entry, Re
         worker: found
             .get(headers::WORKER)
             .and_then(|worker| WorkerId::new(worker.as_str()).ok()),
+        incarnation: number(found, headers::INCARNATION),
         strikes: Strikes(
             number(found, headers::STRIKES)
                 .and_then(|n| u32::try_from(n).ok())

@@ -124,6 +124,7 @@ mod tests {
             sequence: 1,
             attempt: Attempt(attempt),
             worker: (attempt > 0).then(|| WorkerId::new("w").unwrap()),
+            incarnation: Some(1),
             strikes: Strikes(0),
             encoding: Encoding::Json,
             event,

@@ -26,6 +26,8 @@ pub struct Writer {
     pub strikes: Strikes,
     /// The worker.
     pub worker: WorkerId,
+    /// Which start of it: one that died may come back under its name and get an attempt of the same number.
+    pub incarnation: u64,
     /// The request.
     pub request: RequestId,
     /// The model.
@@ -40,7 +42,7 @@ pub enum BeginError {
     /// The answer is complete.
     #[error("the journal is terminal")]
     AlreadyTerminal,
-    /// The journal holds a newer attempt, or as new a one of another worker.
+    /// The journal holds a newer attempt, or as new a one of another worker or of an earlier start of this one.
     #[error("attempt {attempt} has begun elsewhere")]
     Fenced {
         /// The newest attempt.
@@ -92,7 +94,7 @@ pub enum Ended {
     Terminal,
     /// Somebody else ended the answer.
     AlreadyTerminal,
-    /// A newer attempt writes, or as new a one of another worker.
+    /// A newer attempt writes, or as new a one of another worker or of another start of this one.
     Fenced {
         /// The newest attempt.
         attempt: Attempt,

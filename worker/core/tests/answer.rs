@@ -31,6 +31,7 @@ impl Journal {
             sequence: self.stream_sequence,
             attempt: writer.attempt,
             worker: Some(writer.worker.clone()),
+            incarnation: has_strikes.then_some(writer.incarnation),
             strikes: if has_strikes { writer.strikes } else { Strikes(0) },
             event: append.event,
         });
@@ -123,6 +124,7 @@ fn writer(attempt: u32, worker: u8) -> Writer {
         attempt: Attempt(attempt),
         strikes: Strikes(attempt / 2),
         worker: WorkerId::new(format!("w{worker}")).unwrap(),
+        incarnation: 1,
         request: RequestId::new("r").unwrap(),
         model: ModelName::new("m").unwrap(),
         prompt_tokens: 4,
@@ -455,6 +457,40 @@ fn a_new_attempt_starts_from_what_the_old_one_stored() {
     assert_eq!(answer.poll_action(), Some(Action::Ended(fenced)));
     answer.handle_tokens(&[10], &[], "!");
     assert_eq!(answer.poll_action(), None, "a fenced attempt writes no more");
+}
+
+/// A search of the model of leases and late messages found this: two leaders gave the same worker the same attempt,
+/// it died between the two, and its last append, longer than what its successor had made, came late.
+#[test]
+fn attempt_of_an_earlier_start_of_the_worker_fences_its_equal() {
+    let (mut journal, first) = (Journal::default(), writer(1, 0));
+    let second = Writer {
+        incarnation: 2,
+        ..first.clone()
+    };
+    let fenced = Ended::Fenced {
+        attempt: Attempt(1),
+        strikes: Strikes(0),
+    };
+    let mut successor = Answer::begin(second.clone(), JournalView::default()).unwrap();
+    let Some(Action::Append(accepted)) = successor.poll_action() else {
+        panic!("it begins")
+    };
+    let mut answer = Answer::begin(first.clone(), journal.view()).unwrap();
+    settle(&mut answer, &first, &mut journal);
+    assert_eq!(journal.store(&second, accepted), None, "the first start wrote");
+    successor.handle_append_unknown();
+    assert!(matches!(
+        successor.poll_action(),
+        Some(Action::ReadJournal { .. })
+    ));
+    successor.handle_journal(journal.after(0));
+    assert_eq!(successor.poll_action(), Some(Action::Ended(fenced)));
+    let refused = Answer::begin(second, journal.view()).unwrap_err();
+    let BeginError::Fenced { attempt, .. } = refused else {
+        panic!("{refused}")
+    };
+    assert_eq!(attempt, Attempt(1));
 }
 
 #[test]

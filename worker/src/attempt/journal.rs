@@ -66,6 +66,7 @@ struct Hand {
     request: RequestId,
     attempt: Attempt,
     worker: WorkerId,
+    incarnation: u64,
     strikes: Strikes,
     encoding: Encoding,
     timeout: Duration,
@@ -79,6 +80,7 @@ impl JournalHand {
                 request: assignment.request.clone(),
                 attempt: assignment.attempt,
                 worker: context.worker.clone(),
+                incarnation: context.incarnation,
                 strikes: assignment.strikes,
                 encoding: assignment.encoding,
                 // The client has a limit of its own, which does not count a send queue that is full.
@@ -166,6 +168,7 @@ impl Hand {
             expected_last_sequence,
             attempt: self.attempt,
             worker: Some(&self.worker),
+            incarnation: Some(self.incarnation),
             strikes: self.strikes,
             encoding: self.encoding,
             event,
@@ -230,6 +233,7 @@ fn record(entry: Entry) -> Record {
         sequence: entry.sequence,
         attempt: entry.attempt,
         worker: entry.worker,
+        incarnation: entry.incarnation,
         strikes: entry.strikes,
         event: entry.event,
     }

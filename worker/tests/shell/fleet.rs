@@ -119,6 +119,7 @@ impl Fleet {
                 expected_last_sequence,
                 attempt: Attempt(1),
                 worker: Some(&elsewhere),
+                incarnation: Some(7),
                 strikes: Strikes(0),
                 encoding: Encoding::Json,
                 event,

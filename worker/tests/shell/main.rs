@@ -124,6 +124,7 @@ async fn attempt_that_is_older_than_the_journals_writes_nothing() {
         expected_last_sequence: 0,
         attempt: Attempt(4),
         worker: Some(&elsewhere),
+        incarnation: Some(7),
         strikes: Strikes(2),
         encoding: Encoding::Json,
         event: &newer,

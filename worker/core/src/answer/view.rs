@@ -15,6 +15,8 @@ pub struct Record {
     pub attempt: Attempt,
     /// The worker that wrote it; `None` for the dispatcher.
     pub worker: Option<WorkerId>,
+    /// Which start of the worker wrote it; on `accepted`.
+    pub incarnation: Option<u64>,
     /// Strikes when the attempt began; 0 on what is not `accepted`.
     pub strikes: Strikes,
     /// The event.
@@ -23,7 +25,12 @@ pub struct Record {
 
 impl Record {
     pub(super) fn is_by(&self, writer: &Writer) -> bool {
-        self.attempt == writer.attempt && self.worker.as_ref() == Some(&writer.worker)
+        let is_of_its_start = match self.event {
+            Event::Accepted(_) => self.incarnation == Some(writer.incarnation),
+            // Behind an `accepted` of the same start, or the writer is fenced.
+            Event::Tokens(_) | Event::Finished(_) | Event::Failed(_) | Event::Progress(_) => true,
+        };
+        is_of_its_start && self.attempt == writer.attempt && self.worker.as_ref() == Some(&writer.worker)
     }
 }
 
@@ -87,6 +94,7 @@ pub enum JournalError {
 pub struct JournalView {
     attempt: Attempt,
     worker: Option<WorkerId>,
+    incarnation: Option<u64>,
     strikes: Strikes,
     token_count: usize,
     token_ids: Vec<u32>,
@@ -162,13 +170,15 @@ impl JournalView {
 
     /// Whether the newest attempt is this writer's.
     pub(super) fn is_of(&self, writer: &Writer) -> bool {
-        self.attempt == writer.attempt && self.worker.as_ref() == Some(&writer.worker)
+        self.attempt == writer.attempt
+            && self.worker.as_ref() == Some(&writer.worker)
+            && self.incarnation == Some(writer.incarnation)
     }
 
     /// The attempt that keeps this writer from writing, if one does.
     pub(super) fn fence(&self, writer: &Writer) -> Option<(Attempt, Strikes)> {
-        let is_fenced = self.attempt > writer.attempt
-            || self.attempt == writer.attempt && self.worker.as_ref() != Some(&writer.worker);
+        let is_fenced =
+            self.attempt > writer.attempt || self.attempt == writer.attempt && !self.is_of(writer);
         is_fenced.then_some((self.attempt, self.strikes))
     }
 
@@ -180,7 +190,12 @@ impl JournalView {
         );
         self.last_sequence = sequence;
         match event {
-            Event::Accepted(_) => self.begin(writer.attempt, Some(writer.worker.clone()), writer.strikes),
+            Event::Accepted(_) => self.begin(Beginning {
+                attempt: writer.attempt,
+                worker: Some(writer.worker.clone()),
+                incarnation: Some(writer.incarnation),
+                strikes: writer.strikes,
+            }),
             Event::Tokens(tokens) => self.token_count += tokens.token_ids.len(),
             Event::Finished(_) | Event::Failed(_) => self.terminal = Some(event.kind()),
             Event::Progress(_) => unreachable!("progress is never appended"),
@@ -202,7 +217,12 @@ impl JournalView {
         let is_newest = attempt == self.attempt && record.worker == self.worker;
         match record.event {
             Event::Accepted(_) if attempt > self.attempt => {
-                self.begin(attempt, record.worker, record.strikes)
+                self.begin(Beginning {
+                    attempt,
+                    worker: record.worker,
+                    incarnation: record.incarnation,
+                    strikes: record.strikes,
+                });
             }
             Event::Accepted(_) => {
                 return Err(JournalError::AttemptOrder {
@@ -245,9 +265,18 @@ impl JournalView {
         Ok(())
     }
 
-    fn begin(&mut self, attempt: Attempt, worker: Option<WorkerId>, strikes: Strikes) {
-        self.attempt = attempt;
-        self.worker = worker;
-        self.strikes = strikes;
+    fn begin(&mut self, beginning: Beginning) {
+        self.attempt = beginning.attempt;
+        self.worker = beginning.worker;
+        self.incarnation = beginning.incarnation;
+        self.strikes = beginning.strikes;
     }
+}
+
+/// Who writes from an `accepted` on.
+struct Beginning {
+    attempt: Attempt,
+    worker: Option<WorkerId>,
+    incarnation: Option<u64>,
+    strikes: Strikes,
 }
