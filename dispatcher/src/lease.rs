@@ -138,8 +138,9 @@ impl Candidate {
                     None => std::future::pending().await,
                 }
             };
-            // A key that expires is not told to watchers, so the key is also tried for.
-            if timeout(self.ttl / 2, released).await == Ok(Released::WatchEnded) {
+            // A key that expires is not told to watchers, so the key is also tried for: often enough that a leader's
+            // death costs little more than the lease's life.
+            if timeout(self.ttl / 4, released).await == Ok(Released::WatchEnded) {
                 changes = None;
                 sleep(self.ttl / 2).await;
             }
