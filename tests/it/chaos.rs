@@ -3,6 +3,7 @@
 use anyhow::Result;
 use flotilla_tests::chaos::{ChaosOptions, Pace, new_seed, run};
 
+#[expect(clippy::print_stdout, reason = "a seed that fails has to be known")]
 async fn short_run(seed: u64) -> Result<()> {
     println!("chaos with seed {seed}");
     let options = ChaosOptions {

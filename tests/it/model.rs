@@ -113,6 +113,7 @@ fn answer_is_whole_and_ends_once_in_every_order_of_events() {
 }
 
 /// What a broken rule breaks, by the shortest order of events that shows it.
+#[expect(clippy::print_stdout, reason = "a counterexample is read by people")]
 fn broken_by(rules: Rules) -> &'static str {
     let found = Search::run(rules).expect_err("the broken rule is found out");
     println!("{}:\n{}", found.broken, found.steps.join("\n"));
