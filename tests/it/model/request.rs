@@ -5,8 +5,15 @@
 //! and forget. All of that is a fault and counted; what a part does about it is free, so that a state from which
 //! free steps lead nowhere is one in which somebody waits for ever.
 
-use std::cmp::Ordering;
+mod invariants;
+mod steps;
+mod worker;
+
 use std::collections::BTreeSet;
+
+pub(super) use invariants::broken_invariant;
+pub(super) use steps::Step;
+use steps::Steps;
 
 /// Which rules hold; by default those of Flotilla.
 #[derive(Debug, Clone, Copy)]
@@ -151,81 +158,6 @@ pub(super) struct State {
     appends: BTreeSet<Append>,
     ack: bool,
     faults_left: u8,
-}
-
-/// What happens between two states.
-#[derive(Debug, Clone, Copy)]
-#[expect(dead_code, reason = "who and what is read in the steps of a counterexample")]
-pub(super) enum Step {
-    LeaseExpires,
-    TakesLease { dispatcher: u8 },
-    NoticesLoss { dispatcher: u8 },
-    ReadsJournal { dispatcher: u8 },
-    GetsAgain { dispatcher: u8 },
-    Assigns { dispatcher: u8, worker: u8, attempt: u8 },
-    Adopts { dispatcher: u8, worker: u8, attempt: u8 },
-    GivesUp { dispatcher: u8, worker: u8, attempt: u8 },
-    DiesAndStartsAgain { worker: u8 },
-    DiesBeforeItAppends { worker: u8, what: What },
-    Opens { worker: u8, attempt: u8 },
-    AppendsAgain { worker: u8, what: What },
-    WaitsNoLonger { worker: u8, what: What },
-    LooksUp { worker: u8, what: What },
-    AssignArrives(Assign),
-    AssignIsLost(Assign),
-    AppendIsAnswered(Append),
-    AppendArrivesUnanswered(Append),
-    AppendIsLost(Append),
-    AckArrives,
-    AckIsLost,
-}
-
-/// The first invariant that a state breaks.
-pub(super) fn broken_invariant(state: &State) -> Option<&'static str> {
-    type Invariant = (&'static str, fn(&State) -> bool);
-    let invariants: [Invariant; 6] = [
-        ("request_leaves_its_stream_only_after_its_end", |state| {
-            state.queued || state.has_end()
-        }),
-        ("one_worker_writes_each_attempt", one_worker_writes_each_attempt),
-        ("older_attempt_never_writes_after_a_newer_one", |state| {
-            state.journal.is_sorted_by_key(|record| record.attempt)
-        }),
-        ("every_event_is_stored_once", every_event_is_stored_once),
-        ("no_token_is_skipped", no_token_is_skipped),
-        ("nothing_follows_the_end", |state| {
-            let end = state.journal.iter().position(|record| record.what == What::End);
-            end.is_none_or(|end| end + 1 == state.journal.len())
-        }),
-    ];
-    let broken = invariants.iter().find(|(_, holds)| !holds(state));
-    broken.map(|(name, _)| *name)
-}
-
-fn one_worker_writes_each_attempt(state: &State) -> bool {
-    let writers = state.journal.iter().map(|it| (it.attempt, it.worker, it.life));
-    let writers: BTreeSet<(u8, u8, u8)> = writers.collect();
-    let attempts: BTreeSet<u8> = state.journal.iter().map(|it| it.attempt).collect();
-    writers.len() == attempts.len()
-}
-
-/// A token and the end once in all, `accepted` once for each attempt.
-fn every_event_is_stored_once(state: &State) -> bool {
-    let key = |record: &Record| match record.what {
-        What::Accepted => (record.what, record.attempt),
-        What::Token(_) | What::End => (record.what, 0),
-    };
-    let different: BTreeSet<(What, u8)> = state.journal.iter().map(key).collect();
-    different.len() == state.journal.len()
-}
-
-fn no_token_is_skipped(state: &State) -> bool {
-    let tokens = state.journal.iter().filter_map(|record| match record.what {
-        What::Token(index) => Some(index),
-        What::Accepted | What::End => None,
-    });
-    let whole = !state.has_end() || tokens_in(&state.journal) == TOKENS;
-    whole && tokens.eq(0..tokens_in(&state.journal))
 }
 
 fn is_same_writer(one: &Record, other: &Record, rules: &Rules) -> bool {
@@ -423,141 +355,6 @@ impl State {
         }
     }
 
-    fn worker_steps(&self, at: u8, rules: &Rules, steps: &mut Steps<'_>) {
-        let Some(run) = self.workers[usize::from(at)].run else {
-            return;
-        };
-        steps.fault(Step::DiesAndStartsAgain { worker: at }, |next| {
-            next.start_again(at)
-        });
-        if let Stage::Waits(what) = run.stage {
-            steps.fault(Step::DiesBeforeItAppends { worker: at, what }, |next| {
-                next.appends.remove(&run.append(at, what));
-                next.start_again(at);
-            });
-        }
-        match run.stage {
-            Stage::Opens => {
-                steps.free(
-                    Step::Opens {
-                        worker: at,
-                        attempt: run.attempt,
-                    },
-                    |next| {
-                        next.go_on(at, self.opened(at, run, rules));
-                    },
-                );
-            }
-            Stage::Waits(what) => {
-                let append = run.append(at, what);
-                let step = Step::WaitsNoLonger { worker: at, what };
-                let doubt = |next: &mut Self| next.put(at, run, Stage::Doubts(what));
-                if self.appends.contains(&append) {
-                    steps.fault(step, doubt);
-                } else {
-                    steps.free(step, doubt);
-                }
-            }
-            Stage::Ready | Stage::Repeats(_) => unreachable!("what may append does so at once"),
-            Stage::Doubts(what) if rules.reads_after_doubt => {
-                steps.free(Step::LooksUp { worker: at, what }, |next| {
-                    next.go_on(at, self.looked_up(at, run, what, rules));
-                });
-            }
-            Stage::Doubts(what) => {
-                let known = count(self.journal.len());
-                steps.free(Step::AppendsAgain { worker: at, what }, |next| {
-                    next.send(at, Run { known, ..run }, what);
-                });
-            }
-        }
-    }
-
-    /// The attempt on the journal as it is; the first one takes it for empty.
-    fn opened(&self, at: u8, run: Run, rules: &Rules) -> Option<Run> {
-        if run.attempt == 1 {
-            return Some(Run {
-                stage: Stage::Ready,
-                ..run
-            });
-        }
-        if self.stops(at, run, rules) {
-            return None;
-        }
-        let is_own = |record: &Record| is_same_writer(record, &run.record(at, record.what), rules);
-        Some(Run {
-            stage: Stage::Ready,
-            known: count(self.journal.len()),
-            has_begun: self.journal.iter().any(is_own),
-            tokens: tokens_in(&self.journal),
-            ..run
-        })
-    }
-
-    /// The attempt once it knows what became of an append.
-    fn looked_up(&self, at: u8, run: Run, what: What, rules: &Rules) -> Option<Run> {
-        let own = run.record(at, what);
-        let first = self.journal.get(usize::from(run.known));
-        let is_stored = first.is_some_and(|first| first.what == what && is_same_writer(first, &own, rules));
-        let run = if is_stored {
-            run.stored(what)?
-        } else {
-            Run {
-                stage: Stage::Repeats(what),
-                ..run
-            }
-        };
-        if self.stops(at, run, rules) {
-            return None;
-        }
-        // What does not stop it is absorbed; before it has begun, an older attempt may have added to the answer.
-        Some(Run {
-            known: count(self.journal.len()),
-            tokens: tokens_in(&self.journal),
-            ..run
-        })
-    }
-
-    fn stops(&self, at: u8, run: Run, rules: &Rules) -> bool {
-        let is_fence = |record: &Record| match record.attempt.cmp(&run.attempt) {
-            Ordering::Less => false,
-            Ordering::Equal if record.worker == at => record.life != run.life && rules.earlier_starts_fence,
-            Ordering::Equal => rules.equal_attempts_fence,
-            Ordering::Greater => true,
-        };
-        self.has_end() || self.journal.iter().any(is_fence)
-    }
-
-    fn start_again(&mut self, at: u8) {
-        let worker = &mut self.workers[usize::from(at)];
-        *worker = Worker {
-            life: worker.life + 1,
-            epoch_seen: 0,
-            run: None,
-        };
-    }
-
-    /// What may append does so in the same step: that its message is late comes to the same as that it was.
-    fn go_on(&mut self, at: u8, run: Option<Run>) {
-        self.workers[usize::from(at)].run = run;
-        if let Some(run) = run {
-            match run.stage {
-                Stage::Ready => self.send(at, run, run.next_event()),
-                Stage::Repeats(what) => self.send(at, run, what),
-                Stage::Opens | Stage::Waits(_) | Stage::Doubts(_) => {}
-            }
-        }
-    }
-
-    fn send(&mut self, at: u8, run: Run, what: What) {
-        self.appends.insert(run.append(at, what));
-        self.put(at, run, Stage::Waits(what));
-    }
-
-    fn put(&mut self, at: u8, run: Run, stage: Stage) {
-        self.workers[usize::from(at)].run = Some(Run { stage, ..run });
-    }
-
     fn message_steps(&self, rules: &Rules, steps: &mut Steps<'_>) {
         for assign in &self.assigns {
             steps.free(Step::AssignArrives(*assign), |next| next.take_assign(*assign));
@@ -644,77 +441,6 @@ impl State {
             } else {
                 self.put(worker, run, Stage::Doubts(what));
             }
-        }
-    }
-}
-
-impl Run {
-    fn next_event(&self) -> What {
-        if !self.has_begun {
-            What::Accepted
-        } else if self.tokens < TOKENS {
-            What::Token(self.tokens)
-        } else {
-            What::End
-        }
-    }
-
-    fn record(&self, worker: u8, what: What) -> Record {
-        Record {
-            attempt: self.attempt,
-            worker,
-            life: self.life,
-            what,
-        }
-    }
-
-    fn append(&self, worker: u8, what: What) -> Append {
-        Append {
-            expected: self.known,
-            record: self.record(worker, what),
-        }
-    }
-
-    /// The attempt after an append of its own; none after the end.
-    fn stored(self, what: What) -> Option<Self> {
-        let run = Self {
-            known: self.known + 1,
-            stage: Stage::Ready,
-            ..self
-        };
-        match what {
-            What::Accepted => Some(Self {
-                has_begun: true,
-                ..run
-            }),
-            What::Token(index) => Some(Self {
-                tokens: index + 1,
-                ..run
-            }),
-            What::End => None,
-        }
-    }
-}
-
-/// What can follow a state.
-struct Steps<'a> {
-    of: &'a State,
-    next: Vec<(Step, State)>,
-}
-
-impl Steps<'_> {
-    fn free(&mut self, step: Step, change: impl FnOnce(&mut State)) {
-        let mut next = self.of.clone();
-        change(&mut next);
-        self.next.push((step, next));
-    }
-
-    fn fault(&mut self, step: Step, change: impl FnOnce(&mut State)) {
-        if let Some(left) = self.of.faults_left.checked_sub(1) {
-            self.free(step, |next| {
-                change(next);
-                next.faults_left = left;
-            });
         }
     }
 }
