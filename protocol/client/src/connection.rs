@@ -125,7 +125,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`]: unreachable, too old, without JetStream, or unreadable credentials.
     pub async fn open(nats: &Nats, name: &str) -> Result<Self, ConnectError> {
-        Self::open_with(nats, name, SUBSCRIPTION_MESSAGES_MAX).await
+        Self::open_with(nats, name, REQUESTS).await
     }
 
     /// The same for weights alone, so that nothing waits behind them: its messages are large, and few of them wait
@@ -134,15 +134,17 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`].
     pub async fn open_for_weights(nats: &Nats, name: &str) -> Result<Self, ConnectError> {
-        Self::open_with(nats, name, SUBSCRIPTION_CHUNKS_MAX).await
+        Self::open_with(nats, name, WEIGHTS).await
     }
 
-    async fn open_with(nats: &Nats, name: &str, subscription_max: usize) -> Result<Self, ConnectError> {
+    async fn open_with(nats: &Nats, name: &str, purpose: Purpose) -> Result<Self, ConnectError> {
         let subjects = Subjects::new(Namespace::new(&nats.namespace)?);
         let urls = nats.url.join(", ");
         let (told, link) = watch::channel(Link::default());
         let options = options(nats, name, told).await?;
-        let options = options.subscription_capacity(subscription_max);
+        let options = options
+            .subscription_capacity(purpose.subscription_max)
+            .ping_interval(purpose.ping_interval);
         let client = options
             .connect(nats.url.clone())
             .await
@@ -256,7 +258,6 @@ async fn options(nats: &Nats, name: &str, link: watch::Sender<Link>) -> Result<C
         .name(nats.name.as_deref().unwrap_or(name))
         .connection_timeout(nats.connect_timeout)
         .request_timeout(Some(nats.request_timeout))
-        .ping_interval(PING_INTERVAL)
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {
             link.send_modify(|link| link.note(&event));
@@ -321,19 +322,33 @@ async fn log_event(event: Event) {
     }
 }
 
-/// How often a silent server is asked for a sign of life; a third question without an answer to the first two ends
-/// the connection. A network that loses packets without a word is noticed within 6 s then, where the client's own
-/// minute would leave a part deaf for three; a server's pause of some seconds still breaks nothing.
-const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// What differs between connections for different things.
+#[derive(Debug, Clone, Copy)]
+struct Purpose {
+    /// Messages that wait in one subscription before it overflows.
+    subscription_max: usize,
+    /// How often a silent server is asked for a sign of life; a third question without an answer to the first two ends the
+    /// connection.
+    ping_interval: Duration,
+}
+
+/// Assignments and events carry bodies of up to megabytes, so that more of them would only move an overload into
+/// memory; readers of events repair what is lost. A network that loses packets without a word is noticed within 6 s, where
+/// the client's own minute would leave a part deaf for three; a server's pause of some seconds still breaks nothing.
+const REQUESTS: Purpose = Purpose {
+    subscription_max: 8192,
+    ping_interval: Duration::from_secs(2),
+};
+/// Chunks are of 1 MiB: as many wait as the server lets pend for a connection. A question waits behind what is on its
+/// way, 32 MiB on a slow link or from a worker that has no time for weights, and that is no broken connection.
+const WEIGHTS: Purpose = Purpose {
+    subscription_max: 64,
+    ping_interval: Duration::from_secs(20),
+};
 /// Short against what clients notice, and a thousand parts make two thousand tries a second at most.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long an answer may take on a connection that has just come back.
 const ANSWER_AFTER_RECONNECT: Duration = Duration::from_millis(250);
-/// Messages that wait in one subscription before it overflows; assignments and events carry bodies of up to
-/// megabytes, so that more would only move an overload into memory. Readers of events repair what is lost.
-const SUBSCRIPTION_MESSAGES_MAX: usize = 8192;
-/// The same for chunks of weights, which are of 1 MiB: as much as the server lets pend for a connection.
-const SUBSCRIPTION_CHUNKS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
