@@ -94,7 +94,7 @@ fn is_of_model(path: &str) -> bool {
 }
 
 /// Whether a file holds weights that only an index can ask for.
-fn is_weights(file: &str) -> bool {
+pub(crate) fn is_weights(file: &str) -> bool {
     file.ends_with(".safetensors") && !file.contains('/')
 }
 

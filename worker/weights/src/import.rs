@@ -9,15 +9,14 @@ use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::weights::{CopyAsk, CopyRefusal, CopyReply, Generation, Holding, ReceiverId, Root};
 use flotilla_weights_core::{Manifest, ManifestError, ReceivingEnd};
 use thiserror::Error;
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::arrival::Announcer;
 use crate::claims::{Registry, RegistryError};
 use crate::export::{Identity, random};
-use crate::progress::FetchProgress;
-use crate::receive::{ReceiveError, Receiver, VerifiedSegment};
+use crate::receive::{ReceiveError, Receiver};
 use crate::relay::{CopyName, RelayError};
 use crate::store::{PartialModel, Store, StoreError, StoredModel};
 
@@ -137,34 +136,23 @@ struct Import<'a> {
     partial: Option<PartialModel>,
     copied_bytes: u64,
     reused_bytes: u64,
-    sink: Option<mpsc::Sender<VerifiedSegment>>,
-    progress: &'a FetchProgress,
+    announcer: &'a Announcer,
 }
 
 impl Importer {
-    /// Brings a root into the store, from whoever holds it. Segments that arrive go to `sink` too, if there is one, as
-    /// soon as they were compared; those that were here before do not.
+    /// Brings a root into the store, from whoever holds it.
     ///
     /// # Errors
     /// [`ImportError`]. What arrived stays for the next attempt.
-    pub async fn import(
-        &self,
-        root: Root,
-        sink: Option<mpsc::Sender<VerifiedSegment>>,
-    ) -> Result<Imported, ImportError> {
-        self.import_telling(root, sink, &FetchProgress::default()).await
+    pub async fn import(&self, root: Root) -> Result<Imported, ImportError> {
+        self.import_telling(root, &Announcer::unheard(root)).await
     }
 
-    /// The same, and tells meanwhile how far it is.
+    /// The same, and tells meanwhile what of it is there; the end is left to the caller to tell.
     ///
     /// # Errors
     /// [`ImportError`].
-    pub async fn import_telling(
-        &self,
-        root: Root,
-        sink: Option<mpsc::Sender<VerifiedSegment>>,
-        progress: &FetchProgress,
-    ) -> Result<Imported, ImportError> {
+    pub async fn import_telling(&self, root: Root, announcer: &Announcer) -> Result<Imported, ImportError> {
         let store = self.store.clone();
         if let Some(model) = blocking(move || store.find(root)).await? {
             return Ok(Imported {
@@ -202,11 +190,10 @@ impl Importer {
             partial,
             copied_bytes: 0,
             reused_bytes: 0,
-            sink,
-            progress,
+            announcer,
         };
         if let Some(partial) = &mut import.partial {
-            partial.tell(progress);
+            partial.tell(announcer);
         }
         let from = import.run(holders).await?;
         let partial = import.partial.take().expect("everything of it has arrived");
@@ -271,10 +258,10 @@ impl Import<'_> {
     async fn run(&mut self, mut holders: VecDeque<Holding>) -> Result<WorkerId, ImportError> {
         let (mut fruitless, mut tried) = (0, 0);
         let mut advanced = Instant::now();
+        let mut failed = None;
         loop {
             let Some(holding) = holders.pop_front() else {
-                sleep(BETWEEN_ROUNDS).await;
-                holders = self.with.holders(self.root).await?;
+                holders = self.next_round(tried, failed.take()).await?;
                 continue;
             };
             let before = self.copied_bytes + self.reused_bytes;
@@ -295,6 +282,26 @@ impl Import<'_> {
                 let root = self.root;
                 return Err(ImportError::Holders { root, tried, last });
             }
+            failed = Some(last);
+        }
+    }
+
+    /// Waits a while, as a claim that was left behind needs its time to expire, and looks who holds it then.
+    async fn next_round(
+        &self,
+        tried: usize,
+        failed: Option<HolderFailure>,
+    ) -> Result<VecDeque<Holding>, ImportError> {
+        tokio::select! {
+            () = sleep(BETWEEN_ROUNDS) => {}
+            () = self.with.receiver.stop.cancelled() => return Err(ReceiveError::Cancelled.into()),
+        }
+        match (self.with.holders(self.root).await, failed) {
+            // Why the last one did not send it says more than that there is nobody any more.
+            (Err(ImportError::NoHolder { root }), Some(last)) => {
+                Err(ImportError::Holders { root, tried, last })
+            }
+            (holders, _) => holders,
         }
     }
 
@@ -326,7 +333,7 @@ impl Import<'_> {
         };
         let partial = self.partial.take().expect("it was begun");
         let id = ReceiverId(random());
-        let received = receiver.receive(listening, id, partial, self.sink.clone()).await;
+        let received = receiver.receive(listening, id, partial).await;
         self.copied_bytes += received.bytes;
         self.partial = Some(received.partial);
         match received.end? {
@@ -353,10 +360,10 @@ impl Import<'_> {
     /// Makes room for the model and takes what other models have of it.
     async fn begin(&mut self, manifest: Manifest) -> Result<(), ImportError> {
         let (store, stop) = (self.with.store.clone(), self.with.receiver.stop.clone());
-        let progress = self.progress.clone();
+        let announcer = self.announcer.clone();
         let (partial, reused_bytes) = blocking(move || {
             let mut partial = store.receive(Arc::new(manifest))?;
-            partial.tell(&progress);
+            partial.tell(&announcer);
             let reused_bytes = partial.reuse(&store, &|| stop.is_cancelled())?;
             Ok((partial, reused_bytes))
         })
@@ -424,5 +431,5 @@ async fn blocking<T: Send + 'static>(
 
 /// Holders that send nothing new, one after the other, before it is given up.
 const FRUITLESS_MAX: usize = 3;
-/// Before the same holders are asked again: a claim that was left behind needs its time to expire.
+/// Before the same holders are asked again.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(2);

@@ -4,6 +4,7 @@
 //! on disk for those that came from elsewhere. What is read here is compared with its hash before anybody sees it,
 //! and what is written before it counts.
 
+mod arrival;
 mod background;
 mod buffers;
 mod claims;
@@ -22,6 +23,7 @@ mod relay;
 mod send;
 mod store;
 
+pub use arrival::{Announcer, Arrival, ArrivalError, ComingFiles, WaitError};
 pub use background::give_way;
 pub use buffers::{Buffer, Buffers};
 pub use claims::{CLAIMS, HOLDERS, HeldClaim, HeldDownload, Registry, RegistryError};
@@ -34,7 +36,7 @@ pub use known::KnownManifests;
 pub use make::{MakeError, make_manifest};
 pub use progress::FetchProgress;
 pub use rate::RateCap;
-pub use receive::{Listening, ReceiveError, Received, Receiver, VerifiedSegment};
+pub use receive::{Listening, ReceiveError, Received, Receiver};
 pub use relay::{BUCKET, CopyName, CopyObject, LiveChunks, Part, Relay, RelayError, Swept, stream_name};
 pub use send::{Sender, Sent};
 pub use store::{ComingModel, PartialModel, Store, StoreError, StoredModel, StoredState, Unsynced};

@@ -32,15 +32,6 @@ pub struct Receiver {
     pub stop: CancellationToken,
 }
 
-/// A segment whose bytes were compared and kept, for who goes on with them at once.
-#[derive(Debug)]
-pub struct VerifiedSegment {
-    /// Its place in the manifest.
-    pub segment: usize,
-    /// Its bytes.
-    pub bytes: Buffer,
-}
-
 /// What became of a copy.
 #[derive(Debug)]
 pub struct Received {
@@ -102,15 +93,8 @@ impl Receiver {
         Ok(Listening { name, live, news })
     }
 
-    /// Receives until everything is there or no more comes. Segments go to `sink` too, if there is one, after they were
-    /// kept; one that is full holds up the copy, one that is closed does not.
-    pub async fn receive(
-        self,
-        listening: Listening,
-        id: ReceiverId,
-        partial: PartialModel,
-        sink: Option<mpsc::Sender<VerifiedSegment>>,
-    ) -> Received {
+    /// Receives until everything is there or no more comes.
+    pub async fn receive(self, listening: Listening, id: ReceiverId, partial: PartialModel) -> Received {
         let manifest = Arc::clone(partial.manifest());
         let Listening { name, live, news } = listening;
         let core = Receiving::new(
@@ -122,7 +106,7 @@ impl Receiver {
         let had_bytes = manifest.bytes_of(partial.have());
         let (keeper, segments) = mpsc::channel(KEEP_QUEUE_MAX);
         let (kept_in, kept) = mpsc::channel(KEEP_QUEUE_MAX);
-        let keeping = spawn_blocking(move || keep(partial, segments, &kept_in, sink.as_ref()));
+        let keeping = spawn_blocking(move || keep(partial, segments, &kept_in));
         let mut copy = Copy {
             receiver: self,
             id,
@@ -300,15 +284,10 @@ fn keep(
     mut partial: PartialModel,
     mut segments: mpsc::Receiver<(usize, Buffer)>,
     kept: &mpsc::Sender<Kept>,
-    sink: Option<&mpsc::Sender<VerifiedSegment>>,
 ) -> PartialModel {
     while let Some((segment, bytes)) = segments.blocking_recv() {
         let written = partial.write(segment, &bytes);
         let failed = written.is_err();
-        if let (Ok(true), Some(sink)) = (&written, sink) {
-            // Who does not want it any more has closed the channel.
-            let _closed = sink.blocking_send(VerifiedSegment { segment, bytes });
-        }
         if kept.blocking_send(written.map(|good| (segment, good))).is_err() || failed {
             break;
         }

@@ -13,10 +13,10 @@ use tracing::warn;
 
 use super::unsynced::{self, Unsynced};
 use super::{MANIFEST, Store, StoreError, StoredModel, busy};
+use crate::arrival::Announcer;
 use crate::error::FilesError;
 use crate::files::{ModelFiles, segment_id};
 use crate::lock::FolderLock;
-use crate::progress::FetchProgress;
 
 /// A model of which some segments are there. Nobody else receives it while the value lives; dropped, it stays on disk
 /// for the next attempt.
@@ -31,7 +31,7 @@ pub struct PartialModel {
     log: File,
     have: SegmentSet,
     lock: FolderLock,
-    progress: FetchProgress,
+    announcer: Option<Announcer>,
 }
 
 impl PartialModel {
@@ -63,7 +63,7 @@ impl PartialModel {
             files,
             log,
             lock,
-            progress: FetchProgress::default(),
+            announcer: None,
         };
         partial.resume()?;
         Ok(partial)
@@ -81,12 +81,10 @@ impl PartialModel {
         &self.have
     }
 
-    /// Tells from now on, too, how much of it is there.
-    pub(crate) fn tell(&mut self, progress: &FetchProgress) {
-        progress.begin(self.manifest.bytes());
-        let segments = self.manifest.segments();
-        progress.add(self.have.iter().map(|segment| segments[segment].bytes).sum());
-        self.progress = progress.clone();
+    /// Tells, from now on too, what of it is there.
+    pub fn tell(&mut self, announcer: &Announcer) {
+        announcer.begin(&self.manifest, &self.folder, &self.have);
+        self.announcer = Some(announcer.clone());
     }
 
     /// Keeps the bytes of a segment. `false` means that they are not its bytes, and nothing is kept.
@@ -111,7 +109,10 @@ impl PartialModel {
             .write_all(&place.to_le_bytes())
             .map_err(FilesError::io("write", &self.folder.join(LOG)))?;
         self.have.insert(segment);
-        self.progress.add(wanted.bytes);
+        // Not before it was compared and written: who is told may read it at once.
+        if let Some(announcer) = &self.announcer {
+            announcer.verified(segment, wanted.bytes);
+        }
         Ok(true)
     }
 

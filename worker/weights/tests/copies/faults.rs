@@ -26,7 +26,7 @@ async fn spoiled_segments_are_noticed_and_come_again() {
     let (_folder, files) = model(0..16);
     a.exports.hold(Arc::clone(&files)).await;
     let (importer, wanted) = (b.importer.clone(), root(&files));
-    let importing = tokio::spawn(async move { importer.import(wanted, None).await });
+    let importing = tokio::spawn(async move { importer.import(wanted).await });
     let relay = Relay::open(world.connection.clone()).await.unwrap();
     let name = eventually("the copy has begun", async || copy_under_way(&world).await).await;
     // Somebody else writes where the sender will: the bytes are the wrong ones until the sender's own come.
@@ -77,7 +77,7 @@ async fn full_relay_is_told_live_delivery_goes_on_and_nothing_is_left_behind() {
     assert!(matches!(full, RelayError::Full { .. }), "{full}");
     let before = world.relay_subjects("C").await;
     // What the relay refuses reaches those who listen all the same.
-    let imported = b.importer.import(root(&files), None).await.unwrap();
+    let imported = b.importer.import(root(&files)).await.unwrap();
     assert_is_copy(&imported, &files);
     eventually("only the junk is left", async || {
         (world.relay_subjects("C").await == before).then_some(())
@@ -140,7 +140,7 @@ async fn failures_name_the_root_and_the_holder() {
     let world = World::start().await;
     let (a, b) = (world.worker("a").await, world.worker("b").await);
     let (folder, files) = model(0..3);
-    let nobody = b.importer.import(root(&files), None).await.unwrap_err();
+    let nobody = b.importer.import(root(&files)).await.unwrap_err();
     assert_eq!(nobody.to_string(), format!("no worker holds {}", root(&files)));
 
     // A holder that started again says that it is another one than was asked.
@@ -153,7 +153,7 @@ async fn failures_name_the_root_and_the_holder() {
         sends: 0,
     };
     b.importer.registry.hold(root(&files), &stale).await.unwrap();
-    let refused = b.importer.import(root(&files), None).await.unwrap_err();
+    let refused = b.importer.import(root(&files)).await.unwrap_err();
     let ImportError::Holders {
         last: HolderFailure::Refused { reason, .. },
         ..
@@ -171,7 +171,7 @@ async fn holder_whose_files_were_changed_ends_the_copy_with_that_reason() {
     let (folder, files) = model(0..3);
     fs::write(folder.path().join("part-001.txt"), vec![0; 1 << 20]).unwrap();
     a.exports.hold(Arc::clone(&files)).await;
-    let failed = b.importer.import(root(&files), None).await.unwrap_err();
+    let failed = b.importer.import(root(&files)).await.unwrap_err();
     assert!(failed.to_string().contains("SourceLost"), "{failed}");
     relay_is_clear(&world).await;
 }

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
+mod arrivals;
 mod faults;
 mod stock;
 mod world;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
@@ -43,12 +43,12 @@ async fn model_is_copied_byte_for_byte_through_a_window_smaller_than_itself() {
     let (a, b) = (world.worker("a").await, world.worker("b").await);
     let (_folder, files) = model(0..40);
     a.exports.hold(Arc::clone(&files)).await;
-    let imported = b.importer.import(root(&files), None).await.unwrap();
+    let imported = b.importer.import(root(&files)).await.unwrap();
     assert_is_copy(&imported, &files);
     assert_eq!(imported.copied_bytes, files.manifest().bytes());
     assert_eq!(imported.from.unwrap().as_str(), "a");
     relay_is_clear(&world).await;
-    let again = b.importer.import(root(&files), None).await.unwrap();
+    let again = b.importer.import(root(&files)).await.unwrap();
     assert_eq!((again.copied_bytes, again.from), (0, None), "it is here already");
 }
 
@@ -68,7 +68,7 @@ async fn receivers_that_come_together_cost_one_upload_of_each_segment() {
     let imported = join_all(
         receivers
             .iter()
-            .map(|worker| worker.importer.import(root(&files), None)),
+            .map(|worker| worker.importer.import(root(&files))),
     )
     .await;
     for imported in imported {
@@ -101,7 +101,7 @@ async fn copy_goes_on_from_another_holder_where_the_first_one_ended() {
     a.exports.hold(Arc::clone(&files)).await;
     let importer = c.importer.clone();
     let wanted = root(&files);
-    let importing = tokio::spawn(async move { importer.import(wanted, None).await });
+    let importing = tokio::spawn(async move { importer.import(wanted).await });
     eventually("some segments have gone through", async || {
         (world.relay_messages().await > 16).then_some(())
     })
@@ -132,7 +132,7 @@ async fn receiver_that_starts_again_receives_only_the_rest() {
     let (_folder, files) = model(0..32);
     a.exports.hold(Arc::clone(&files)).await;
     let (importer, wanted) = (b.importer.clone(), root(&files));
-    let importing = tokio::spawn(async move { importer.import(wanted, None).await });
+    let importing = tokio::spawn(async move { importer.import(wanted).await });
     eventually("half of it has gone through", async || {
         (world.relay_messages().await > 48).then_some(())
     })
@@ -146,7 +146,7 @@ async fn receiver_that_starts_again_receives_only_the_rest() {
     a.rate.set(None);
     let mut again = b.importer.clone();
     again.receiver.stop = tokio_util::sync::CancellationToken::new();
-    let imported = again.import(root(&files), None).await.unwrap();
+    let imported = again.import(root(&files)).await.unwrap();
     assert_is_copy(&imported, &files);
     let copied = imported.copied_bytes;
     assert!(
@@ -167,10 +167,10 @@ async fn holder_on_the_same_machine_costs_no_bytes() {
         .await;
     let (_folder, files) = model(0..4);
     a.exports.hold(Arc::clone(&files)).await;
-    let copied = b.importer.import(root(&files), None).await.unwrap();
+    let copied = b.importer.import(root(&files)).await.unwrap();
     b.exports.hold(Arc::clone(copied.model.files())).await;
     let before = world.relay_messages().await;
-    let shared = c.importer.import(root(&files), None).await.unwrap();
+    let shared = c.importer.import(root(&files)).await.unwrap();
     assert_eq!(shared.copied_bytes, 0);
     assert_eq!(shared.model.files().folder(), copied.model.files().folder());
     assert_eq!(world.relay_messages().await, before);
@@ -184,47 +184,11 @@ async fn variant_costs_the_bytes_in_which_it_differs() {
     for files in [&base, &tuned] {
         a.exports.hold(Arc::clone(files)).await;
     }
-    drop(b.importer.import(root(&base), None).await.unwrap());
-    let imported = b.importer.import(root(&tuned), None).await.unwrap();
+    drop(b.importer.import(root(&base)).await.unwrap());
+    let imported = b.importer.import(root(&tuned)).await.unwrap();
     assert_is_copy(&imported, &tuned);
     assert_eq!(imported.reused_bytes, 7 * MIB);
     assert_eq!(imported.copied_bytes, tuned.manifest().bytes() - 7 * MIB);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn first_segments_are_handed_on_while_the_rest_is_still_to_be_sent() {
-    let world = World::start().await;
-    let a = world
-        .worker_with(Traits {
-            bytes_per_s: Some(20 * MIB),
-            window_bytes: 8 * MIB,
-            ..Traits::named("a")
-        })
-        .await;
-    let b = world.worker("b").await;
-    let (_folder, files) = model(0..40);
-    a.exports.hold(Arc::clone(&files)).await;
-    let (importer, wanted) = (b.importer.clone(), root(&files));
-    let (sink, mut verified) = tokio::sync::mpsc::channel(1);
-    let importing = tokio::spawn(async move { importer.import(wanted, Some(sink)).await });
-    let first = verified.recv().await.unwrap();
-    // Each segment of 1 MiB is two chunks and a description.
-    let sent = world.relay_messages().await / 3;
-    assert!(
-        sent < 20,
-        "{sent} of 41 segments were sent before the first one was verified"
-    );
-    let (mut bytes, mut seen) = (first.bytes.len() as u64, BTreeSet::from([first.segment]));
-    while let Some(next) = verified.recv().await {
-        bytes += next.bytes.len() as u64;
-        assert!(
-            seen.insert(next.segment),
-            "segment {} was handed on twice",
-            next.segment
-        );
-    }
-    assert_eq!(bytes, files.manifest().bytes());
-    assert_is_copy(&importing.await.unwrap().unwrap(), &files);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,12 +207,12 @@ async fn receiver_that_comes_late_joins_the_copy_under_way() {
     let (_folder, files) = model(0..32);
     a.exports.hold(Arc::clone(&files)).await;
     let (importer, wanted) = (b.importer.clone(), root(&files));
-    let first = tokio::spawn(async move { importer.import(wanted, None).await });
+    let first = tokio::spawn(async move { importer.import(wanted).await });
     eventually("half of it has gone through", async || {
         (world.relay_messages().await > 48).then_some(())
     })
     .await;
-    let late = c.importer.import(root(&files), None).await.unwrap();
+    let late = c.importer.import(root(&files)).await.unwrap();
     assert_is_copy(&first.await.unwrap().unwrap(), &files);
     assert_is_copy(&late, &files);
     // Two copies one after the other would be 64 segments of at most two chunks and a description each.
@@ -268,7 +232,7 @@ async fn thirty_copies_leave_no_files_open_and_nothing_in_the_relay() {
     let open = || fs::read_dir("/proc/self/fd").unwrap().count();
     let mut before = None;
     for copy in 0..30 {
-        drop(b.importer.import(root(&files), None).await.unwrap());
+        drop(b.importer.import(root(&files)).await.unwrap());
         // It stays until it is on disk.
         eventually("it can be removed", async || {
             b.importer.store.remove(root(&files)).unwrap().then_some(())
