@@ -1,6 +1,7 @@
 //! A model's folder: its files are opened and checked, and read when somebody wants the weights.
 
 mod file;
+mod incoming;
 mod reading;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use self::file::WeightsFile;
+pub use self::incoming::{AllHere, Incoming};
 pub use self::reading::{Piece, Pieces};
 use crate::weights::{Required, TensorsError};
 use crate::{ConfigError, EncoderConfig, Header, HeaderError, ModelConfig, TensorInfo, decoder, encoder};
@@ -42,19 +44,30 @@ impl FolderTensor<'_> {
         self.len_bytes
     }
 
-    /// All of its elements as stored: row-major, little-endian.
+    /// All of its elements as stored: row-major, little-endian. Of files that are all there.
     ///
     /// # Errors
     /// The file cannot be read, or is shorter than it was.
     pub fn read(&self) -> Result<Vec<u8>, ModelError> {
         let mut bytes = vec![0; self.len_bytes];
-        self.read_at(0, &mut bytes)?;
+        self.read_at(0, &mut bytes, &AllHere)?;
         Ok(bytes)
     }
 
     /// Fills a buffer with what begins `offset_bytes` into the tensor and lies within it.
-    fn read_at(&self, offset_bytes: usize, into: &mut [u8]) -> Result<(), ModelError> {
-        self.file.read_at(self.file_offset + offset_bytes, into)
+    fn read_at(
+        &self,
+        offset_bytes: usize,
+        into: &mut [u8],
+        incoming: &dyn Incoming,
+    ) -> Result<(), ModelError> {
+        self.file.read_at(self.file_offset + offset_bytes, into, incoming)
+    }
+
+    /// When a part of it will be there.
+    fn turn(&self, offset_bytes: usize, len_bytes: usize, incoming: &dyn Incoming) -> usize {
+        self.file
+            .turn(self.file_offset + offset_bytes, len_bytes, incoming)
     }
 }
 
@@ -75,6 +88,14 @@ impl ModelFolder {
     /// # Errors
     /// The first fault found, with its file and tensor or field.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_incoming(folder, &AllHere)
+    }
+
+    /// The same of a folder whose weights are still on their way; everything else is there. Waits for the headers.
+    ///
+    /// # Errors
+    /// The first fault found, or that the headers do not come.
+    pub fn open_incoming(folder: &Path, incoming: &dyn Incoming) -> Result<Self, ModelError> {
         let config_path = folder.join("config.json");
         let config_bytes = read(&config_path)?;
         let generation_bytes = read_if_there(&folder.join("generation_config.json"))?;
@@ -87,6 +108,7 @@ impl ModelFolder {
             })?;
         Self::open_tensors(
             folder,
+            incoming,
             config,
             &[&config_bytes],
             decoder::weights::is_ignored,
@@ -104,10 +126,19 @@ impl ModelFolder<EncoderConfig> {
     /// # Errors
     /// The first fault found, with its file and tensor or field.
     pub fn open_encoder(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_encoder_incoming(folder, &AllHere)
+    }
+
+    /// The same of a folder whose weights are still on their way; everything else is there. Waits for the headers.
+    ///
+    /// # Errors
+    /// The first fault found, or that the headers do not come.
+    pub fn open_encoder_incoming(folder: &Path, incoming: &dyn Incoming) -> Result<Self, ModelError> {
         let (config, contents) = EncoderConfig::read(folder)?;
         let contents: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
         Self::open_tensors(
             folder,
+            incoming,
             config,
             &contents,
             encoder::weights::is_ignored,
@@ -120,12 +151,13 @@ impl<C> ModelFolder<C> {
     /// Opens the tensors of a model whose configuration is made of `contents`.
     fn open_tensors<R>(
         folder: &Path,
+        incoming: &dyn Incoming,
         config: C,
         contents: &[&[u8]],
         is_ignored: fn(&str) -> bool,
         required: impl FnOnce(&C, &dyn Fn(&str) -> bool) -> Vec<Required<R>>,
     ) -> Result<Self, ModelError> {
-        let shards = Shards::open(folder)?;
+        let shards = Shards::open(folder, incoming)?;
         let mut revision = Revision::new();
         contents.iter().for_each(|bytes| revision.add(bytes));
         shards.files.iter().for_each(|shard| revision.add_shard(shard));
@@ -193,11 +225,11 @@ struct RawIndex {
 }
 
 impl Shards {
-    fn open(folder: &Path) -> Result<Self, ModelError> {
+    fn open(folder: &Path, incoming: &dyn Incoming) -> Result<Self, ModelError> {
         let path = folder.join("model.safetensors");
         let index_path = folder.join("model.safetensors.index.json");
         if path.exists() || !index_path.exists() {
-            let shard = Shard::open(path.clone())?;
+            let shard = Shard::open(path.clone(), incoming)?;
             let file_of = shard
                 .header
                 .tensors()
@@ -210,10 +242,10 @@ impl Shards {
                 file_of,
             });
         }
-        Self::open_index(folder, index_path)
+        Self::open_index(folder, index_path, incoming)
     }
 
-    fn open_index(folder: &Path, path: PathBuf) -> Result<Self, ModelError> {
+    fn open_index(folder: &Path, path: PathBuf, incoming: &dyn Incoming) -> Result<Self, ModelError> {
         let index: RawIndex =
             serde_json::from_slice(&read(&path)?).map_err(|source| ModelError::IndexJson {
                 path: path.clone(),
@@ -233,7 +265,7 @@ impl Shards {
                             found: file,
                         });
                     }
-                    files.push(Shard::open(folder.join(&file))?);
+                    files.push(Shard::open(folder.join(&file), incoming)?);
                     file_indexes.insert(file, files.len() - 1);
                     files.len() - 1
                 }
@@ -300,9 +332,9 @@ impl Shards {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Self, ModelError> {
+    fn open(path: PathBuf, incoming: &dyn Incoming) -> Result<Self, ModelError> {
         let file = WeightsFile::open(path)?;
-        let (start, header) = file.header()?;
+        let (start, header) = file.header(incoming)?;
         Ok(Self { file, start, header })
     }
 

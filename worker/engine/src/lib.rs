@@ -36,7 +36,7 @@ pub use config::{
 pub use cpu::{CpuBackend, CpuImage, CpuThreads, Level};
 pub use decoder::{DecoderModel, KvSlab, KvSpace, StagedStep};
 pub use encoder::{EncoderModel, EncoderPlan};
-pub use folder::{FolderTensor, ModelError, ModelFolder, Piece, Pieces};
+pub use folder::{AllHere, FolderTensor, Incoming, ModelError, ModelFolder, Piece, Pieces};
 pub use header::{Header, HeaderError, HeaderTensor, StoredDtype};
 pub use image::load_image;
 pub use loader::{LoadError, ModelLoader};

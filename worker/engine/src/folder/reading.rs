@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::{FolderTensor, ModelError, ModelFolder};
+use super::{AllHere, FolderTensor, Incoming, ModelError, ModelFolder};
 use crate::TensorInfo;
 use crate::tensor::PANEL_ROWS;
 
@@ -59,29 +59,34 @@ impl<C> ModelFolder<C> {
     /// Reads all tensors while `take` takes them, 16 MiB ahead at most. Reading begins before `take` asks for
     /// anything; once the pieces are dropped no other read begins, and those under way are waited for.
     pub fn read_ahead<T>(&self, take: impl FnOnce(Pieces<'_>) -> T) -> T {
-        self.read_ahead_of(|_| true, take)
+        self.read_ahead_of(|_| true, &AllHere, take)
     }
 
-    /// The same of some of the tensors, for a device that has not all of them.
+    /// The same of some of the tensors, for a device that has not all of them, and of files that may be on their way:
+    /// what comes first is read first.
     pub fn read_ahead_of<T>(
         &self,
         wants: impl Fn(&TensorInfo) -> bool,
+        incoming: &dyn Incoming,
         take: impl FnOnce(Pieces<'_>) -> T,
     ) -> T {
-        self.read_within(LIMITS, wants, take)
+        self.read_within(LIMITS, wants, incoming, take)
     }
 
     fn read_within<T>(
         &self,
         limits: Limits,
         wants: impl Fn(&TensorInfo) -> bool,
+        incoming: &dyn Incoming,
         take: impl FnOnce(Pieces<'_>) -> T,
     ) -> T {
         let parts = self
             .tensors()
             .filter(|tensor| wants(tensor.info))
             .flat_map(|tensor| parts(tensor, limits.buffer_bytes));
-        let shared = Shared::new(parts.collect(), limits);
+        let mut parts: Vec<Part<'_>> = parts.collect();
+        parts.sort_by_cached_key(|part| part.tensor.turn(part.offset_bytes, part.len_bytes, incoming));
+        let shared = Shared::new(parts, limits, incoming);
         thread::scope(|scope| {
             // Room for what is in all buffers and an error of each reader, so that nobody waits to hand over.
             let (sender, read) = sync_channel(limits.buffers + limits.readers);
@@ -111,6 +116,7 @@ struct Shared<'a> {
     state: Mutex<State<'a>>,
     changed: Condvar,
     limits: Limits,
+    incoming: &'a dyn Incoming,
 }
 
 #[derive(Debug)]
@@ -144,7 +150,7 @@ impl Drop for Buffer<'_> {
 }
 
 impl<'a> Shared<'a> {
-    fn new(mut parts: Vec<Part<'a>>, limits: Limits) -> Self {
+    fn new(mut parts: Vec<Part<'a>>, limits: Limits, incoming: &'a dyn Incoming) -> Self {
         parts.reverse();
         Self {
             state: Mutex::new(State {
@@ -154,6 +160,7 @@ impl<'a> Shared<'a> {
             }),
             changed: Condvar::new(),
             limits,
+            incoming,
         }
     }
 
@@ -164,7 +171,7 @@ impl<'a> Shared<'a> {
                 buffer.bytes = vec![0; self.limits.buffer_bytes];
             }
             let target = &mut buffer.bytes[..part.len_bytes];
-            let read = part.tensor.read_at(part.offset_bytes, target);
+            let read = part.tensor.read_at(part.offset_bytes, target, self.incoming);
             let has_failed = read.is_err();
             self.tell(
                 pieces,
@@ -254,129 +261,4 @@ const LIMITS: Limits = Limits {
 };
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, File};
-    use std::path::Path;
-
-    use super::*;
-
-    const FEW: Limits = Limits {
-        readers: 3,
-        buffers: 2,
-        buffer_bytes: 1_000,
-    };
-
-    fn golden(name: &str) -> ModelFolder {
-        ModelFolder::open(&golden_path(name)).unwrap()
-    }
-
-    fn golden_path(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/golden")
-            .join(name)
-    }
-
-    #[test]
-    fn pieces_are_all_bytes_of_all_tensors_once() {
-        // Groups of rows that are larger than a buffer and smaller ones, and several files.
-        for name in ["gqa-f32", "sharded-bf16"] {
-            let folder = golden(name);
-            let mut read: Vec<_> = folder
-                .tensors()
-                .map(|tensor| vec![None; tensor.len_bytes()])
-                .collect();
-            let names: Vec<_> = folder.tensor_infos().map(|info| info.name.as_str()).collect();
-            folder.read_within(
-                FEW,
-                |_| true,
-                |pieces| {
-                    for piece in pieces.map(Result::unwrap) {
-                        let tensor = names.iter().position(|name| *name == piece.info.name).unwrap();
-                        assert!(!piece.bytes().is_empty() && piece.bytes().len() <= FEW.buffer_bytes);
-                        for (index, byte) in piece.bytes().iter().enumerate() {
-                            let before = read[tensor][piece.offset_bytes + index].replace(*byte);
-                            assert_eq!(before, None, "{name} {}", piece.info.name);
-                        }
-                    }
-                },
-            );
-            for (tensor, read) in folder.tensors().zip(read) {
-                let read: Option<Vec<u8>> = read.into_iter().collect();
-                assert_eq!(read, Some(tensor.read().unwrap()), "{name} {}", tensor.info.name);
-            }
-        }
-    }
-
-    #[test]
-    fn pieces_that_hold_whole_groups_of_rows_end_with_one() {
-        let folder = golden("gqa-f32");
-        let buffer_bytes = 16 << 10;
-        let mut seen = 0;
-        for tensor in folder.tensors().filter(|tensor| tensor.info.shape.len() == 2) {
-            let group_bytes = tensor.info.shape[1] * tensor.info.dtype.size_bytes() * PANEL_ROWS;
-            for part in parts(tensor, buffer_bytes).filter(|_| group_bytes <= buffer_bytes) {
-                let end = part.offset_bytes + part.len_bytes;
-                assert!(end == tensor.len_bytes() || end.is_multiple_of(group_bytes));
-                seen += 1;
-            }
-        }
-        assert!(seen > 2);
-    }
-
-    #[test]
-    fn nothing_is_read_beyond_the_buffers() {
-        let folder = golden("gqa-f32");
-        let all = folder
-            .tensors()
-            .flat_map(|tensor| parts(tensor, FEW.buffer_bytes))
-            .count();
-        folder.read_within(
-            FEW,
-            |_| true,
-            |mut pieces| {
-                let waiting = |pieces: &Pieces<'_>| pieces.shared.state().waiting.len();
-                let held = [pieces.next().unwrap().unwrap(), pieces.next().unwrap().unwrap()];
-                assert_eq!(waiting(&pieces), all - FEW.buffers);
-                drop(held);
-                assert_eq!(pieces.by_ref().map(Result::unwrap).count(), all - FEW.buffers);
-            },
-        );
-    }
-
-    #[test]
-    fn reading_ends_with_who_takes_it() {
-        let folder = golden("gqa-f32");
-        let left = folder.read_within(
-            FEW,
-            |_| true,
-            |mut pieces| {
-                let piece = pieces.next().unwrap().unwrap();
-                let shared = pieces.shared;
-                drop(pieces);
-                drop(piece);
-                shared.state().waiting.len()
-            },
-        );
-        assert!(left > 0, "the call returned and not all was read");
-    }
-
-    #[test]
-    fn file_that_got_shorter_is_an_error_that_names_it() {
-        let scratch = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(golden_path("gqa-f32")).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, scratch.path().join(path.file_name().unwrap())).unwrap();
-        }
-        let weights = scratch.path().join("model.safetensors");
-        let folder = ModelFolder::open(scratch.path()).unwrap();
-        let len_bytes = fs::metadata(&weights).unwrap().len();
-        let file = File::options().write(true).open(&weights).unwrap();
-        file.set_len(len_bytes / 2).unwrap();
-        let read = folder.read_ahead(|mut pieces| pieces.try_for_each(|piece| piece.map(drop)));
-        let error = read.unwrap_err();
-        assert!(
-            matches!(&error, ModelError::Shrunk { path, len_bytes: before } if *path == weights && *before as u64 == len_bytes),
-            "{error}"
-        );
-    }
-}
+mod tests;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, KvSlab, KvSpace, Level, LogitEdits, MemoryPlan,
-    ModelFolder, ModelLoader, ModelPlan, Precision, Sampling, SequenceOutput, SequenceStep, Step, StepLimits,
-    TensorInfo, TokenMask,
+    AllHere, BLOCK_TOKENS, CpuBackend, CpuThreads, DecoderModel, KvSlab, KvSpace, Level, LogitEdits,
+    MemoryPlan, ModelFolder, ModelLoader, ModelPlan, Precision, Sampling, SequenceOutput, SequenceStep, Step,
+    StepLimits, TensorInfo, TokenMask,
 };
 
 /// The models of `tests/golden/make.py`: every family, every feature in a model of at least one dtype.
@@ -129,7 +129,7 @@ pub fn load_stages(path: &Path, ends: &[usize], options: Options) -> DecoderMode
         let weights = stage.weights().clone();
         let mut loader = ModelLoader::new(backend(options), stage, KV_SPACE).unwrap();
         let wants = |info: &TensorInfo| weights.has(&info.name);
-        folder.read_ahead_of(wants, |pieces| {
+        folder.read_ahead_of(wants, &AllHere, |pieces| {
             for piece in pieces.map(Result::unwrap) {
                 loader
                     .place(&piece.info.name, piece.offset_bytes, piece.bytes())
