@@ -46,6 +46,7 @@ use host::Host;
 pub use host::PrefetchRefusal;
 use kv::Pool;
 use loading::Stay;
+pub use loading::{LoadFiles, LoadProgress};
 use model::{Lease, Model, State};
 pub use shard::{Part, Shard, SplitNeeds};
 

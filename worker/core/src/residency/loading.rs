@@ -9,6 +9,7 @@ use std::time::Duration;
 use flotilla_protocol::fleet::LoadSource;
 use flotilla_protocol::request::KeepAlive;
 use flotilla_protocol::{ModelName, Moment};
+use serde::{Deserialize, Serialize};
 
 use super::fault::{LoadFailure, ModelFault};
 use super::model::{Ready, State};
@@ -45,6 +46,26 @@ enum Course {
     },
 }
 
+/// How far a load is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadProgress {
+    /// Bytes of the weights that have been placed.
+    pub placed_bytes: u64,
+    /// The files that they come from.
+    pub files: LoadFiles,
+}
+
+/// Where the files of a load are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadFiles {
+    /// On their way from another worker. The copy has time limits of its own, which count the tries of several
+    /// workers, and ends the load when it fails.
+    OnTheirWay,
+    /// All here, since then.
+    Here(Moment),
+}
+
 /// How a load advances.
 #[derive(Debug)]
 struct Watch {
@@ -52,6 +73,13 @@ struct Watch {
     since: Moment,
     bytes_then: u64,
     bytes: u64,
+}
+
+impl Watch {
+    /// Counts time and bytes from here on.
+    fn begin(&mut self, since: Moment) {
+        (self.since, self.bytes_then) = (since, self.bytes);
+    }
 }
 
 impl Loading {
@@ -94,18 +122,25 @@ impl Loading {
 }
 
 impl Residency {
-    /// So many bytes of a model's weights have been placed. A load that is not under way has ended meanwhile.
-    pub fn handle_load_progress(&mut self, now: Moment, model: &ModelName, placed_bytes: u64) {
+    /// A model's load is this far. One that is not under way has ended meanwhile.
+    pub fn handle_load_progress(&mut self, now: Moment, model: &ModelName, progress: LoadProgress) {
         let Some(limit) = self.settings.load_stall else {
             return;
         };
         let entry = self.models.get_mut(model);
-        if let Some(State::Loading(loading)) = entry.map(|entry| &mut entry.state) {
-            let watch = &mut loading.watch;
-            watch.bytes = placed_bytes;
-            if placed_bytes.saturating_sub(watch.bytes_then) >= limit.bytes_min {
-                (watch.since, watch.bytes_then) = (now, placed_bytes);
-            }
+        let Some(State::Loading(loading)) = entry.map(|entry| &mut entry.state) else {
+            return;
+        };
+        let (is_ending, watch) = (loading.is_ending(), &mut loading.watch);
+        watch.bytes = progress.placed_bytes;
+        if watch.bytes.saturating_sub(watch.bytes_then) >= limit.bytes_min {
+            watch.begin(now);
+        }
+        // What was told to end waits for no files.
+        match progress.files {
+            LoadFiles::OnTheirWay if !is_ending => watch.begin(now),
+            LoadFiles::Here(since) if !is_ending && since > watch.since => watch.begin(since),
+            LoadFiles::OnTheirWay | LoadFiles::Here(_) => {}
         }
     }
 

@@ -8,8 +8,8 @@ use flotilla_protocol::{ModelName, Moment, RequestId};
 use flotilla_worker_core::kv::KvBlock;
 use flotilla_worker_core::ledger::{DeviceIndex, PAGE_BYTES};
 use flotilla_worker_core::residency::{
-    Action, DeviceFault, Keep, LoadFailure, ModelNeeds, Residency, ResidencySettings, SplitNeeds,
-    UnloadReason, Unusable,
+    Action, DeviceFault, Keep, LoadFailure, LoadFiles, LoadProgress, ModelNeeds, Residency,
+    ResidencySettings, SplitNeeds, UnloadReason, Unusable,
 };
 
 pub(crate) fn broken(reason: &str) -> Unusable {
@@ -148,9 +148,13 @@ impl Bench {
     }
 
     pub(crate) fn progress(&mut self, model: &str, placed_bytes: u64) {
+        self.progress_of(model, placed_bytes, LoadFiles::Here(Moment::default()));
+    }
+
+    pub(crate) fn progress_of(&mut self, model: &str, placed_bytes: u64, files: LoadFiles) {
         let model = ModelName::new(model).unwrap();
-        self.residency
-            .handle_load_progress(self.now, &model, placed_bytes);
+        let progress = LoadProgress { placed_bytes, files };
+        self.residency.handle_load_progress(self.now, &model, progress);
     }
 
     pub(crate) fn order(&mut self, model: &str) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flotilla_protocol::ModelName;
-use flotilla_worker_core::residency::{LoadFailure, LoadStall, ResidencySettings, UnloadReason};
+use flotilla_worker_core::residency::{LoadFailure, LoadFiles, LoadStall, ResidencySettings, UnloadReason};
 
 use crate::bench::{Bench, broken};
 
@@ -156,6 +156,37 @@ fn a_load_that_advances_goes_on_however_long_it_takes() {
     assert_eq!(bench.actions(), [""; 0]);
     bench.loaded("a");
     assert_eq!(bench.actions(), ["lease r1 a", "lease r2 a"]);
+}
+
+#[test]
+fn a_load_whose_files_are_on_their_way_stalls_only_when_they_are_here() {
+    let mut bench = loading();
+    for _ in 0..10 {
+        bench.wait(9_999);
+        bench.progress_of("a", 5, LoadFiles::OnTheirWay);
+    }
+    assert_eq!(bench.actions(), [""; 0]);
+    // The last of them came just before it would have stalled.
+    bench.wait(9_990);
+    let here = LoadFiles::Here(bench.now);
+    bench.wait(9);
+    bench.progress_of("a", 6, here);
+    bench.wait(9_990);
+    bench.progress_of("a", 1_005, here);
+    assert_eq!(bench.actions(), [""; 0]);
+    bench.wait(1);
+    assert_eq!(bench.actions(), ["failed r1 1000", "failed r2 1000", "cancel a"]);
+}
+
+#[test]
+fn a_cancelled_load_has_to_end_in_time_even_if_its_files_still_come() {
+    let mut bench = loading();
+    bench.release_all(&["r1", "r2"]);
+    bench.want("r3", "a", None);
+    bench.wait(9_999);
+    bench.progress_of("a", 5, LoadFiles::OnTheirWay);
+    bench.wait(1);
+    assert_eq!(bench.actions(), ["cancel a", "failed r3 1000"]);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use flotilla_protocol::{ModelName, Moment, RequestId};
 use flotilla_worker_core::kv::KvReport;
 use flotilla_worker_core::ledger::{DeviceIndex, PAGE_BYTES};
 use flotilla_worker_core::residency::{
-    Action, DeviceFault, Keep, LoadFailure, LoadStall, ModelNeeds, Pin, Residency, ResidencySettings, Shard,
-    SplitNeeds, UnloadReason,
+    Action, DeviceFault, Keep, LoadFailure, LoadFiles, LoadProgress, LoadStall, ModelNeeds, Pin, Residency,
+    ResidencySettings, Shard, SplitNeeds, UnloadReason,
 };
 
 use crate::bench::broken;
@@ -264,7 +264,11 @@ impl World {
             let picked = index(pick, loads.len());
             let (model, placed_bytes) = &mut loads[picked];
             **placed_bytes += bytes;
-            self.residency.handle_load_progress(now, model, **placed_bytes);
+            let progress = LoadProgress {
+                placed_bytes: **placed_bytes,
+                files: LoadFiles::Here(Moment::default()),
+            };
+            self.residency.handle_load_progress(now, model, progress);
         }
     }
 
