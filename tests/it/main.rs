@@ -1,6 +1,7 @@
 //! Integration tests: real processes around a real nats-server.
 
 mod answers;
+mod arriving;
 mod bad_input;
 mod bad_models;
 mod bad_starts;

@@ -17,24 +17,24 @@ use flotilla_worker::describe;
 use futures_util::StreamExt;
 use serde_json::json;
 
-const MODEL: &str = "travels";
+pub(crate) const MODEL: &str = "travels";
 
 /// Where the model is, for whoever has it.
 fn source() -> ModelSource {
     ModelSource::Folder(PathBuf::from("/proc/self/cwd/weights").join(MODEL))
 }
 
-fn folder_of(fleet: &Fleet, worker: &str) -> PathBuf {
+pub(crate) fn folder_of(fleet: &Fleet, worker: &str) -> PathBuf {
     fleet.home(worker).join("weights").join(MODEL)
 }
 
 /// A dispatcher and as many workers without any models as are told, none of which has been asked for anything.
-async fn fleet_of(workers: usize) -> Result<Fleet> {
+pub(crate) async fn fleet_of(workers: usize) -> Result<Fleet> {
     fleet_with(workers, "worker.cpu.memory_bytes=1GiB").await
 }
 
 /// The same with a setting more.
-async fn fleet_with(workers: usize, setting: &str) -> Result<Fleet> {
+pub(crate) async fn fleet_with(workers: usize, setting: &str) -> Result<Fleet> {
     let empty = tempfile::tempdir()?;
     let fleet = Fleet::builder()
         .workers(workers)
@@ -49,7 +49,7 @@ async fn fleet_with(workers: usize, setting: &str) -> Result<Fleet> {
 }
 
 /// Writes a model for these workers and adds it to the catalog; returns the bytes of its weights.
-async fn give(fleet: &Fleet, model: &ModelFolderBuilder, workers: &[&str]) -> Result<u64> {
+pub(crate) async fn give(fleet: &Fleet, model: &ModelFolderBuilder, workers: &[&str]) -> Result<u64> {
     let first = folder_of(fleet, workers[0]);
     model.write(&first)?;
     for worker in &workers[1..] {
@@ -72,12 +72,12 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn wait_until_offered(fleet: &Fleet, holders: usize) -> Result<()> {
+pub(crate) async fn wait_until_offered(fleet: &Fleet, holders: usize) -> Result<()> {
     copies::wait_until_offered(&fleet.connection, &ModelName::new(MODEL)?, holders).await
 }
 
 /// What one worker answers.
-async fn answer_of(fleet: &Fleet, worker: &str) -> Result<Answer> {
+pub(crate) async fn answer_of(fleet: &Fleet, worker: &str) -> Result<Answer> {
     let body = json!({"prompt": "w2 w3 w5", "max_tokens": 12, "ignore_eos": true, "deadline_ms": 100_000});
     let question = Question::new(MODEL, body);
     let answer = fleet.ask_worker(&question, &WorkerId::new(worker)?).await?;
@@ -159,7 +159,7 @@ async fn other_files_under_the_same_path_are_never_taken_for_the_models() -> Res
 }
 
 /// Some 200 MB: long enough on the way to be interrupted.
-fn large() -> ModelFolderBuilder {
+pub(crate) fn large() -> ModelFolderBuilder {
     ModelFolderBuilder {
         hidden: 1536,
         layers: 6,
@@ -168,7 +168,7 @@ fn large() -> ModelFolderBuilder {
     }
 }
 
-async fn wait_for_a_third(fleet: &Fleet, bytes: u64) {
+pub(crate) async fn wait_for_a_third(fleet: &Fleet, bytes: u64) {
     let messages = bytes / (1 << 20) / 3;
     eventually("a third of it has been sent", async || {
         (relayed(fleet).await.ok()? > messages).then_some(())
@@ -195,7 +195,7 @@ async fn sender_that_is_killed_is_replaced_by_another_holder() -> Result<()> {
 }
 
 /// Which worker has the claim of the only copy.
-async fn sender(fleet: &Fleet) -> Option<usize> {
+pub(crate) async fn sender(fleet: &Fleet) -> Option<usize> {
     let sender = copies::sender(&fleet.connection).await?;
     sender.as_str().strip_prefix('w')?.parse().ok()
 }
@@ -253,7 +253,7 @@ async fn consumers(fleet: &Fleet) -> Result<usize> {
     Ok(count)
 }
 
-async fn wait_for_state(fleet: &Fleet, worker: &str, wanted: Option<&ModelState>) {
+pub(crate) async fn wait_for_state(fleet: &Fleet, worker: &str, wanted: Option<&ModelState>) {
     eventually(&format!("{MODEL} is {wanted:?} on {worker}"), async || {
         let workers = fleet.status().await.ok()?.workers;
         let found = workers

@@ -8,14 +8,21 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use flotilla_protocol::catalog::Quantize;
+use flotilla_protocol::weights::Root;
 
-/// The files of a model folder as they were at one moment, and what is made of them.
+/// The files of a model, and what is made of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FilesIdentity {
-    folder: PathBuf,
+    files: Files,
     quantize: Option<Quantize>,
-    /// Configuration, templates and weights, by name.
-    files: Vec<(PathBuf, FileIdentity)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Files {
+    /// Of a folder as it was at one moment: configuration, templates and weights, by name.
+    Folder(PathBuf, Vec<(PathBuf, FileIdentity)>),
+    /// Of this root, wherever they lie: their bytes were compared with it.
+    Root(Root),
 }
 
 /// What changes when a file is replaced or written.
@@ -38,11 +45,16 @@ impl FilesIdentity {
             _ => {}
         }
         files.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Self {
-            folder: folder.to_owned(),
+        let files = Files::Folder(folder.to_owned(), files);
+        Ok(Self { files, quantize })
+    }
+
+    /// Files whose bytes were compared with a root, or are before they count.
+    pub(crate) const fn of_root(root: Root, quantize: Option<Quantize>) -> Self {
+        Self {
+            files: Files::Root(root),
             quantize,
-            files,
-        })
+        }
     }
 }
 

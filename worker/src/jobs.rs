@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::CatalogEntry;
-use flotilla_weights::FetchProgress;
+use flotilla_weights::{Arrival, ArrivalError, FetchProgress};
 use flotilla_worker_core::residency::{Keep, ModelNeeds};
 use flotilla_worker_engine::{CpuImage, CpuThreads};
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep};
+use tracing::debug;
 
 use crate::engine::{
     Engine, EngineEnded, LoadFault, LoadWatch, LoadedModel, LoadedSimulated, PartPlace, SharedDevice, fetch,
@@ -25,7 +26,7 @@ use crate::engine::{
 };
 use crate::model::{OpenError, OpenedModel};
 use crate::simulated::SimulatedModelError;
-use crate::weights::{LocateError, Weights};
+use crate::weights::{Enough, LocateError, Weights};
 pub(crate) use inspection::{Inspected, Inspection, KnownText};
 
 /// How a job ended.
@@ -67,6 +68,11 @@ pub(crate) enum JobDone {
         model: ModelName,
         /// Their bytes, or why not.
         result: Result<u64, JobFault>,
+    },
+    /// Nothing more of a model's files comes: they are here, or its load says why not.
+    Arrived {
+        /// The model.
+        model: ModelName,
     },
     /// A model's weights were brought into host memory.
     Prefetched {
@@ -110,6 +116,12 @@ pub(crate) enum JobFault {
     /// The files are not here and cannot be brought here.
     #[error(transparent)]
     Locate(#[from] Box<LocateError>),
+    /// They were on their way.
+    #[error("the rest of the model's files does not come")]
+    Copy(#[from] ArrivalError),
+    /// They got another name while they were looked at.
+    #[error("the model's files are not where they were any more")]
+    Moved,
     /// The files cannot be looked at.
     #[error("the model's files cannot be looked at")]
     Files(#[source] io::Error),
@@ -235,13 +247,23 @@ pub(crate) async fn fetch_files(
     progress: FetchProgress,
 ) -> JobDone {
     let fetched = async {
-        let _located = weights.locate(&entry, &progress).await.map_err(Box::new)?;
+        let located = weights.locate(&entry, Enough::All, &progress).await;
+        let _located = located.map_err(Box::new)?;
         Ok(progress.bytes_total().unwrap_or(entry.facts.weights_bytes))
     };
     JobDone::Fetched {
         result: fetched.await,
         model: entry.name.clone(),
     }
+}
+
+/// Waits until nothing more of a model's files comes.
+pub(crate) async fn follow_arrival(model: ModelName, arrival: Arrival) -> JobDone {
+    if let Err(error) = arrival.whole().await {
+        // Whoever needs the files says so louder.
+        debug!(%model, %error, "a model's files did not come");
+    }
+    JobDone::Arrived { model }
 }
 
 /// Takes a model out of the engine, after this time.

@@ -13,6 +13,7 @@ mod files;
 mod fixture;
 mod hardware;
 mod identity;
+mod incoming;
 mod jobs;
 mod memory;
 mod model;

@@ -11,8 +11,8 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelFacts, ModelSource, ModelTas
 use flotilla_worker_core::kv::KvBlock;
 use flotilla_worker_core::residency::{ModelNeeds, SplitNeeds};
 use flotilla_worker_engine::{
-    BLOCK_TOKENS, EncoderConfig, EncoderPlan, MemoryPlan, ModelConfig, ModelError, ModelFolder, ModelKind,
-    ModelPlan, PAGE_BYTES, PlanError, Precision, SamplingDefaults, StepLimits,
+    BLOCK_TOKENS, EncoderConfig, EncoderPlan, Incoming, MemoryPlan, ModelConfig, ModelError, ModelFolder,
+    ModelKind, ModelPlan, PAGE_BYTES, PlanError, Precision, SamplingDefaults, StepLimits,
 };
 use thiserror::Error;
 
@@ -157,29 +157,32 @@ impl OpenedModel {
     /// Opens a folder for steps of up to these sizes, with weights of this precision. A step of a model that
     /// makes vectors takes texts of any requests, so it is bounded by its tokens alone, and holds the longest
     /// text. Reads files and takes up to seconds, less if the text side is known already, of the same files.
+    /// Weights may be on their way; their headers are waited for.
     ///
     /// # Errors
     /// [`OpenError`].
     pub(crate) fn open(
         folder: &Path,
+        incoming: &dyn Incoming,
         limits: StepLimits,
         quantize: Option<Quantize>,
         text: Option<Arc<ModelText>>,
     ) -> Result<Self, OpenError> {
         let precision = precision(quantize);
         match ModelKind::of(folder)? {
-            ModelKind::Decoder => Self::open_decoder(folder, limits, precision, text),
-            ModelKind::Encoder => Self::open_encoder(folder, limits, precision, text),
+            ModelKind::Decoder => Self::open_decoder(folder, incoming, limits, precision, text),
+            ModelKind::Encoder => Self::open_encoder(folder, incoming, limits, precision, text),
         }
     }
 
     fn open_decoder(
         path: &Path,
+        incoming: &dyn Incoming,
         limits: StepLimits,
         precision: Precision,
         text: Option<Arc<ModelText>>,
     ) -> Result<Self, OpenError> {
-        let folder = ModelFolder::open(path)?;
+        let folder = ModelFolder::open_incoming(path, incoming)?;
         let config = folder.config();
         let plan = MemoryPlan::new(config, folder.tensor_infos(), limits, precision)?;
         let text = match text {
@@ -202,11 +205,12 @@ impl OpenedModel {
 
     fn open_encoder(
         path: &Path,
+        incoming: &dyn Incoming,
         limits: StepLimits,
         precision: Precision,
         text: Option<Arc<ModelText>>,
     ) -> Result<Self, OpenError> {
-        let folder = ModelFolder::open_encoder(path)?;
+        let folder = ModelFolder::open_encoder_incoming(path, incoming)?;
         let config = folder.config();
         let batch_tokens_max = limits.batch_tokens_max.max(config.text_tokens_max);
         let limits = StepLimits {
@@ -333,6 +337,8 @@ const STEP_TEXTS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use flotilla_worker_engine::AllHere;
+
     use super::*;
     use crate::fixture::{demo_folder, demo_limits, encoder_folder};
 
@@ -364,7 +370,7 @@ mod tests {
 
     #[test]
     fn model_needs_room_for_the_keys_and_values_of_one_full_context() {
-        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None, None).unwrap();
+        let model = OpenedModel::open(&demo_folder("adder"), &AllHere, demo_limits(), None, None).unwrap();
         let needs = model.needs();
         let block = needs.kv_block.unwrap();
         assert!(block.tokens_on(needs.kv_pages_min) >= 128, "room for the context");
@@ -382,7 +388,7 @@ mod tests {
             (entry.facts.context_tokens_max, entry.facts.vocabulary_size),
             (40, 96)
         );
-        let model = OpenedModel::open(folder.path(), demo_limits(), None, None).unwrap();
+        let model = OpenedModel::open(folder.path(), &AllHere, demo_limits(), None, None).unwrap();
         let needs = model.needs();
         assert_eq!((needs.kv_pages_min, needs.kv_block), (0, None));
         assert!(needs.weights_pages >= 1 && needs.workspace_pages >= 1);

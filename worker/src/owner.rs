@@ -240,10 +240,10 @@ impl Owner {
 
     fn handle_due(&mut self) {
         let now = self.now();
-        for (model, placed_bytes) in self.models.loads_under_way() {
+        for (model, progress) in self.models.loads_under_way(self.origin) {
             self.desk
                 .residency_mut()
-                .handle_load_progress(now, model, placed_bytes);
+                .handle_load_progress(now, model, progress);
         }
         self.desk.handle_timeout(now);
     }

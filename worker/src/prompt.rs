@@ -180,13 +180,14 @@ fn invalid(param: &'static str, message: String) -> RequestError {
 #[cfg(test)]
 mod tests {
     use flotilla_protocol::{Encoding, ModelName};
+    use flotilla_worker_engine::AllHere;
 
     use super::*;
     use crate::fixture::{demo_folder, demo_limits};
     use crate::model::OpenedModel;
 
     fn prompt(body: &str) -> Result<Prompt, RequestError> {
-        let model = OpenedModel::open(&demo_folder("adder"), demo_limits(), None, None).unwrap();
+        let model = OpenedModel::open(&demo_folder("adder"), &AllHere, demo_limits(), None, None).unwrap();
         let name = ModelName::new("adder").unwrap();
         let request = InferenceRequest::decode(&name, Encoding::Json, body.as_bytes(), 1 << 20)?;
         let id = RequestId::new("a").unwrap();

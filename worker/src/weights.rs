@@ -3,6 +3,7 @@
 //! An entry's root decides what its files are. A worker that has the folder of an entry without a root reads it all and
 //! notes its root; from then on every worker takes files of that root and of no other, wherever they lie.
 
+mod arrivals;
 mod carrier;
 mod following;
 mod origin;
@@ -18,7 +19,7 @@ use flotilla_config::{Config, WorkerHub};
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::weights::Root;
 use flotilla_weights::{
-    Buffers, Exports, FetchProgress, FilesError, ImportError, Importer, KnownManifests, MakeError,
+    Arrival, ArrivalError, Buffers, Exports, FetchProgress, FilesError, Importer, KnownManifests, MakeError,
     ModelFiles, RateCap, Receiver, Registry, RegistryError, Relay, RelayError, Sender, Store, StoreError,
     StoredModel,
 };
@@ -34,6 +35,7 @@ use tracing::{info, warn};
 use crate::error::chain;
 use crate::identity::Identity;
 use crate::watch::Change;
+use arrivals::Arrivals;
 use carrier::Carrier;
 pub(crate) use origin::OriginError;
 
@@ -41,6 +43,7 @@ pub(crate) use origin::OriginError;
 #[derive(Debug, Clone)]
 pub(crate) struct Weights {
     importer: Importer,
+    arrivals: Arrivals,
     exports: Exports,
     catalog: Catalog,
     manifests: KnownManifests,
@@ -77,10 +80,22 @@ impl Sharing {
 
 /// The files of a model on this machine. They are not removed while the value lives.
 #[derive(Debug)]
-pub(crate) struct Located {
-    /// Where they are.
-    pub(crate) folder: PathBuf,
-    _stored: Option<StoredModel>,
+pub(crate) enum Located {
+    /// Of a folder that is believed to be the model's.
+    Folder(PathBuf),
+    /// A model of a store.
+    Stored(StoredModel),
+    /// A model that is on its way, and by now perhaps here.
+    Coming(Arrival),
+}
+
+/// How much of a model's files somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Enough {
+    /// All but weights: those are waited for when they are read.
+    Description,
+    /// Everything.
+    All,
 }
 
 /// Why weights are not shared.
@@ -110,13 +125,13 @@ pub(crate) enum LocateError {
         folder: PathBuf,
         root: Root,
         #[source]
-        source: ImportError,
+        source: ArrivalError,
     },
     #[error("the folder {folder} is not on this machine, and its files cannot be copied", folder = folder.display())]
     NotHere {
         folder: PathBuf,
         #[source]
-        source: ImportError,
+        source: ArrivalError,
     },
     #[error(transparent)]
     Origin(#[from] OriginError),
@@ -129,19 +144,39 @@ pub(crate) enum LocateError {
 }
 
 impl Located {
-    /// A folder that is believed to be the model's.
-    pub(crate) fn folder(folder: PathBuf) -> Self {
-        Self {
-            folder,
-            _stored: None,
+    /// Where they are now; `None` of those that do not come any more.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Folder(folder) => Some(folder.clone()),
+            Self::Stored(model) => Some(model.files().folder().to_owned()),
+            Self::Coming(arrival) => arrival.folder(),
         }
     }
 
-    /// A model of a store.
-    fn stored(model: StoredModel) -> Self {
-        Self {
-            folder: model.files().folder().to_owned(),
-            _stored: Some(model),
+    /// What they are, where their bytes were compared with it.
+    pub(crate) fn root(&self) -> Option<Root> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Stored(model) => Some(model.files().manifest().root()),
+            Self::Coming(arrival) => Some(arrival.root()),
+        }
+    }
+
+    /// What they come by.
+    pub(crate) const fn arrival(&self) -> Option<&Arrival> {
+        match self {
+            Self::Folder(_) | Self::Stored(_) => None,
+            Self::Coming(arrival) => Some(arrival),
+        }
+    }
+}
+
+impl Enough {
+    /// Waits for as much of what comes.
+    async fn of(self, arrival: &Arrival) -> Result<(), ArrivalError> {
+        match self {
+            Self::Description => arrival.described().await,
+            Self::All => arrival.whole().await.map(drop),
         }
     }
 }
@@ -207,6 +242,7 @@ impl Weights {
                 store: Store::open(data.join("models"), settings.store_max_bytes)?,
                 ask_timeout,
             },
+            arrivals: Arrivals::default(),
             exports,
             catalog,
             manifests: KnownManifests::open(data.join("manifests"))?,
@@ -232,19 +268,20 @@ impl Weights {
     }
 
     /// The files of a model of the catalog: its folder on this machine if it has the model's root, else a copy of the
-    /// root from the content store or from another worker, or a download from its hub. Takes as long as that does, and
-    /// tells meanwhile how far it is.
+    /// root from the content store or from another worker, or a download from its hub. Takes as long as it takes to
+    /// have enough of them, and tells meanwhile how far it is. What comes as a copy goes on coming after that.
     ///
     /// # Errors
     /// [`LocateError`].
     pub(crate) async fn locate(
         &self,
         entry: &CatalogEntry,
+        enough: Enough,
         progress: &FetchProgress,
     ) -> Result<Located, LocateError> {
         match &entry.source {
-            ModelSource::Folder(folder) => self.of_folder(entry, folder, progress).await,
-            ModelSource::Hub(model) => Ok(self.of_hub(entry, model, progress).await?),
+            ModelSource::Folder(folder) => self.of_folder(entry, folder, enough, progress).await,
+            ModelSource::Hub(model) => Ok(self.of_hub(entry, model, enough, progress).await?),
             ModelSource::Simulated { .. } => Err(LocateError::NoFiles),
         }
     }
@@ -253,33 +290,31 @@ impl Weights {
         &self,
         entry: &CatalogEntry,
         folder: &Path,
+        enough: Enough,
         progress: &FetchProgress,
     ) -> Result<Located, LocateError> {
         let Some(root) = entry.root else {
-            return Ok(Located::folder(folder.to_owned()));
+            return Ok(Located::Folder(folder.to_owned()));
         };
         let is_here = tokio::fs::try_exists(folder.join("config.json"))
             .await
             .unwrap_or(false);
         if is_here && self.manifest_of(folder).await?.root() == root {
-            return Ok(Located::folder(folder.to_owned()));
+            return Ok(Located::Folder(folder.to_owned()));
         }
-        let imported = self
-            .importer
-            .import_telling(root, None, progress)
-            .await
-            .map_err(|source| {
-                let folder = folder.to_owned();
-                match is_here {
-                    true => LocateError::OtherFiles { folder, root, source },
-                    false => LocateError::NotHere { folder, source },
-                }
-            })?;
+        let arrival = self.arrival(root);
+        progress.follow(arrival.progress());
+        enough.of(&arrival).await.map_err(|source| {
+            let folder = folder.to_owned();
+            match is_here {
+                true => LocateError::OtherFiles { folder, root, source },
+                false => LocateError::NotHere { folder, source },
+            }
+        })?;
         if is_here {
             warn!(model = %entry.name, folder = %folder.display(), %root, "the folder has other files than the catalog's model; a copy is used");
         }
-        self.exports.hold(Arc::clone(imported.model.files())).await;
-        Ok(Located::stored(imported.model))
+        Ok(Located::Coming(arrival))
     }
 
     /// The manifest of a folder, known or made now.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use flotilla_weights::{ArrivalError, ComingFiles, WaitError};
 use flotilla_worker_core::batch::{Batch, BatchSettings};
 use flotilla_worker_core::kv::KvSlab;
 use flotilla_worker_core::residency::Part;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::simulated::LoadedSimulated;
 use super::turns::SharedDevice;
+use crate::incoming::Waits;
 use crate::model::{OpenedModel, OpenedWeights};
 
 /// A model whose weights are in device memory.
@@ -58,6 +60,8 @@ pub(crate) struct LoadWatch {
     /// Ends the load before its time.
     pub(crate) cancel: CancellationToken,
     placed: Placed,
+    /// Its files, if they are on their way.
+    coming: Option<ComingFiles>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,11 +77,12 @@ enum Placed {
 }
 
 impl LoadWatch {
-    /// Of a load that begins; it ends with its parent, too.
-    pub(crate) fn child_of(parent: &CancellationToken) -> Self {
+    /// Of a load that begins, of files that may be on their way; it ends with its parent, too.
+    pub(crate) fn child_of(parent: &CancellationToken, coming: Option<ComingFiles>) -> Self {
         Self {
             cancel: parent.child_token(),
             placed: Placed::Counted(Arc::default()),
+            coming,
         }
     }
 
@@ -90,6 +95,7 @@ impl LoadWatch {
                 load_time,
                 weights_bytes,
             },
+            coming: None,
         }
     }
 
@@ -109,6 +115,21 @@ impl LoadWatch {
         }
     }
 
+    /// Its files, if they were on their way when it began.
+    pub(crate) const fn coming(&self) -> Option<&ComingFiles> {
+        self.coming.as_ref()
+    }
+
+    /// Waits for what nobody read of its files: a model is ready when all of its root is here.
+    fn wait_for_all(&self) -> Result<(), LoadFault> {
+        self.coming.as_ref().map_or(Ok(()), |coming| {
+            coming.wait_for_all(&self.cancel).map_err(|error| match error {
+                WaitError::Ended => LoadFault::Cancelled,
+                WaitError::Arrival(error) => LoadFault::Copy(error),
+            })
+        })
+    }
+
     fn add(&self, bytes: usize) {
         if let Placed::Counted(placed) = &self.placed {
             placed.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -125,6 +146,9 @@ pub(crate) enum LoadFault {
     /// The files.
     #[error("the weights cannot be read")]
     Read(#[from] ModelError),
+    /// Files that were on their way.
+    #[error("the rest of the model's files does not come")]
+    Copy(#[source] ArrivalError),
     /// Nobody waits for it any more, or the worker ends.
     #[error("the load was cancelled")]
     Cancelled,
@@ -142,10 +166,10 @@ pub(crate) fn fetch(
     let kv_space = KvSpace::NONE;
     let images = match &opened.weights {
         OpenedWeights::Decoder { folder, plan } => {
-            place(folder, MemoryPlan::clone(plan), kv_space, watch, threads)?.into_images()
+            place_all(folder, MemoryPlan::clone(plan), kv_space, watch, threads)?.into_images()
         }
         OpenedWeights::Encoder { folder, plan } => {
-            let encoder = place(folder, EncoderPlan::clone(plan), kv_space, watch, threads)?;
+            let encoder = place_all(folder, EncoderPlan::clone(plan), kv_space, watch, threads)?;
             encoder.into_image().map(|image| vec![image])
         }
     };
@@ -171,7 +195,7 @@ pub(crate) fn load(
             let (plan, kv_space) = (MemoryPlan::clone(plan), kv_space(slab, device_pages));
             let decoder = match image {
                 Some(image) => load_image(CpuBackend::new(Arc::clone(threads)), plan, image, kv_space)?,
-                None => place(folder, plan, kv_space, watch, threads)?,
+                None => place_all(folder, plan, kv_space, watch, threads)?,
             };
             let batch = Batch::new(batch_settings(&decoder, slab));
             let loaded = LoadedDecoder {
@@ -185,7 +209,7 @@ pub(crate) fn load(
             let (plan, kv_space) = (EncoderPlan::clone(plan), KvSpace::NONE);
             let encoder = match image {
                 Some(image) => load_image(CpuBackend::new(Arc::clone(threads)), plan, image, kv_space)?,
-                None => place(folder, plan, kv_space, watch, threads)?,
+                None => place_all(folder, plan, kv_space, watch, threads)?,
             };
             let step = encoder.plan().limits();
             let queue = TextQueue::new(TextLimits {
@@ -213,6 +237,7 @@ pub(crate) fn load_parts(
     let OpenedWeights::Decoder { folder, plan } = &opened.weights else {
         unreachable!("what makes vectors is never cut");
     };
+    let is_read = images.len() < places.len();
     let mut images = images.into_iter();
     let parts = places.iter().map(|PartPlace { part, device }| {
         let stage = plan.stage(part.first_layer as usize..part.range().end as usize);
@@ -227,6 +252,9 @@ pub(crate) fn load_parts(
         }
     });
     let mut decoder = DecoderModel::join(parts.collect::<Result<Vec<_>, LoadFault>>()?);
+    if is_read {
+        watch.wait_for_all()?;
+    }
     decoder.map_kv_slab(0).map_err(LoadError::from)?;
     let loaded = LoadedDecoder {
         batch: Batch::new(batch_settings(&decoder, PRIVATE_SLAB)),
@@ -236,7 +264,21 @@ pub(crate) fn load_parts(
     Ok(LoadedModel::Text(Box::new(loaded)))
 }
 
+/// The same as [`place`] of a model that is not in parts; ends when all of its files are here.
+fn place_all<C, P: ModelPlan>(
+    folder: &ModelFolder<C>,
+    plan: P,
+    kv_space: KvSpace,
+    watch: &LoadWatch,
+    threads: &Arc<CpuThreads>,
+) -> Result<P::Model<CpuBackend>, LoadFault> {
+    let model = place(folder, plan, kv_space, watch, threads)?;
+    watch.wait_for_all()?;
+    Ok(model)
+}
+
 /// Places all weights that a plan has of a folder, while what comes next is read. Reading begins before memory is mapped.
+/// Of files that are on their way, what has come is placed while the rest comes.
 fn place<C, P: ModelPlan>(
     folder: &ModelFolder<C>,
     plan: P,
@@ -246,7 +288,11 @@ fn place<C, P: ModelPlan>(
 ) -> Result<P::Model<CpuBackend>, LoadFault> {
     let weights = plan.weights().clone();
     let wants = |info: &TensorInfo| weights.has(&info.name);
-    folder.read_ahead_of(wants, |pieces| {
+    let end = watch.cancel.child_token();
+    let waits = Waits::new(watch.coming(), &end);
+    folder.read_ahead_of(wants, &waits, |pieces| {
+        // Whatever ends it, readers wait for nothing any more.
+        let _end_waits = end.clone().drop_guard();
         let mut loader = ModelLoader::new(CpuBackend::new(Arc::clone(threads)), plan, kv_space)?;
         for piece in pieces {
             if watch.cancel.is_cancelled() {

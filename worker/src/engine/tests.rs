@@ -1,5 +1,5 @@
 use flotilla_text::SpecialTokens;
-use flotilla_worker_engine::{CpuThreads, LogitBias, Penalties};
+use flotilla_worker_engine::{AllHere, CpuThreads, LogitBias, Penalties};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -9,6 +9,7 @@ use super::*;
 use crate::fixture::{demo_folder, demo_limits, encoder_folder};
 use crate::model::OpenedModel;
 
+mod coming;
 mod parts;
 mod shapes;
 
@@ -25,8 +26,8 @@ async fn loaded(kv_pages: u64) -> Loaded {
 async fn loaded_from(folder: &Path, kv_pages: u64) -> Loaded {
     let (engine, _ended) = Engine::start(0, Arc::new(CpuThreads::for_this_machine())).unwrap();
     engine.resize_kv(kv_pages).await.unwrap();
-    let opened = OpenedModel::open(folder, demo_limits(), None, None).unwrap();
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let opened = OpenedModel::open(folder, &AllHere, demo_limits(), None, None).unwrap();
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let model = ModelName::new("adder").unwrap();
     let in_memory = load(
         &opened,
@@ -46,7 +47,7 @@ async fn loaded_from(folder: &Path, kv_pages: u64) -> Loaded {
 }
 
 fn load_opened(opened: &OpenedModel) -> LoadedModel {
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let threads = Arc::new(CpuThreads::for_this_machine());
     load(opened, DEVICE_PAGES, None, &watch, &threads).unwrap()
 }
@@ -110,7 +111,7 @@ async fn model_that_comes_back_from_host_memory_answers_as_before_and_reads_no_f
     let loaded = loaded(4).await;
     let image = loaded.engine.unload(loaded.model.clone(), Keep::InHost).await;
     let image = image.unwrap().expect("weights can be kept on this device");
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let threads = Arc::new(CpuThreads::for_this_machine());
     let again = load(
         &loaded.opened,
@@ -129,7 +130,7 @@ async fn model_that_comes_back_from_host_memory_answers_as_before_and_reads_no_f
 #[tokio::test]
 async fn prefetched_weights_are_those_of_a_load() {
     let loaded = loaded(4).await;
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let threads = Arc::new(CpuThreads::for_this_machine());
     let image = fetch(&loaded.opened, &watch, &threads).unwrap();
     assert_eq!(watch.placed_bytes(), loaded.opened.weights_bytes() as u64);
@@ -419,8 +420,8 @@ async fn texts_that_cannot_run_are_told_why() {
 
 #[test]
 fn load_that_is_cancelled_ends_before_its_next_piece() {
-    let opened = OpenedModel::open(&demo_folder("adder"), demo_limits(), None, None).unwrap();
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let opened = OpenedModel::open(&demo_folder("adder"), &AllHere, demo_limits(), None, None).unwrap();
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     watch.cancel.cancel();
     let fault = load(
         &opened,
@@ -441,11 +442,11 @@ fn load_of_a_file_that_got_shorter_fails_and_names_it() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
     }
-    let opened = OpenedModel::open(folder.path(), demo_limits(), None, None).unwrap();
+    let opened = OpenedModel::open(folder.path(), &AllHere, demo_limits(), None, None).unwrap();
     let weights = folder.path().join("model.safetensors");
     let file = std::fs::File::options().write(true).open(&weights).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let threads = Arc::new(CpuThreads::for_this_machine());
     let fault = load(&opened, DEVICE_PAGES, None, &watch, &threads).unwrap_err();
     let LoadFault::Read(error) = fault else {

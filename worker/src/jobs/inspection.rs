@@ -5,19 +5,23 @@ use std::time::Duration;
 
 use flotilla_client::Catalog;
 use flotilla_protocol::ModelName;
-use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
-use flotilla_weights::FetchProgress;
+use flotilla_protocol::catalog::{CatalogEntry, ModelSource, Quantize};
+use flotilla_weights::{Arrival, ComingFiles, FetchProgress};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::StepLimits;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::{JobDone, JobFault};
+use crate::error::chain;
 use crate::files::FilesIdentity;
 use crate::hardware::{Hardware, HardwareKind};
+use crate::incoming::Waits;
 use crate::model::{ModelText, OpenedModel};
 use crate::simulated::{SimulatedModel, Simulation};
-use crate::weights::{Located, Weights};
+use crate::weights::{Enough, Located, Weights};
 
 /// A model to look at.
 #[derive(Debug)]
@@ -62,6 +66,8 @@ pub(crate) enum Inspected {
         opened: Arc<OpenedModel>,
         /// Which they are.
         identity: FilesIdentity,
+        /// How those come that are not here yet.
+        coming: Option<ComingFiles>,
         /// Keeps its files where they are until they have been read.
         _located: Located,
     },
@@ -91,6 +97,20 @@ impl Inspected {
         }
     }
 
+    /// How the files of one with weights come, if they were not all here.
+    pub(crate) fn coming(&self) -> Option<&ComingFiles> {
+        match self {
+            Self::Real { coming, .. } => coming.as_ref(),
+            Self::Simulated { .. } => None,
+        }
+    }
+
+    /// The same, as long as they come.
+    pub(crate) fn arrival(&self) -> Option<&Arrival> {
+        let arrival = self.coming().map(ComingFiles::arrival);
+        arrival.filter(|arrival| arrival.is_under_way())
+    }
+
     /// What requests need.
     pub(crate) fn text(&self) -> &Arc<ModelText> {
         match self {
@@ -100,7 +120,10 @@ impl Inspected {
     }
 }
 
-type Found = Result<(Arc<Inspected>, ModelNeeds), JobFault>;
+type Known = (Arc<Inspected>, ModelNeeds);
+type Found = Result<Known, JobFault>;
+/// Why files were not opened, and the files.
+type Unopened = Box<(JobFault, Files)>;
 
 impl Inspection {
     /// Looks at the model and counts what it needs.
@@ -142,34 +165,104 @@ impl Inspection {
     }
 }
 
+/// Files to look at, and how.
+#[derive(Debug)]
+struct Files {
+    located: Located,
+    coming: Option<ComingFiles>,
+    limits: StepLimits,
+    quantize: Option<Quantize>,
+    known: Option<KnownText>,
+}
+
 async fn inspect_files(
     entry: &CatalogEntry,
     limits: StepLimits,
     known: Option<KnownText>,
     weights: Option<(Weights, FetchProgress)>,
 ) -> Found {
-    let located = match (&entry.source, weights) {
-        (ModelSource::Simulated { .. }, _) => return Err(JobFault::NoWeights),
-        (_, Some((weights, progress))) => weights.locate(entry, &progress).await.map_err(Box::new)?,
-        (ModelSource::Folder(folder), None) => Located::folder(folder.clone()),
-        (ModelSource::Hub(_), None) => return Err(JobFault::NoStore),
+    let located = locate(entry, weights).await?;
+    let coming = located.arrival().cloned().map(ComingFiles::new);
+    let mut files = Files {
+        located,
+        coming,
+        limits,
+        quantize: entry.quantize,
+        known,
     };
-    let quantize = entry.quantize;
-    spawn_blocking(move || {
-        let folder = &located.folder;
-        let identity = FilesIdentity::of(folder, quantize).map_err(JobFault::Files)?;
-        let known = known.filter(|known| known.files == identity);
-        let opened = OpenedModel::open(folder, limits, quantize, known.map(|known| known.text))?;
-        let needs = opened.needs();
-        let opened = Arc::new(opened);
-        let inspected = Inspected::Real {
-            opened,
-            identity,
-            _located: located,
+    if let Some(arrival) = files.located.arrival().cloned() {
+        match files.look_early().await? {
+            Ok(found) => return Ok(found),
+            // The folder may have got its last name just now. What is wrong with the files is wrong when they are
+            // all here, too.
+            Err(failed) => {
+                let (error, rest) = *failed;
+                debug!(model = %entry.name, error = chain(&error), "files cannot be opened while they come");
+                files = rest;
+            }
+        }
+        arrival.whole().await?;
+    }
+    spawn_blocking(move || files.open(&CancellationToken::new()).map_err(|failed| failed.0)).await?
+}
+
+/// The files of a model, as far as a look at them needs.
+async fn locate(
+    entry: &CatalogEntry,
+    weights: Option<(Weights, FetchProgress)>,
+) -> Result<Located, JobFault> {
+    match (&entry.source, weights) {
+        (ModelSource::Simulated { .. }, _) => Err(JobFault::NoWeights),
+        (_, Some((weights, progress))) => {
+            let located = weights.locate(entry, Enough::Description, &progress).await;
+            Ok(located.map_err(Box::new)?)
+        }
+        (ModelSource::Folder(folder), None) => Ok(Located::Folder(folder.clone())),
+        (ModelSource::Hub(_), None) => Err(JobFault::NoStore),
+    }
+}
+
+impl Files {
+    /// Looks at what has come, and ends when nobody waits for that.
+    async fn look_early(self) -> Result<Result<Known, Unopened>, JoinError> {
+        let end = CancellationToken::new();
+        let _end = end.clone().drop_guard();
+        spawn_blocking(move || self.open(&end)).await
+    }
+
+    /// Opens the files as far as they are here, and waits for the headers of weights.
+    fn open(self, end: &CancellationToken) -> Result<Known, Unopened> {
+        match self.opened(end) {
+            Ok((opened, identity)) => {
+                let needs = opened.needs();
+                let inspected = Inspected::Real {
+                    opened: Arc::new(opened),
+                    identity,
+                    coming: self.coming,
+                    _located: self.located,
+                };
+                Ok((Arc::new(inspected), needs))
+            }
+            Err(error) => Err(Box::new((error, self))),
+        }
+    }
+
+    fn opened(&self, end: &CancellationToken) -> Result<(OpenedModel, FilesIdentity), JobFault> {
+        let folder = self.located.folder().ok_or(JobFault::Moved)?;
+        let identity = match self.located.root() {
+            Some(root) => FilesIdentity::of_root(root, self.quantize),
+            None => FilesIdentity::of(&folder, self.quantize).map_err(JobFault::Files)?,
         };
-        Ok((Arc::new(inspected), needs))
-    })
-    .await?
+        let known = self.known.as_ref().filter(|known| known.files == identity);
+        let text = known.map(|known| Arc::clone(&known.text));
+        let waits = Waits::new(self.coming.as_ref(), end);
+        let opened = OpenedModel::open(&folder, &waits, self.limits, self.quantize, text)?;
+        // A folder that gets its last name meanwhile seems to lack files that a model need not have.
+        match self.coming.is_none() || folder.try_exists().unwrap_or(false) {
+            true => Ok((opened, identity)),
+            false => Err(JobFault::Moved),
+        }
+    }
 }
 
 async fn inspect_simulated(

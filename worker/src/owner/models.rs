@@ -7,13 +7,15 @@ use std::time::Duration;
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::fleet::{LoadSource, WorkerState};
 use flotilla_protocol::{ModelName, Moment};
+use flotilla_weights::ComingFiles;
 use flotilla_worker_core::ledger::DeviceIndex;
 use flotilla_worker_core::residency::{
-    self, Action, Keep, LoadFailure, ModelNeeds, Pin, Shard, UnloadReason, Unusable,
+    self, Action, Keep, LoadFailure, LoadFiles, LoadProgress, ModelNeeds, Pin, Shard, UnloadReason, Unusable,
 };
 use flotilla_worker_engine::{CpuImage, CpuThreads};
 use thiserror::Error;
 use tokio::task::JoinError;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Owner;
@@ -24,8 +26,8 @@ use crate::error::chain;
 use crate::files::FilesIdentity;
 use crate::hardware::HardwareKind;
 use crate::jobs::{
-    Inspected, Inspection, JobDone, JobFault, Running, fetch_files, load_model, load_model_in_parts,
-    load_simulated, prefetch_model, resize_kv, unload_model,
+    Inspected, Inspection, JobDone, JobFault, Running, fetch_files, follow_arrival, load_model,
+    load_model_in_parts, load_simulated, prefetch_model, resize_kv, unload_model,
 };
 use crate::model::OpenedModel;
 use crate::simulated::HostTier;
@@ -51,10 +53,23 @@ pub(super) struct Models {
 }
 
 impl Models {
-    /// Each load under way, with the bytes that it has placed.
-    pub(super) fn loads_under_way(&self) -> impl Iterator<Item = (&ModelName, u64)> {
-        let loading = self.loading.iter();
-        loading.map(|(model, watch)| (model, watch.placed_bytes()))
+    /// Each load under way, with how far it is; `origin` is time zero.
+    pub(super) fn loads_under_way(
+        &self,
+        origin: Instant,
+    ) -> impl Iterator<Item = (&ModelName, LoadProgress)> {
+        let files = move |watch: &LoadWatch| match watch.coming().map(ComingFiles::ended_at) {
+            None => LoadFiles::Here(Moment::default()),
+            Some(None) => LoadFiles::OnTheirWay,
+            Some(Some(at)) => LoadFiles::Here(Moment::after_origin(at.saturating_duration_since(origin))),
+        };
+        self.loading.iter().map(move |(model, watch)| {
+            let progress = LoadProgress {
+                placed_bytes: watch.placed_bytes(),
+                files: files(watch),
+            };
+            (model, progress)
+        })
     }
 
     /// Notes of which files a model was made.
@@ -182,7 +197,7 @@ impl Owner {
         let engine = self.devices.engine(shards[0].device);
         let watch = match &*inspected {
             Inspected::Real { opened, .. } => {
-                let watch = LoadWatch::child_of(&self.cancel_loads);
+                let watch = LoadWatch::child_of(&self.cancel_loads, inspected.coming().cloned());
                 self.load_real(model.clone(), opened, shards, images, watch.clone());
                 watch
             }
@@ -300,7 +315,7 @@ impl Owner {
             unreachable!("a simulated device offers no host memory to residency");
         };
         info!(%model, "prefetching");
-        let watch = LoadWatch::child_of(&self.cancel_loads);
+        let watch = LoadWatch::child_of(&self.cancel_loads, inspected.coming().cloned());
         let opened = Arc::clone(opened);
         let (_, threads) = self.cpu_device(DeviceIndex::default());
         self.jobs.spawn(prefetch_model(model, opened, watch, threads));
@@ -341,8 +356,21 @@ impl Owner {
     pub(super) fn handle_job(&mut self, done: Result<JobDone, JoinError>) {
         let now = self.now();
         let done = done.expect("a job turns panics into reasons, and nobody aborts it");
-        if let JobDone::Inspected { model, .. } | JobDone::Fetched { model, .. } = &done {
-            self.fetches.end(model);
+        match &done {
+            JobDone::Inspected { model, result, .. } => {
+                match result.as_ref().map(|(found, _)| found.arrival()) {
+                    // Those who wait for the model are told of its files for as long as these come.
+                    Ok(Some(arrival)) => {
+                        self.jobs.spawn(follow_arrival(model.clone(), arrival.clone()));
+                    }
+                    Ok(None) | Err(_) => self.fetches.end(model),
+                }
+            }
+            JobDone::Fetched { model, .. } | JobDone::Arrived { model } => self.fetches.end(model),
+            JobDone::Loaded { .. }
+            | JobDone::Unloaded { .. }
+            | JobDone::KvTold { .. }
+            | JobDone::Prefetched { .. } => {}
         }
         match done {
             JobDone::Inspected {
@@ -365,7 +393,7 @@ impl Owner {
                 let kept = self.models.keep(&model, images);
                 self.desk.residency_mut().handle_unloaded(now, &model, kept);
             }
-            JobDone::KvTold { result: Ok(()) } => {}
+            JobDone::KvTold { result: Ok(()) } | JobDone::Arrived { .. } => {}
             JobDone::KvTold { result: Err(error) } => debug!(%error, "a pool was not resized"),
             JobDone::Prefetched { model, result } => self.handle_prefetched(&model, result),
             JobDone::Fetched { model, result } => {
@@ -392,7 +420,11 @@ impl Owner {
                 .ready
                 .insert(model.clone(), ReadyModel { text, engine });
         });
-        self.models.loading.remove(model);
+        let watch = self.models.loading.remove(model);
+        if let Some(watch) = watch.filter(|_| result.is_err()) {
+            let placed_bytes = watch.placed_bytes();
+            info!(%model, placed_bytes, "a load that ended early gives its memory back");
+        }
         self.desk
             .residency_mut()
             .handle_loaded(now, model, result, elapsed);

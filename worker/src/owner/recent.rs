@@ -40,6 +40,8 @@ const KEPT: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use flotilla_worker_engine::AllHere;
+
     use super::*;
     use crate::fixture::{demo_folder, demo_limits};
     use crate::model::OpenedModel;
@@ -48,7 +50,7 @@ mod tests {
     fn text_sides_of_the_last_models_are_kept() {
         let folder = demo_folder("adder");
         let files = FilesIdentity::of(&folder, None).unwrap();
-        let text = OpenedModel::open(&folder, demo_limits(), None, None)
+        let text = OpenedModel::open(&folder, &AllHere, demo_limits(), None, None)
             .unwrap()
             .text;
         let names: Vec<_> = (0..=KEPT)

@@ -11,8 +11,8 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::hub::HubModel;
 use flotilla_protocol::weights::{Claim, Generation, Root};
 use flotilla_weights::{
-    ComingModel, FetchProgress, HeldDownload, ImportError, MakeError, Registry, RegistryError, StoreError,
-    StoredModel, make_manifest,
+    ArrivalError, ComingModel, FetchProgress, HeldDownload, ImportError, MakeError, Registry, RegistryError,
+    StoreError, StoredModel, make_manifest,
 };
 use flotilla_weights_core::Manifest;
 use thiserror::Error;
@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep};
 use tracing::{info, warn};
 
-use super::{Located, StopOnDrop, Weights};
+use super::{Enough, Located, StopOnDrop, Weights};
 use crate::error::chain;
 
 /// Why a model of a hub is not here.
@@ -43,7 +43,7 @@ pub(crate) enum OriginError {
     Copy {
         root: Root,
         #[source]
-        source: ImportError,
+        source: ArrivalError,
     },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -61,7 +61,7 @@ enum InFleet {
     /// Nobody has offered it.
     Nowhere,
     /// Those who offer it do not send it.
-    NotSent(ImportError),
+    NotSent(ArrivalError),
 }
 
 impl Weights {
@@ -71,11 +71,12 @@ impl Weights {
         &self,
         entry: &CatalogEntry,
         model: &HubModel,
+        enough: Enough,
         progress: &FetchProgress,
     ) -> Result<Located, OriginError> {
         let origin = model.to_string();
         loop {
-            let found = self.in_fleet(entry, model, progress).await?;
+            let found = self.in_fleet(entry, model, enough, progress).await?;
             if let InFleet::Here(located) = found {
                 return Ok(located);
             }
@@ -103,22 +104,24 @@ impl Weights {
         &self,
         entry: &CatalogEntry,
         model: &HubModel,
+        enough: Enough,
         progress: &FetchProgress,
     ) -> Result<InFleet, OriginError> {
         let Some(root) = self.root_of(entry).await? else {
             return self.downloaded_before(entry, model).await;
         };
         loop {
-            match self.importer.import_telling(root, None, progress).await {
-                Ok(imported) => {
-                    self.exports.hold(Arc::clone(imported.model.files())).await;
-                    return Ok(InFleet::Here(Located::stored(imported.model)));
-                }
-                Err(ImportError::NoHolder { .. }) => return Ok(InFleet::Nowhere),
-                Err(error @ ImportError::Holders { .. }) => return Ok(InFleet::NotSent(error)),
-                // It comes in already, for another model of the same files or another process of this machine.
-                Err(ImportError::Store(StoreError::Busy { .. })) => sleep(LOOK_AGAIN).await,
-                Err(source) => return Err(OriginError::Copy { root, source }),
+            let arrival = self.arrival(root);
+            progress.follow(arrival.progress());
+            let Err(source) = enough.of(&arrival).await else {
+                return Ok(InFleet::Here(Located::Coming(arrival)));
+            };
+            match source.import() {
+                Some(ImportError::NoHolder { .. }) => return Ok(InFleet::Nowhere),
+                Some(ImportError::Holders { .. }) => return Ok(InFleet::NotSent(source)),
+                // Another process of this machine receives it already.
+                Some(ImportError::Store(StoreError::Busy { .. })) => sleep(LOOK_AGAIN).await,
+                Some(_) | None => return Err(OriginError::Copy { root, source }),
             }
         }
     }
@@ -256,7 +259,7 @@ impl Weights {
                 root: noted,
             }),
             // An entry that is gone by now wants nothing of them.
-            Some(_) | None => Ok(Located::stored(stored)),
+            Some(_) | None => Ok(Located::Stored(stored)),
         }
     }
 }

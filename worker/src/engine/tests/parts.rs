@@ -49,8 +49,8 @@ async fn in_parts(
     devices: &[&SharedDevice],
     kv_blocks: u64,
 ) -> Loaded {
-    let opened = OpenedModel::open(&demo_folder(folder), demo_limits(), None, None).unwrap();
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let opened = OpenedModel::open(&demo_folder(folder), &AllHere, demo_limits(), None, None).unwrap();
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let places = places(&opened, starts, devices, kv_blocks);
     let in_memory = load_parts(&opened, &places, Vec::new(), &watch).unwrap();
     let model = ModelName::new(folder).unwrap();
@@ -65,7 +65,7 @@ async fn in_parts(
 }
 
 async fn whole(folder: &str, engine: &Engine) -> Loaded {
-    let opened = OpenedModel::open(&demo_folder(folder), demo_limits(), None, None).unwrap();
+    let opened = OpenedModel::open(&demo_folder(folder), &AllHere, demo_limits(), None, None).unwrap();
     let model = ModelName::new(folder).unwrap();
     engine.resize_kv(4).await.unwrap();
     let loaded = load_opened(&opened);
@@ -144,7 +144,7 @@ async fn parts_that_were_kept_in_host_memory_come_back_and_read_no_file() {
     let images = loaded.engine.unload(loaded.model.clone(), Keep::InHost).await;
     let images = images.unwrap().expect("weights can be kept on these devices");
     assert_eq!(images.len(), 2);
-    let watch = LoadWatch::child_of(&CancellationToken::new());
+    let watch = LoadWatch::child_of(&CancellationToken::new(), None);
     let places = places(&loaded.opened, &[0, 1], &on, 16);
     let again = load_parts(&loaded.opened, &places, images, &watch).unwrap();
     assert_eq!(watch.placed_bytes(), 0);
