@@ -258,7 +258,7 @@ impl Import<'_> {
     async fn run(&mut self, mut holders: VecDeque<Holding>) -> Result<WorkerId, ImportError> {
         let (mut fruitless, mut tried) = (0, 0);
         let mut advanced = Instant::now();
-        let mut failed = None;
+        let (mut failed, mut is_claim_left) = (None, false);
         loop {
             let Some(holding) = holders.pop_front() else {
                 holders = self.next_round(tried, failed.take()).await?;
@@ -271,11 +271,11 @@ impl Import<'_> {
                 Err(last) => last,
             };
             warn!(root = %self.root, holder = %holding.worker, error = %last, "a holder did not send everything");
-            let claim_lasts = matches!(last, HolderFailure::ClaimLeft { .. })
-                && advanced.elapsed() < self.with.registry.expires_after * 2;
+            // Until the claim of one that died expires, no other may send, and the dead one is silent.
+            is_claim_left |= matches!(last, HolderFailure::ClaimLeft { .. });
             if self.copied_bytes + self.reused_bytes > before {
-                (fruitless, advanced) = (0, Instant::now());
-            } else if !claim_lasts {
+                (fruitless, advanced, is_claim_left) = (0, Instant::now(), false);
+            } else if !is_claim_left || advanced.elapsed() > self.with.registry.expires_after * 2 {
                 fruitless += 1;
             }
             if fruitless >= FRUITLESS_MAX {
