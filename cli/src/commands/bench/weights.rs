@@ -8,6 +8,7 @@
 mod copies;
 mod figures;
 mod flow;
+mod loads;
 mod model;
 mod relay;
 mod role;
@@ -127,7 +128,7 @@ async fn measure(
     memory: Option<&Path>,
 ) -> anyhow::Result<(Samples, Model)> {
     ensure_topology(connection, config).await?;
-    let threads = available_parallelism().context("cannot count the cores")?.get();
+    let threads = available_parallelism().context("cannot count the cores")?;
     output::note(&format!(
         "bench: a model of {} MiB in {}",
         arguments.mib,
@@ -155,6 +156,8 @@ async fn measure(
         segments.measure(&mut samples).await?;
         output::note("bench: copies between workers");
         copies.measure(&mut samples).await?;
+        output::note("bench: loads of a model that comes");
+        copies.measure_loads(threads, &mut samples).await?;
     }
     Ok((samples, model))
 }

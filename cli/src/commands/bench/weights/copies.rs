@@ -10,10 +10,9 @@ use flotilla_client::Connection;
 use flotilla_config::Nats;
 use flotilla_protocol::codec::decode_internal;
 use flotilla_protocol::weights::{CopyNews, Generation, SegmentSet};
-use flotilla_weights::{BUCKET, ImportError, Imported, ReceiveError, Registry, VerifiedSegment};
+use flotilla_weights::{Arrival, BUCKET, ImportError, Imported, ReceiveError, Registry};
 use futures_util::StreamExt;
 use futures_util::future::try_join_all;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -119,21 +118,19 @@ impl Copies<'_> {
     async fn resume(&self) -> anyhow::Result<f64> {
         let mut scene = self.scene(self.disk, 1).await?;
         let stopped = scene.receivers.pop().context("a receiver")?;
-        let (sink, mut verified) = mpsc::channel::<VerifiedSegment>(SINK_MAX);
         let (importer, root) = (stopped.importer.clone(), self.model.files.manifest().root());
+        let (arrival, announcer) = Arrival::begin(root);
         let importing = stopped
             .role
-            .run(async move { importer.import(root, Some(sink)).await });
+            .run(async move { importer.import_telling(root, &announcer).await });
         let half = async {
-            let mut bytes = 0;
-            while let Some(segment) = verified.recv().await {
-                bytes += segment.bytes.len() as u64;
-                if bytes >= self.model.files.manifest().bytes() / 2 {
-                    stopped.stop.cancel();
-                }
-            }
+            let half_bytes = self.model.files.manifest().bytes() / 2;
+            let followed = follow(&arrival, self.model, half_bytes).await;
+            stopped.stop.cancel();
+            followed
         };
-        let (imported, ()) = tokio::join!(importing, half);
+        let (imported, followed) = tokio::join!(importing, half);
+        followed?;
         match imported? {
             Err(ImportError::Receive(ReceiveError::Cancelled)) => {}
             Err(error) => return Err(error.into()),
@@ -144,7 +141,7 @@ impl Copies<'_> {
         let importer = next.importer.clone();
         let imported = next
             .role
-            .run(async move { importer.import(root, None).await })
+            .run(async move { importer.import(root).await })
             .await??;
         let resumed = ratio(imported.copied_bytes, self.model.files.manifest().bytes());
         drop((imported, next));
@@ -153,7 +150,7 @@ impl Copies<'_> {
     }
 
     /// A sender that offers the model, and receivers that have nothing.
-    async fn scene(&self, place: &Path, receivers: usize) -> anyhow::Result<Scene> {
+    pub(super) async fn scene(&self, place: &Path, receivers: usize) -> anyhow::Result<Scene> {
         let folder = place.join("copies");
         // What earlier measures have left to write would be written now.
         tokio::task::spawn_blocking(rustix::fs::sync).await?;
@@ -204,15 +201,15 @@ impl Copies<'_> {
 }
 
 /// Workers for one measurement.
-struct Scene {
+pub(super) struct Scene {
     sender: Worker,
-    receivers: Vec<Worker>,
+    pub(super) receivers: Vec<Worker>,
     folder: PathBuf,
 }
 
 impl Scene {
     /// Ends the workers, and waits until nothing of the copy is left.
-    async fn clear(self, connection: &Connection) -> anyhow::Result<()> {
+    pub(super) async fn clear(self, connection: &Connection) -> anyhow::Result<()> {
         self.sender.stop.cancel();
         drop(self.receivers);
         let registry = Registry::open(connection).await?;
@@ -239,26 +236,40 @@ struct Import {
 
 async fn import(worker: &Worker, model: &Model) -> anyhow::Result<Import> {
     let (importer, root) = (worker.importer.clone(), model.files.manifest().root());
-    let imported = worker.role.run(async move {
-        let (sink, mut verified) = mpsc::channel::<VerifiedSegment>(SINK_MAX);
-        let watching = async {
-            let mut times: Option<(Instant, Instant)> = None;
-            while verified.recv().await.is_some() {
-                let now = Instant::now();
-                times = Some((times.map_or(now, |(first, _)| first), now));
-            }
-            times
-        };
-        tokio::join!(importer.import(root, Some(sink)), watching)
-    });
-    let (imported, times) = imported.await?;
-    let imported = imported?;
-    let (first, last) = times.context("no segment arrived")?;
+    let (arrival, announcer) = Arrival::begin(root);
+    // The announcer goes with the import: a failure ends those who look on.
+    let importing = worker
+        .role
+        .run(async move { importer.import_telling(root, &announcer).await });
+    let watching = follow(&arrival, model, u64::MAX);
+    let (imported, times) = tokio::join!(importing, watching);
+    // Why it failed counts before that nobody could look on any more.
+    let imported = imported??;
+    let (first, last) = times?;
     Ok(Import {
         imported,
         first,
         last,
     })
+}
+
+/// Looks on until so many bytes are there, or all; says when the first segment was, and the last of them.
+async fn follow(arrival: &Arrival, model: &Model, bytes_max: u64) -> anyhow::Result<(Instant, Instant)> {
+    let manifest = model.files.manifest();
+    let (mut bytes, mut times) = (0, None);
+    for segment in manifest.segments() {
+        let file = Path::new(&manifest.files()[segment.file].path);
+        arrival
+            .there(file, segment.offset..segment.offset + segment.bytes)
+            .await?;
+        let now = Instant::now();
+        times = Some((times.map_or(now, |(first, _)| first), now));
+        bytes += segment.bytes;
+        if bytes >= bytes_max {
+            break;
+        }
+    }
+    times.context("a model has segments")
 }
 
 fn store(folder: &Path, receiver: usize) -> PathBuf {
@@ -274,8 +285,6 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 const RECEIVERS: usize = 4;
-/// Who takes verified segments in the benchmark does nothing with them.
-const SINK_MAX: usize = 4;
 const NEWS_MAX: Duration = Duration::from_secs(5);
 const CLEAR_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);

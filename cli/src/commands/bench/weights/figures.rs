@@ -25,6 +25,10 @@ pub(super) enum Measure {
     CopyDisk,
     CopyMemory,
     CopyFour,
+    ReadyAfterCopy,
+    ReadyWhileCopied,
+    FirstTokenAfterCopy,
+    FirstTokenWhileCopied,
     FirstSegment,
     VerifiedAfterSender,
     DoneAfterSender,
@@ -103,6 +107,10 @@ impl Measure {
             Self::CopyDisk => "copy 1 to 1, store on disk",
             Self::CopyMemory => "copy 1 to 1, store in memory",
             Self::CopyFour => "copy 1 to 4",
+            Self::ReadyAfterCopy => "ask to model ready, loaded after the copy",
+            Self::ReadyWhileCopied => "ask to model ready, placed while it is copied",
+            Self::FirstTokenAfterCopy => "ask to first token, loaded after the copy",
+            Self::FirstTokenWhileCopied => "ask to first token, placed while it is copied",
             Self::FirstSegment => "ask to first verified segment",
             Self::VerifiedAfterSender => "last segment verified after the sender's last put",
             Self::DoneAfterSender => "receiver done after the sender's last put, disk",
@@ -115,7 +123,9 @@ impl Measure {
     const fn moves_the_model(self) -> bool {
         !matches!(
             self,
-            Self::FirstSegment
+            Self::FirstTokenAfterCopy
+                | Self::FirstTokenWhileCopied
+                | Self::FirstSegment
                 | Self::VerifiedAfterSender
                 | Self::DoneAfterSender
                 | Self::DoneAfterSenderMemory
@@ -203,6 +213,14 @@ impl Samples {
             (
                 "copy_to_disk_vs_disk_write",
                 self.speed_over(Measure::CopyDisk, Measure::DiskWrite),
+            ),
+            (
+                "ready_while_copied_vs_after_copy",
+                self.speed_over(Measure::ReadyWhileCopied, Measure::ReadyAfterCopy),
+            ),
+            (
+                "first_token_while_copied_vs_after_copy",
+                self.speed_over(Measure::FirstTokenWhileCopied, Measure::FirstTokenAfterCopy),
             ),
             (
                 "copy_to_four_vs_one",

@@ -1,7 +1,7 @@
-//! A model of random bytes.
+//! A model of random weights.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context as _;
 use bytes::Bytes;
 use flotilla_weights::{ModelFiles, make_manifest};
-use serde_json::{Map, json};
+
+use super::super::engine::{Shape, WEIGHTS_FILE, write_weights};
 
 /// A model on disk and its weights in memory.
 pub(super) struct Model {
@@ -20,17 +21,14 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Writes one whose tensors have so many bytes together.
+    /// Writes one whose layers and embeddings have about so many bytes together.
     ///
     /// # Errors
     /// When files cannot be written or read.
-    pub(super) fn write(folder: &Path, mib: u32, threads: usize) -> anyhow::Result<Self> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let weights = folder.join("model.safetensors");
-        write_weights(&weights, mib).with_context(|| format!("cannot write {}", weights.display()))?;
-        let config = folder.join("config.json");
-        fs::write(&config, "{}").with_context(|| format!("cannot write {}", config.display()))?;
-        let manifest = make_manifest(folder, threads, &AtomicBool::new(false))?;
+    pub(super) fn write(folder: &Path, mib: u32, threads: NonZeroUsize) -> anyhow::Result<Self> {
+        write_weights(&shape(mib), folder, threads)?;
+        let weights = folder.join(WEIGHTS_FILE);
+        let manifest = make_manifest(folder, threads.get(), &AtomicBool::new(false))?;
         let bytes = fs::read(&weights).with_context(|| format!("cannot read {}", weights.display()))?;
         Ok(Self {
             files: Arc::new(ModelFiles::new(Arc::new(manifest), folder.to_owned())),
@@ -44,38 +42,21 @@ impl Model {
     }
 }
 
-fn write_weights(path: &Path, mib: u32) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    let (mut tensors, mut end) = (Map::new(), 0);
-    let parts = mib.div_ceil(TENSOR_MIB);
-    for part in 0..parts {
-        let begin = end;
-        let bytes = u64::from(TENSOR_MIB.min(mib - part * TENSOR_MIB)) << 20;
-        end += bytes;
-        tensors.insert(
-            format!("layers.{part}.weight"),
-            json!({"dtype": "U8", "shape": [bytes], "data_offsets": [begin, end]}),
-        );
+/// Embeddings of 64 MiB and layers of 32 MiB each, in bf16.
+fn shape(mib: u32) -> Shape {
+    let layers = mib.saturating_sub(EMBEDDINGS_MIB) / LAYER_MIB;
+    Shape {
+        name: "copied",
+        hidden: 1_024,
+        layers: layers as usize,
+        heads: 8,
+        kv_heads: 8,
+        intermediate: 4_096,
+        vocabulary: 32_768,
+        rope_theta: 10_000,
+        context_tokens: 1_024,
     }
-    let mut header = serde_json::to_vec(&tensors)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    let mut state = SEED;
-    let mut buffer = Vec::with_capacity(1 << 20);
-    for _ in 0..mib {
-        buffer.clear();
-        while buffer.len() < 1 << 20 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            buffer.extend_from_slice(&state.to_le_bytes());
-        }
-        file.write_all(&buffer)?;
-    }
-    file.sync_all()
 }
 
-/// As large as a matrix of a small model.
-const TENSOR_MIB: u32 = 24;
-const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+const EMBEDDINGS_MIB: u32 = 64;
+const LAYER_MIB: u32 = 32;
