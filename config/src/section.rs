@@ -235,8 +235,8 @@ section! {
             required(Whole { min: 1, max: 65_536_usize }, 64_u64);
 
         /// How long a load may go without advancing, in s on the wire; then it is given up. A load that
-        /// advances is never given up, however long it takes. Default 30 s: a disk that has to wake up, or a
-        /// network that has to find another way.
+        /// advances is never given up, however long it takes; while its files come from another worker, the limits
+        /// of the copy apply. Default 30 s: a disk that has to wake up, or a network that has to find another way.
         load_stall_timeout: Duration = "load_stall_timeout_s", required(Seconds { min: 1 }, 30_u64);
 
         /// How fast a load is at least while it counts as advancing, in bytes/s over `load_stall_timeout`.

@@ -3,12 +3,13 @@
 use anyhow::Result;
 use flotilla_protocol::admin::WorkerStatus;
 use flotilla_protocol::fleet::{FetchState, ModelState};
+use flotilla_tests::copies::copied_bytes;
 use flotilla_tests::{Fleet, Signal, eventually};
 use serde_json::json;
 
 use crate::weights::{
-    MODEL, answer_of, copied_bytes, fleet_with, folder_of, give, large, sender, wait_for_a_third,
-    wait_for_state, wait_until_offered,
+    MODEL, answer_of, fleet_of, fleet_with, folder_of, give, large, sender, wait_for_a_third, wait_for_state,
+    wait_until_offered,
 };
 
 async fn status_of(fleet: &Fleet, worker: &str) -> Option<WorkerStatus> {
@@ -58,7 +59,7 @@ fn placed_bytes(log: &str) -> Option<u64> {
 /// its memory comes back, and nothing of it is left in the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn load_whose_sender_dies_gives_its_memory_back_and_the_next_one_answers_alike() -> Result<()> {
-    let mut fleet = fleet_with(2, &[]).await?;
+    let mut fleet = fleet_of(2).await?;
     let bytes = give(&fleet, &large(), &["w0"]).await?;
     wait_until_offered(&fleet, 1).await?;
     let original = answer_of(&fleet, "w0").await?;
@@ -103,7 +104,7 @@ async fn load_whose_sender_dies_gives_its_memory_back_and_the_next_one_answers_a
 /// The copy goes on from another holder within the same load, which waits for longer than a load may stand still.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn load_goes_on_when_another_holder_takes_over_however_long_that_takes() -> Result<()> {
-    let fleet = fleet_with(3, &["worker.load_stall_timeout_s=2"]).await?;
+    let fleet = fleet_with(3, "worker.load_stall_timeout_s=2").await?;
     let bytes = give(&fleet, &large(), &["w0", "w1"]).await?;
     wait_until_offered(&fleet, 2).await?;
     let (copied, killed) = tokio::join!(answer_of(&fleet, "w2"), async {
@@ -130,7 +131,7 @@ async fn load_goes_on_when_another_holder_takes_over_however_long_that_takes() -
 /// with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn load_that_is_not_wanted_ends_while_its_files_come_and_the_next_goes_on_with_them() -> Result<()> {
-    let fleet = fleet_with(2, &[]).await?;
+    let fleet = fleet_of(2).await?;
     let bytes = give(&fleet, &large(), &["w0"]).await?;
     wait_until_offered(&fleet, 1).await?;
     let original = answer_of(&fleet, "w0").await?;
