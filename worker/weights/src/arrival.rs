@@ -124,6 +124,11 @@ impl Arrival {
         }
     }
 
+    /// Waits for the next news of it, of which several may be one; `false` when there is no more.
+    pub async fn news(&mut self) -> bool {
+        self.state.changed().await.is_ok()
+    }
+
     /// Waits until everything but weights is there: configuration, tokenizer, templates. The headers of files of
     /// weights are weights here, and come first of these.
     ///

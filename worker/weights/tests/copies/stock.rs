@@ -61,7 +61,7 @@ async fn stock_python_client_reads_the_segments_and_the_manifest_of_a_copy_under
     let (_folder, files) = model(0..24);
     a.exports.hold(Arc::clone(&files)).await;
     let (importer, wanted) = (b.importer.clone(), root(&files));
-    let importing = tokio::spawn(async move { importer.import(wanted, None).await });
+    let importing = tokio::spawn(async move { importer.import(wanted).await });
     eventually("a segment and the manifest lie in the relay", async || {
         (world.relay_subjects("M").await.len() >= 3).then_some(())
     })

@@ -17,9 +17,8 @@ use flotilla_config::Nats;
 use flotilla_protocol::event::Event;
 use flotilla_protocol::weights::Root;
 use flotilla_protocol::{Class, Encoding, ModelName};
-use flotilla_weights::VerifiedSegment;
+use flotilla_weights::Arrival;
 use serde_json::json;
-use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
 
 use self::cores::Halves;
@@ -197,19 +196,26 @@ async fn copy(
     }
     let worker = Worker::start(nats, "bench-flow", folder).await?;
     let importer = worker.importer.clone();
-    let (sink, mut verified) = mpsc::channel::<VerifiedSegment>(SINK_MAX);
+    let (mut arrival, announcer) = Arrival::begin(root);
+    // The announcer goes with the import, and the watching ends with it.
     let importing = worker
         .role
-        .run(async move { importer.import(root, Some(sink)).await });
+        .run(async move { importer.import_telling(root, &announcer).await });
     let index = copies.borrow().len();
     let watching = async {
-        while let Some(segment) = verified.recv().await {
-            let (now, mut copies) = (Instant::now(), copies.borrow_mut());
+        let mut first_bytes = 0;
+        while arrival.news().await {
+            let (now, here_bytes) = (Instant::now(), arrival.progress().bytes());
+            let mut copies = copies.borrow_mut();
             match copies.get_mut(index) {
-                None => copies.push(((now, now), 0.0)),
+                None if here_bytes == 0 => {}
+                None => {
+                    first_bytes = here_bytes;
+                    copies.push(((now, now), 0.0));
+                }
                 Some(((_, last), bytes)) => {
                     *last = now;
-                    *bytes += segment.bytes.len() as f64;
+                    *bytes = (here_bytes - first_bytes) as f64;
                 }
             }
         }
@@ -291,8 +297,6 @@ async fn stream(connection: &Connection, model: &ModelName, tokens: u32) -> anyh
 const TOKENS: u32 = 384;
 /// Below, a 99th percentile is one of them.
 const GAPS_MIN: usize = 200;
-/// Verified segments that wait to be counted.
-const SINK_MAX: usize = 8;
 const POLL: Duration = Duration::from_millis(50);
 /// Reading two models takes seconds.
 const ROOT_MAX: Duration = Duration::from_secs(60);
