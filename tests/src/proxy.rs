@@ -187,9 +187,11 @@ async fn connect(
         now = closed => now.map_or(Closing::Finish, |now| now.closing),
     };
     if closing == Closing::Reset {
-        for half in [&into_part, &into_server] {
+        for half in [into_part, into_server] {
             // One that is closed already cannot be broken.
             drop(half.as_ref().set_zero_linger());
+            // Dropped as it is, a half says goodbye first, which the other end may hear before the reset.
+            half.forget();
         }
     }
 }
