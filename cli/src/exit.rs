@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use flotilla_client::{CatalogError, ConnectError, ProfilesError, SubmitError};
 use flotilla_config::ConfigErrors;
+use flotilla_dispatcher::{DispatcherError, TopologyError};
 use flotilla_profile::BadProfile;
 use flotilla_protocol::IdError;
 use flotilla_protocol::event::{ErrorCode, RequestError};
@@ -75,6 +76,11 @@ impl Exit {
         }
         if cause.is::<BadProfile>() {
             return Some(Self::Refused);
+        }
+        if let Some(DispatcherError::Topology(error)) = cause.downcast_ref()
+            && matches!(**error, TopologyError::Unanswered { .. })
+        {
+            return Some(Self::Unreachable);
         }
         if let Some(WorkerError::Simulation(_)) = cause.downcast_ref() {
             return Some(Self::Usage);

@@ -7,7 +7,7 @@ use flotilla_client::Connection;
 use flotilla_config::Config;
 use flotilla_protocol::Epoch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
@@ -18,7 +18,7 @@ use crate::ground::Ground;
 use crate::lease::{Candidate, Kept, Lease};
 use crate::services::Ends;
 use crate::term::{Term, TermEnd};
-use crate::topology::{ensure_relay, ensure_topology};
+use crate::topology::{TopologyError, ensure_relay, ensure_topology};
 
 /// Runs a dispatcher until `shutdown` is cancelled. Makes the streams and buckets first. A leader that is
 /// asked to stop gives its lease back, so that a standby leads at once; requests and running work stay where
@@ -31,10 +31,11 @@ pub async fn run(
     connection: Connection,
     shutdown: CancellationToken,
 ) -> Result<(), DispatcherError> {
-    ensure_topology(&connection, config).await.map_err(Box::new)?;
     let ground = Ground::new(config, connection);
-    let ttl = config.dispatcher.lease_ttl;
-    let candidate = Candidate::open(&ground.connection, &ground.id, &ground.host, ttl).await?;
+    let candidate = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        candidate = prepare(&ground) => candidate?,
+    };
     let mut office = Office {
         process: shutdown.child_token(),
         ground,
@@ -44,6 +45,37 @@ pub async fn run(
     let ended = office.lead_whenever_possible(&candidate, &shutdown).await;
     office.close().await;
     ended
+}
+
+/// Makes the streams and buckets, and opens the lease. A server that goes away meanwhile is waited for, for a while:
+/// whoever starts everything at once starts some things too early.
+async fn prepare(ground: &Ground) -> Result<Candidate, DispatcherError> {
+    let mut backoff = Backoff::new();
+    let begun = Instant::now();
+    loop {
+        match try_prepare(ground).await {
+            Err(DispatcherError::Topology(error))
+                if is_unanswered(&error) && begun.elapsed() < PREPARE_MAX =>
+            {
+                warn!(error = chain(&*error), "the server does not answer yet");
+                backoff.pause().await;
+            }
+            prepared => return prepared,
+        }
+    }
+}
+
+async fn try_prepare(ground: &Ground) -> Result<Candidate, DispatcherError> {
+    let config = &ground.config;
+    ensure_topology(&ground.connection, config)
+        .await
+        .map_err(Box::new)?;
+    let ttl = config.dispatcher.lease_ttl;
+    Ok(Candidate::open(&ground.connection, &ground.id, &ground.host, ttl).await?)
+}
+
+fn is_unanswered(error: &TopologyError) -> bool {
+    matches!(error, TopologyError::Unanswered { .. })
 }
 
 /// What outlives a term.
@@ -164,6 +196,10 @@ async fn serve_term(
         }
     }
 }
+
+/// How long a dispatcher that starts waits for a server that does not answer: as long as one needs to read a large store.
+/// Then it ends, and whoever supervises it hears of it.
+const PREPARE_MAX: Duration = Duration::from_secs(30);
 
 fn lost(kept: Result<Kept, tokio::task::JoinError>) -> Result<TermEnd, DispatcherError> {
     match kept {

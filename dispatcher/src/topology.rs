@@ -87,7 +87,16 @@ pub enum TopologyError {
         #[source]
         source: CreateStreamError,
     },
-    /// The server refuses for another reason, or does not answer.
+    /// The server does not answer: it starts, or the connection to it broke.
+    #[error("no answer about {object}")]
+    Unanswered {
+        /// Which.
+        object: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// The server refuses for another reason.
     #[error("cannot make or change {object}")]
     Refused {
         /// What was wanted.
@@ -150,6 +159,10 @@ async fn ensure(connection: &Connection, wanted: StreamConfig) -> Result<(), Top
     let found = match connection.jetstream.get_stream(&object).await {
         Ok(stream) => stream.cached_info().config.clone(),
         Err(error) if is_missing(&error.kind()) => return create(connection, wanted).await,
+        Err(error) if error.kind() == GetStreamErrorKind::Request => {
+            let source = error.into();
+            return Err(TopologyError::Unanswered { object, source });
+        }
         Err(error) => {
             let source = error.into();
             return Err(TopologyError::Unreadable { object, source });
@@ -198,13 +211,15 @@ fn is_missing(kind: &GetStreamErrorKind) -> bool {
 
 fn refusal(object: String, bytes_max: i64, replicas: usize, source: CreateStreamError) -> TopologyError {
     let code = match source.kind() {
+        CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::Response => {
+            let source = source.into();
+            return TopologyError::Unanswered { object, source };
+        }
         CreateStreamErrorKind::JetStreamUnavailable => ErrorCode::JETSTREAM_NOT_ENABLED,
         CreateStreamErrorKind::JetStream(error) => error.error_code(),
         CreateStreamErrorKind::EmptyStreamName
         | CreateStreamErrorKind::InvalidStreamName
         | CreateStreamErrorKind::DomainAndExternalSet
-        | CreateStreamErrorKind::TimedOut
-        | CreateStreamErrorKind::Response
         | CreateStreamErrorKind::NotFound
         | CreateStreamErrorKind::ResponseParse => return TopologyError::Refused { object, source },
     };

@@ -1,11 +1,13 @@
 //! A dispatcher without workers: what it ends by itself, and how it hands over.
 
 use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit};
+use flotilla_config::Config;
 use flotilla_dispatcher::{DispatcherError, run};
 use flotilla_protocol::admin::QueueStatus;
 use flotilla_protocol::event::{ErrorCode, Failed};
 use flotilla_protocol::{Class, Encoding, ModelName};
-use flotilla_tests::PATIENCE;
+use flotilla_tests::{Flow, PATIENCE};
+use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,10 @@ struct Dispatcher {
 async fn start(server: &Server, id: &str) -> Dispatcher {
     let config = server.config(&[&format!("dispatcher.id={id}")]);
     let connection = Connection::open(&config.nats, id).await.unwrap();
+    start_with(config, connection)
+}
+
+fn start_with(config: Config, connection: Connection) -> Dispatcher {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     let task = tokio::spawn(async move { run(&config, connection, stop).await });
@@ -45,6 +51,28 @@ async fn leader(connection: &Connection) -> QueueStatus {
         }
     };
     timeout(PATIENCE, asked).await.expect("somebody leads")
+}
+
+/// Under chaos, dispatchers that started while the server went away ended with an error of ours.
+#[tokio::test]
+async fn dispatcher_that_starts_waits_for_a_server_that_does_not_answer() {
+    let server = Server::start();
+    let proxy = server.proxy().await;
+    let url = format!("nats.url={}", proxy.url());
+    let config = server.config(&["dispatcher.id=d0", "nats.request_timeout_ms=200", &url]);
+    let connection = Connection::open(&config.nats, "d0").await.unwrap();
+    let observer = server.connect().await;
+    let mut questions = observer.client.subscribe("$JS.API.STREAM.INFO.*").await.unwrap();
+    observer.client.flush().await.unwrap();
+    proxy.set_flows(Flow::Open, Flow::Stalled);
+    let dispatcher = start_with(config, connection);
+    for _ in 0..3 {
+        let asked = timeout(PATIENCE, questions.next()).await.unwrap();
+        assert!(asked.is_some(), "it asks again and again");
+    }
+    proxy.heal();
+    assert_eq!(leader(&observer).await.dispatcher, "d0");
+    dispatcher.stop().await;
 }
 
 async fn error_code(connection: &Connection, body: &'static str) -> ErrorCode {

@@ -31,9 +31,13 @@ impl Server {
         Connection::open(&self.config(&[]).nats, "test").await.unwrap()
     }
 
+    pub(crate) async fn proxy(&self) -> Proxy {
+        Proxy::start(self.0.port()).await.unwrap()
+    }
+
     /// A connection with a proxy between.
     pub(crate) async fn connect_through_proxy(&self) -> (Connection, Proxy) {
-        let proxy = Proxy::start(self.0.port()).await.unwrap();
+        let proxy = self.proxy().await;
         let config = self.config(&[&format!("nats.url={}", proxy.url())]);
         (Connection::open(&config.nats, "test").await.unwrap(), proxy)
     }
