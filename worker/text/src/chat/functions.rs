@@ -28,9 +28,13 @@ pub(crate) fn register(environment: &mut Environment<'static>) {
     environment.add_filter("indent", indent);
 }
 
-/// The function `strftime_now` for a moment.
+/// The function `strftime_now` for a moment, with a bound on the format: one call is one step whatever it writes.
 pub(crate) fn strftime_now(now: SystemTime) -> Value {
     Value::from_function(move |format: &str| {
+        if format.len() > DATE_FORMAT_BYTES_MAX {
+            let detail = format!("a date's format of more than {DATE_FORMAT_BYTES_MAX} bytes is not allowed");
+            return Err(Error::new(ErrorKind::InvalidOperation, detail));
+        }
         strftime(now, format).map_err(|source| {
             Error::new(ErrorKind::InvalidOperation, "the date cannot be shown").with_source(source)
         })
@@ -72,3 +76,6 @@ pub(crate) fn checked_width(width: usize) -> Result<usize, Error> {
 
 /// Spaces per level that a filter may ask for.
 const INDENT_MAX: usize = 64;
+
+/// Formats in use have some 10 bytes.
+const DATE_FORMAT_BYTES_MAX: usize = 256;
