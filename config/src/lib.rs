@@ -20,11 +20,12 @@ pub use config::{Config, ConfigFile, LoadOptions};
 pub use fault::{ConfigErrors, Fault, Problem};
 pub use report::{Report, ReportedSetting, ReportedValue};
 pub use rule::{
-    KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Storage, WorkerEngine, parse_bytes,
+    INBOX_PREFIX, KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Storage, WorkerEngine,
+    parse_bytes,
 };
 pub use secret::Secret;
 pub use section::{
-    Dispatcher, DispatcherCorrection, DispatcherPolicy, DispatcherPredictor, Log, Nats, NatsTls, Worker,
-    WorkerCpu, WorkerHub, WorkerSimulated, WorkerWeights,
+    Dispatcher, DispatcherCorrection, DispatcherHttp, DispatcherPolicy, DispatcherPredictor, Log, Nats,
+    NatsTls, Worker, WorkerCpu, WorkerHttp, WorkerHub, WorkerSimulated, WorkerWeights,
 };
 pub use source::Source;

@@ -11,11 +11,13 @@ use crate::{Problem, Secret};
 
 mod profile_files;
 mod repos;
+mod sockets;
 
 pub use profile_files::ProfileFile;
 pub(crate) use profile_files::ProfileFiles;
 pub use repos::RepoPattern;
 pub(crate) use repos::{RepoPatterns, WebAddress};
+pub(crate) use sockets::SocketAddress;
 
 /// How long an idle model stays resident after its last lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +176,27 @@ impl Rule for Name {
         Ok(name.to_owned())
     }
 }
+
+/// First token of the subjects of answers.
+pub(crate) struct Inbox;
+
+impl Rule for Inbox {
+    type Out = String;
+    const WORDING: Wording = Wording::Text;
+
+    fn parse(&self, value: &Value) -> Result<String, Problem> {
+        let name = Name { chars_max: 64 }.parse(value)?;
+        if !name.starts_with(INBOX_PREFIX) {
+            let expected = format!("a name that begins with {INBOX_PREFIX}");
+            return Err(wrong_kind(&expected, value));
+        }
+        Ok(name)
+    }
+}
+
+/// How the subjects of answers begin. Services answer nowhere else, so that nobody can have them publish to a subject that
+/// the asker may not use.
+pub const INBOX_PREFIX: &str = "_INBOX";
 
 /// Addresses of servers of one cluster, separated by commas.
 pub(crate) struct Addresses;

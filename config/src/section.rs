@@ -1,15 +1,18 @@
 //! The sections and their settings: for each its unit, default and reason.
 
+mod http;
 mod policy;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::rule::{
-    Addresses, BYTES_MAX, Bytes, BytesInMemory, Choice, FilePath, Fraction, Hidden, KeepAliveSeconds, Millis,
-    Name, OneOf, ProfileFiles, RepoPatterns, Seconds, Switch, Text, WebAddress, Whole,
+    Addresses, BYTES_MAX, Bytes, BytesInMemory, Choice, FilePath, Fraction, Hidden, INBOX_PREFIX, Inbox,
+    KeepAliveSeconds, Millis, Name, OneOf, ProfileFiles, RepoPatterns, Seconds, Switch, Text, WebAddress,
+    Whole,
 };
 use crate::schema::{optional, required, section};
+pub use http::{DispatcherHttp, WorkerHttp};
 pub use policy::{DispatcherCorrection, DispatcherPolicy, DispatcherPredictor};
 
 use crate::{KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Secret, Storage, WorkerEngine};
@@ -34,6 +37,15 @@ section! {
         /// Password of `user`. Never shown.
         password: Option<Secret> = "password", optional(Hidden);
 
+        /// First part of the ids of requests that are made over this connection, 1 to 31 characters of
+        /// `[A-Za-z0-9_-]`; journals are then read through the dispatcher. For a user that the server lets read
+        /// `<namespace>.events.<owner>.*` and nobody else's. Unset: none, for users that may read any events.
+        owner: Option<String> = "owner", optional(Name { chars_max: 31 });
+
+        /// First token of the subjects on which this connection gets its answers, 1 to 64 characters of
+        /// `[A-Za-z0-9_-]`, beginning with `_INBOX`. Default `_INBOX`; a user with one of its own cannot read the answers of others.
+        inbox_prefix: String = "inbox_prefix", required(Inbox, INBOX_PREFIX);
+
         /// Token. Never shown. Unset: none; excludes the other credentials.
         token: Option<Secret> = "token", optional(Hidden);
 
@@ -48,7 +60,7 @@ section! {
         connect_timeout: Duration = "connect_timeout_ms", required(Millis { min: 1 }, 5_000_u64);
 
         /// How long the answer to a request or a publish may take, in ms on the wire. Default 5 s:
-        /// longer than the choice of a new stream leader.
+        /// longer than a busy server takes.
         request_timeout: Duration = "request_timeout_ms", required(Millis { min: 1 }, 5_000_u64);
 
         /// Copies of each stream and bucket: 1, 3 or 5. Default 1, all that a single server can keep.
@@ -126,6 +138,11 @@ section! {
         /// wire. Default 10 s: bounds how long a request rests when a dispatcher dies unseen.
         ack_wait: Duration = "ack_wait_ms", required(Millis { min: 1_000 }, 10_000_u64);
 
+        /// How often the request stream and the journals are compared with what the leader answers for, in ms on the
+        /// wire. Default 10 s. What nobody has answered for in three times `ack_wait_ms` is got out of the stream, or told
+        /// as lost.
+        reconcile_interval: Duration = "reconcile_interval_ms", required(Millis { min: 100 }, 10_000_u64);
+
         /// Requests pulled at once. Default 256: keeps one answer of the server under a few MiB.
         pull_batch_max: usize = "pull_batch_max",
             required(Whole { min: 1, max: 10_000_usize }, 256_u64);
@@ -144,7 +161,7 @@ section! {
         lease_ttl: Duration = "lease_ttl_ms", required(Millis { min: 1_000 }, 3_000_u64);
 
         /// Silence after which a worker counts as lost, in ms on the wire. Default 4 s: three of its
-        /// reports may go missing.
+        /// reports may go missing. One without a connection is lost after 7/12 of it, 2.3 s.
         worker_lost_after: Duration = "worker_lost_after_ms",
             required(Millis { min: 100 }, 4_000_u64);
 
@@ -152,8 +169,8 @@ section! {
         /// the request gets its next attempt elsewhere.
         assign_timeout: Duration = "assign_timeout_ms", required(Millis { min: 1 }, 2_000_u64);
 
-        /// Attempts that may end with the death of their worker; then the request is a dead letter.
-        /// Default 3.
+        /// Workers that may die with a request; then it is a dead letter. Default 3. Before the last of them
+        /// it runs alone, so that nobody becomes one for a neighbour's fault.
         strikes_max: u32 = "strikes_max", required(Whole { min: 1, max: 100_u32 }, 3_u64);
 
         /// How long nobody may listen to the events of a request with `cancel_on_disconnect`, in ms on the
@@ -170,6 +187,8 @@ section! {
         /// Default 600 s: a long generation on a slow device behind a cold load.
         infer_timeout: Duration = "infer_timeout_s", required(Seconds { min: 1 }, 600_u64);
     } with {
+        /// `[dispatcher.http]`.
+        http: DispatcherHttp;
         /// `[dispatcher.policy]`.
         policy: DispatcherPolicy;
     }
@@ -252,6 +271,8 @@ section! {
         weights: WorkerWeights;
         /// `[worker.hub]`.
         hub: WorkerHub;
+        /// `[worker.http]`.
+        http: WorkerHttp;
     }
 }
 

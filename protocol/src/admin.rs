@@ -117,7 +117,8 @@ pub enum Standing {
     Checking,
     /// It waits.
     Queued {
-        /// How it is doing: `in_time`, `given_up` (so that more of the others are in time) or `late`.
+        /// How it is doing: `in_time`, `given_up` (so that more of the others are in time) or `late`; `suspect` when it
+        /// was on a worker that died and is to run alone.
         line: String,
         /// Milliseconds until it has to start; negative when that is past. `None` without a target.
         slack_ms: Option<i64>,
@@ -240,6 +241,15 @@ pub struct WorkerStatus {
     pub report_age_ms: u64,
 }
 
+/// Body of a question to `replay.<request>`; the answer are messages of the journal, the last with status 204, or 404 when
+/// there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayRequest {
+    /// Sequence of the last entry that is known; 0 for all.
+    pub after: u64,
+}
+
 /// Body of `admin.cancel`; the answer is [`CancelReply`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -279,4 +289,44 @@ pub struct ResidencyRequest {
 pub struct ResidencyReply {
     /// The workers that were told and accepted.
     pub workers: Vec<WorkerId>,
+}
+
+/// Answer of `admin.reconciliation`: what was accepted against what is answered, as the leader found it. Counters begin
+/// with its term.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reconciliation {
+    /// Looks at the streams that came to their end.
+    pub rounds: u64,
+    /// Looks that did not.
+    pub rounds_failed: u64,
+    /// Milliseconds since the last one ended; `None` before the first.
+    pub last_round_age_ms: Option<u64>,
+    /// Messages in the request stream.
+    pub stream_messages: u64,
+    /// Of these, the ones that are still to be delivered for the first time.
+    pub pending_messages: u64,
+    /// Messages that were delivered and not acknowledged, by the server's count.
+    pub ack_pending_messages: u64,
+    /// Of these, the ones that were delivered more than once.
+    pub redelivered_messages: u64,
+    /// Messages that the leader answers for.
+    pub held_messages: u64,
+    /// Messages in the stream that are neither held nor still to be delivered: on their way, or stuck.
+    pub unaccounted_messages: u64,
+    /// Messages that were stuck, and were got out of the stream to be answered.
+    pub stuck_total: u64,
+    /// Requests that had an end and were not acknowledged.
+    pub ended_unacked_total: u64,
+    /// Messages that are held and gone from the stream: the requests are answered, unless the leader ends before.
+    pub gone_messages: u64,
+    /// Requests that were begun, have no end, and whose messages are gone: nobody will answer them.
+    pub lost_requests: u64,
+    /// All that were found to be lost, those that had an end after all included.
+    pub lost_total: u64,
+    /// Some of those that are lost.
+    pub lost: Vec<RequestId>,
+    /// Messages that the server said it would not deliver any more.
+    pub max_deliveries_total: u64,
+    /// Messages that somebody else took out of the stream.
+    pub terminated_total: u64,
 }

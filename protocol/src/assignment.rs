@@ -34,6 +34,10 @@ pub struct Assignment {
     /// request's model need room, they go before others that are idle.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evict_first: Vec<ModelName>,
+    /// It is to run with nothing beside it on the worker, as one of those that ran when a worker died. Written to the
+    /// journal with `accepted`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub alone: bool,
 }
 
 /// A worker's answer to an [`Assignment`].
@@ -44,6 +48,9 @@ pub enum AssignReply {
     Accepted {
         /// Last report before the request was taken: only newer ones can tell that it ended.
         report_seq: u64,
+        /// Which start of the worker answers; `None` of a worker that does not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        incarnation: Option<u64>,
     },
     /// The worker does not run it.
     Refused(Refusal),
@@ -53,7 +60,7 @@ pub enum AssignReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// No slot is free.
+    /// No slot is free; or a request runs alone, or the request is to run alone and another runs.
     #[error("no slot is free")]
     Full,
     /// The worker takes no new work.
@@ -124,6 +131,11 @@ pub enum AttemptEnd {
         /// The panic's message.
         message: String,
     },
+    /// The journal holds what no writer of ours makes, so that nobody can go on with the answer.
+    JournalBroken {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Ends a request wherever it is; from a client on `flotilla.cancel`, from the dispatcher to a worker.
@@ -161,6 +173,8 @@ pub enum Control {
     },
     /// Take no new work, finish or hand back, exit.
     Drain,
+    /// Report at once: nothing was heard of the worker for a while.
+    Report,
 }
 
 /// A worker's answer to a [`Control`].
@@ -174,4 +188,10 @@ pub enum ControlReply {
         /// Why.
         reason: String,
     },
+}
+
+/// Whether a flag says what its absence says.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+pub(crate) fn is_false(flag: &bool) -> bool {
+    !flag
 }

@@ -192,6 +192,9 @@ pub struct RunningRequest {
     pub prompt_tokens: u32,
     /// Tokens made so far, earlier attempts included.
     pub output_tokens: u32,
+    /// Whether it runs with nothing beside it, see [`crate::assignment::Assignment::alone`].
+    #[serde(default, skip_serializing_if = "crate::assignment::is_false")]
+    pub alone: bool,
 }
 
 /// One model on a worker.

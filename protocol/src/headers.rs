@@ -14,6 +14,10 @@ pub const WORKER: &str = "Flotilla-Worker";
 pub const STRIKES: &str = "Flotilla-Strikes";
 /// On `accepted`: which start of the worker wrote it, since one that died may come back under its name.
 pub const INCARNATION: &str = "Flotilla-Incarnation";
+/// On `accepted`: `true` when the attempt has its worker for itself; absent otherwise.
+pub const ALONE: &str = "Flotilla-Alone";
+/// On a request, an assignment and an event: the trace of whoever asked, see [`crate::TraceParent`].
+pub const TRACE_PARENT: &str = "traceparent";
 /// On a dead letter: why it is one, in words.
 pub const DEAD_REASON: &str = "Flotilla-Dead-Reason";
 /// On a dead letter: the request's id, where it had one.

@@ -77,6 +77,14 @@ fn check_token(kind: &'static str, text: &str, bytes_max: usize) -> Result<(), I
     }
 }
 
+/// One token, or two with a '.' between.
+fn check_owned_token(kind: &'static str, text: &str, bytes_max: usize) -> Result<(), IdError> {
+    check_length(kind, text, bytes_max)?;
+    let (owner, id) = text.split_once('.').unwrap_or((text, text));
+    check_token(kind, owner, bytes_max)?;
+    check_token(kind, id, bytes_max)
+}
+
 fn check_printable(kind: &'static str, text: &str, bytes_max: usize) -> Result<(), IdError> {
     check_length(kind, text, bytes_max)?;
     match text.chars().find(|c| c.is_control()) {
@@ -208,9 +216,14 @@ macro_rules! text_id {
 
 text_id! {
     /// Names one request for ever. The client chooses it; it is also the `Nats-Msg-Id` of the publish, the
-    /// last token of the journal's subject, and the only thing that a reader of the events must know, so it
-    /// should hold 128 random bits. At most 64 characters of `[A-Za-z0-9_-]`.
-    RequestId, "the request id", check_token, 64, 1
+    /// end of the journal's subject, and the only thing that a reader of the events must know, so it
+    /// should hold 128 random bits. At most 64 characters of `[A-Za-z0-9_-]`; an [`Owner`] and a '.' may stand before.
+    RequestId, "the request id", check_owned_token, 64, 1
+}
+text_id! {
+    /// Whose a request is, as far as the server's permissions go: the first of two tokens of its id, so that a user may be
+    /// allowed `flotilla.events.<owner>.*` and nobody else's. At most 31 characters of `[A-Za-z0-9_-]`.
+    Owner, "the owner", check_token, 31, 1
 }
 text_id! {
     /// Names one worker. At most 64 characters of `[A-Za-z0-9_-]`.
@@ -235,6 +248,12 @@ impl RequestId {
     #[must_use]
     pub fn from_random(bits: u128) -> Self {
         Self::unchecked(format!("{bits:032x}").into())
+    }
+
+    /// The same under an owner.
+    #[must_use]
+    pub fn from_random_of(owner: &Owner, bits: u128) -> Self {
+        Self::unchecked(format!("{owner}.{bits:032x}").into())
     }
 
     /// The seed of a request that names none: a hash (FNV-1a, 64 bit) of the id, so that every attempt of
@@ -335,10 +354,33 @@ mod tests {
 
     #[test]
     fn an_id_that_would_break_a_subject_is_refused() {
-        for bad in ["", "a.b", "a*", ">", "a b", "ü", &"x".repeat(65)] {
+        for bad in [
+            "",
+            "a*",
+            ">",
+            "a b",
+            "ü",
+            ".",
+            ".a",
+            "a.",
+            "a..b",
+            "a.b.c",
+            "a.*",
+            "a.>",
+            "*.a",
+            &"x".repeat(65),
+        ] {
             assert!(RequestId::new(bad).is_err(), "{bad:?}");
         }
         assert_eq!(RequestId::new("a-B_9").unwrap().as_str(), "a-B_9");
+        assert_eq!(RequestId::new("team-a.B_9").unwrap().as_str(), "team-a.B_9");
+    }
+
+    #[test]
+    fn random_ids_of_the_longest_owner_are_valid() {
+        let owner = Owner::new("o".repeat(Owner::BYTES_MAX)).unwrap();
+        let id = RequestId::from_random_of(&owner, u128::MAX);
+        assert_eq!(RequestId::new(id.as_str()).unwrap(), id);
     }
 
     #[test]

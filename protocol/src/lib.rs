@@ -18,8 +18,12 @@ pub mod profile;
 pub mod request;
 pub mod subject;
 pub mod time;
+pub mod trace;
 pub mod weights;
 
 pub use codec::{DecodeError, Encoding};
-pub use ids::{Attempt, Class, Epoch, IdError, ModelName, Namespace, RequestId, Strikes, Tenant, WorkerId};
+pub use ids::{
+    Attempt, Class, Epoch, IdError, ModelName, Namespace, Owner, RequestId, Strikes, Tenant, WorkerId,
+};
 pub use time::Moment;
+pub use trace::TraceParent;

@@ -161,7 +161,7 @@ impl Subjects {
     /// Every journal.
     #[must_use]
     pub fn journal_all(&self) -> String {
-        self.under(format_args!("journal.*"))
+        self.under(format_args!("journal.>"))
     }
 
     /// Where a client listens: what the journal stored is republished here, progress is published here.
@@ -170,10 +170,36 @@ impl Subjects {
         self.under(format_args!("events.{request}"))
     }
 
-    /// Destination of the journal's republish, in the server's template language.
+    /// All of [`Subjects::events`]: where the journal is republished to.
     #[must_use]
-    pub fn events_template(&self) -> String {
-        self.under(format_args!("events.{{{{wildcard(1)}}}}"))
+    pub fn events_all(&self) -> String {
+        self.under(format_args!("events.>"))
+    }
+
+    /// Asks the leading dispatcher to have the server send a request's journal, for those who may not ask the server.
+    #[must_use]
+    pub fn replay(&self, request: &RequestId) -> String {
+        self.under(format_args!("replay.{request}"))
+    }
+
+    /// The endpoint that serves all of [`Subjects::replay`].
+    #[must_use]
+    pub fn replay_all(&self) -> String {
+        self.under(format_args!("replay.>"))
+    }
+
+    /// Reads the request out of a subject of [`Subjects::replay`].
+    ///
+    /// # Errors
+    /// [`SubjectError`] when it is not `<namespace>.replay.<request>`.
+    pub fn parse_replay(&self, subject: &str) -> Result<RequestId, SubjectError> {
+        let shape = SubjectError::Shape {
+            expected: "<namespace>.replay.<request>",
+        };
+        let rest = subject
+            .strip_prefix(self.namespace.as_str())
+            .and_then(|rest| rest.strip_prefix(".replay."));
+        Ok(RequestId::new(rest.ok_or(shape)?)?)
     }
 
     /// Where a dead request is copied to.
@@ -335,7 +361,23 @@ mod tests {
     fn streams_are_upper_case_and_buckets_keep_the_namespace() {
         assert_eq!(subjects().requests_stream(), "FLOTILLA_REQUESTS");
         assert_eq!(subjects().bucket("models"), "flotilla_models");
-        assert_eq!(subjects().events_template(), "flotilla.events.{{wildcard(1)}}");
+    }
+
+    #[test]
+    fn request_of_an_owner_has_subjects_that_a_server_can_keep_for_the_owner() {
+        let request = RequestId::new("team-a.07").unwrap();
+        assert_eq!(subjects().events(&request), "flotilla.events.team-a.07");
+        assert_eq!(subjects().journal(&request), "flotilla.journal.team-a.07");
+        let replay = subjects().replay(&request);
+        assert_eq!(subjects().parse_replay(&replay).unwrap(), request);
+        for bad in [
+            "flotilla.replay.",
+            "flotilla.replay.*",
+            "flotilla.replay.a.b.c",
+            "other.replay.a",
+        ] {
+            assert!(subjects().parse_replay(bad).is_err(), "{bad}");
+        }
     }
 
     proptest! {

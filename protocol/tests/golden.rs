@@ -78,6 +78,7 @@ fn report() -> Report {
             model: model(),
             prompt_tokens: 9,
             output_tokens: 4,
+            alone: false,
         }],
         models: vec![
             ModelReport {
@@ -307,27 +308,63 @@ fn events_keep_their_shape() {
 fn fleet_messages_keep_their_shape() {
     golden("registration", &registration());
     golden("report", &report());
+    let mut alone = report();
+    alone.running[0].alone = true;
+    golden("report-alone", &alone);
+}
+
+#[test]
+fn what_was_reconciled_keeps_its_shape() {
+    let sample = Reconciliation {
+        rounds: 9,
+        last_round_age_ms: Some(120),
+        stream_messages: 5,
+        held_messages: 4,
+        stuck_total: 1,
+        lost_requests: 1,
+        lost_total: 1,
+        lost: vec![request()],
+        ..Reconciliation::default()
+    };
+    golden("admin-reconciliation", &sample);
 }
 
 #[test]
 fn assignments_and_their_answers_keep_their_shape() {
+    let assignment = Assignment {
+        request: request(),
+        attempt: Attempt(2),
+        strikes: Strikes(1),
+        epoch: Epoch(3),
+        class: Class::Interactive,
+        model: model(),
+        encoding: Encoding::Json,
+        body: bytes::Bytes::from_static(br#"{"prompt":"1+1="}"#),
+        queued_ms: 4,
+        deadline_in_ms: Some(1000),
+        evict_first: Vec::new(),
+        alone: false,
+    };
+    golden("assignment", &assignment);
+    let alone = Assignment {
+        alone: true,
+        ..assignment
+    };
+    golden("assignment-alone", &alone);
     golden(
-        "assignment",
-        &Assignment {
-            request: request(),
-            attempt: Attempt(2),
-            strikes: Strikes(1),
-            epoch: Epoch(3),
-            class: Class::Interactive,
-            model: model(),
-            encoding: Encoding::Json,
-            body: bytes::Bytes::from_static(br#"{"prompt":"1+1="}"#),
-            queued_ms: 4,
-            deadline_in_ms: Some(1000),
-            evict_first: Vec::new(),
+        "assign-reply-accepted",
+        &AssignReply::Accepted {
+            report_seq: 5,
+            incarnation: None,
         },
     );
-    golden("assign-reply-accepted", &AssignReply::Accepted { report_seq: 5 });
+    golden(
+        "assign-reply-accepted-incarnation",
+        &AssignReply::Accepted {
+            report_seq: 5,
+            incarnation: Some(77),
+        },
+    );
     for (name, refusal) in [
         ("full", Refusal::Full),
         ("draining", Refusal::Draining),
@@ -356,6 +393,12 @@ fn ends_of_attempts_keep_their_shape() {
             AttemptEnd::Fenced {
                 attempt: Attempt(3),
                 strikes: Strikes(1),
+            },
+        ),
+        (
+            "journal-broken",
+            AttemptEnd::JournalBroken {
+                reason: "a gap at 3".into(),
             },
         ),
         (
@@ -405,6 +448,7 @@ fn orders_keep_their_shape() {
     golden("control-prefetch", &Control::Prefetch { model: model() });
     golden("control-fetch", &Control::Fetch { model: model() });
     golden("control-drain", &Control::Drain);
+    golden("control-report", &Control::Report);
     golden("control-reply-accepted", &ControlReply::Accepted);
     golden(
         "control-reply-refused",

@@ -5,10 +5,11 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::subject::{decode_token, encode_token};
 use flotilla_protocol::weights::Root;
 use flotilla_protocol::{DecodeError, Encoding, ModelName};
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use thiserror::Error;
 use tracing::warn;
 
+use crate::bucket::{is_missing_bucket, newest_entry};
 use crate::connection::Connection;
 
 /// Why the catalog could not be read or written.
@@ -70,33 +71,39 @@ pub enum CatalogChange {
 #[derive(Debug, Clone)]
 pub struct Catalog {
     store: kv::Store,
+    connection: Connection,
 }
 
 impl Catalog {
     /// Opens the bucket.
     ///
     /// # Errors
-    /// [`CatalogError::NoBucket`].
+    /// [`CatalogError::NoBucket`], or [`CatalogError::Store`].
     pub async fn open(connection: &Connection) -> Result<Self, CatalogError> {
         let bucket = connection.subjects.bucket("models");
-        let store = connection.jetstream.get_key_value(&bucket).await;
+        let opened = connection.within(connection.jetstream.get_key_value(&bucket));
+        let opened = opened.await.map_err(|late| failed("open", "*", late))?;
+        let store = opened.map_err(|source| match is_missing_bucket(&source) {
+            true => CatalogError::NoBucket { bucket, source },
+            false => failed("open", "*", source),
+        })?;
         Ok(Self {
-            store: store.map_err(|source| CatalogError::NoBucket { bucket, source })?,
+            store,
+            connection: connection.clone(),
         })
     }
 
-    /// One model, or `None`.
+    /// One model as it is now, or `None`.
     ///
     /// # Errors
     /// [`CatalogError`].
     pub async fn entry(&self, model: &ModelName) -> Result<Option<CatalogEntry>, CatalogError> {
         let key = encode_token(model.as_str());
-        let value = self
-            .store
-            .get(&key)
-            .await
-            .map_err(|error| failed("read", model.as_str(), error))?;
-        value.map(|value| decode(&key, &value)).transpose()
+        let found = self
+            .done("read", model.as_str(), newest_entry(&self.store, &key))
+            .await?;
+        let found = found.filter(|found| found.operation == Operation::Put);
+        found.map(|found| decode(&key, &found.value)).transpose()
     }
 
     /// Every model, by name.
@@ -104,20 +111,11 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub async fn list(&self) -> Result<Vec<CatalogEntry>, CatalogError> {
-        let mut keys = self
-            .store
-            .keys()
-            .await
-            .map_err(|error| failed("list", "*", error))?;
+        let mut keys = self.done("list", "*", self.store.keys()).await?;
         let mut entries = Vec::new();
-        while let Some(key) = keys.next().await {
-            let key = key.map_err(|error| failed("list", "*", error))?;
-            if let Some(value) = self
-                .store
-                .get(&key)
-                .await
-                .map_err(|error| failed("read", &key, error))?
-            {
+        // What lists keys waits for the next one for ever.
+        while let Some(key) = self.done("list", "*", keys.next().map(Option::transpose)).await? {
+            if let Some(value) = self.done("read", &key, self.store.get(&key)).await? {
                 entries.push(decode(&key, &value)?);
             }
         }
@@ -134,7 +132,8 @@ impl Catalog {
         let body = Encoding::Json
             .encode(entry)
             .map_err(|error| failed("add", model.as_str(), error))?;
-        match self.store.create(encode_token(model.as_str()), body).await {
+        let created = self.store.create(encode_token(model.as_str()), body);
+        match self.answered("add", model.as_str(), created).await? {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
                 Err(CatalogError::Exists { model: model.clone() })
@@ -157,8 +156,9 @@ impl Catalog {
     ) -> Result<Option<Root>, CatalogError> {
         let key = encode_token(model.as_str());
         loop {
-            let found = self.store.entry(&key).await;
-            let found = found.map_err(|error| failed("read", model.as_str(), error))?;
+            let found = self
+                .done("read", model.as_str(), newest_entry(&self.store, &key))
+                .await?;
             let Some(found) = found.filter(|found| found.operation == Operation::Put) else {
                 return Ok(None);
             };
@@ -175,7 +175,8 @@ impl Catalog {
             };
             let body = Encoding::Json.encode(&entry);
             let body = body.map_err(|error| failed("identify", model.as_str(), error))?;
-            match self.store.update(&key, body, found.revision).await {
+            let updated = self.store.update(&key, body, found.revision);
+            match self.answered("identify", model.as_str(), updated).await? {
                 Ok(_) => return Ok(Some(root)),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
                 Err(error) => return Err(failed("identify", model.as_str(), error)),
@@ -192,10 +193,7 @@ impl Catalog {
             return Err(CatalogError::Unknown { model: model.clone() });
         }
         let key = encode_token(model.as_str());
-        self.store
-            .delete(key)
-            .await
-            .map_err(|error| failed("remove", model.as_str(), error))
+        self.done("remove", model.as_str(), self.store.delete(key)).await
     }
 
     /// Everything that is there, then every change. An entry that cannot be read is logged and skipped: one
@@ -205,10 +203,8 @@ impl Catalog {
     /// [`CatalogError`].
     pub async fn changes(&self) -> Result<impl Stream<Item = CatalogChange> + Unpin + use<>, CatalogError> {
         let watch = self
-            .store
-            .watch_with_history(">")
-            .await
-            .map_err(|error| failed("watch", "*", error))?;
+            .done("watch", "*", self.store.watch_with_history(">"))
+            .await?;
         Ok(watch
             .filter_map(|entry| {
                 std::future::ready(match entry {
@@ -220,6 +216,28 @@ impl Catalog {
                 })
             })
             .boxed())
+    }
+
+    /// What the server answers in time.
+    async fn answered<T>(
+        &self,
+        operation: &'static str,
+        model: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, CatalogError> {
+        let answer = self.connection.within(answer).await;
+        answer.map_err(|late| failed(operation, model, late))
+    }
+
+    /// What the server did in time.
+    async fn done<T, E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        operation: &'static str,
+        model: &str,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, CatalogError> {
+        let answer = self.answered(operation, model, answer).await?;
+        answer.map_err(|error| failed(operation, model, error))
     }
 }
 

@@ -4,17 +4,21 @@ use std::future::Future;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
 use async_nats::{Client, ConnectOptions, Event};
 use flotilla_config::Nats;
-use flotilla_protocol::Namespace;
 use flotilla_protocol::subject::Subjects;
+use flotilla_protocol::{IdError, Namespace, Owner};
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::version::{ServerVersion, VERSION_MIN};
@@ -54,10 +58,14 @@ pub enum ConnectError {
         source: crate::version::VersionError,
     },
     /// The server is known to lose work.
-    #[error("nats-server {version} is known to lose messages of work queues; install {VERSION_MIN} or newer")]
-    TooOld {
+    #[error(
+        "nats-server {version} is not trusted with work: {reason}; install {VERSION_MIN}, or 2.14.0 or newer"
+    )]
+    KnownBad {
         /// Its version.
         version: ServerVersion,
+        /// What it does.
+        reason: &'static str,
     },
     /// The server runs without JetStream.
     #[error("the server at {urls} has no JetStream; start nats-server with -js or a jetstream block")]
@@ -67,7 +75,10 @@ pub enum ConnectError {
     },
     /// The namespace is not one; the configuration checks the same rule.
     #[error("nats.namespace")]
-    Namespace(#[from] flotilla_protocol::IdError),
+    Namespace(#[source] IdError),
+    /// The owner is not one; the configuration checks the same rule.
+    #[error("nats.owner")]
+    Owner(#[source] IdError),
 }
 
 /// A connection with everything that hangs on it. Cheap to clone; all clones share one socket.
@@ -90,6 +101,8 @@ pub struct ConnectionParts {
     pub server: ServerVersion,
     /// Time limit of one request.
     pub request_timeout: Duration,
+    /// Whose requests are made over it; journals are then read through the dispatcher.
+    pub owner: Option<Owner>,
     link: watch::Receiver<Link>,
 }
 
@@ -97,6 +110,14 @@ pub struct ConnectionParts {
 #[derive(Debug, Error)]
 #[error("the connection broke before the answer")]
 pub struct Disconnected;
+
+/// No answer came in time. Whether what was asked is carried out, now or when the connection is back, is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no answer within {} ms", limit.as_millis())]
+pub struct Unanswered {
+    /// How long it was waited for.
+    pub limit: Duration,
+}
 
 /// How often the connection came back.
 #[derive(Debug, Clone, Copy, Default)]
@@ -138,7 +159,9 @@ impl Connection {
     }
 
     async fn open_with(nats: &Nats, name: &str, purpose: Purpose) -> Result<Self, ConnectError> {
-        let subjects = Subjects::new(Namespace::new(&nats.namespace)?);
+        let subjects = Subjects::new(Namespace::new(&nats.namespace).map_err(ConnectError::Namespace)?);
+        let owner = nats.owner.as_ref().map(Owner::new).transpose();
+        let owner = owner.map_err(ConnectError::Owner)?;
         let urls = nats.url.join(", ");
         let (told, link) = watch::channel(Link::default());
         let options = options(nats, name, told).await?;
@@ -163,6 +186,7 @@ impl Connection {
             subjects,
             server,
             request_timeout: nats.request_timeout,
+            owner,
             link,
         };
         Ok(Self {
@@ -192,6 +216,36 @@ impl Connection {
             biased;
             answer = answer => Ok(answer),
             () = lost => Err(Disconnected),
+        }
+    }
+
+    /// Waits for what the server does within one time limit, but not for ever. The limits of the client itself begin when a
+    /// question has left its queue, and that is full when the server has been away for long.
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    pub async fn within<T>(&self, answer: impl Future<Output = T>) -> Result<T, Unanswered> {
+        // One limit for the queue, one for the answer.
+        let limit = self.request_timeout * 2;
+        timeout(limit, answer).await.map_err(|_| Unanswered { limit })
+    }
+
+    /// Publishes to a stream and waits until it is stored.
+    ///
+    /// # Errors
+    /// [`PublishError`]; after `TimedOut` and `BrokenPipe` it may be stored all the same, now or when the connection is back.
+    pub async fn store(&self, subject: String, message: PublishMessage) -> Result<PublishAck, PublishError> {
+        let stored = self.answered(async {
+            let sent = self.jetstream.send_publish(subject, message).await;
+            sent?.await
+        });
+        match self.within(stored).await {
+            Ok(Ok(stored)) => stored,
+            Ok(Err(disconnected)) => {
+                let kind = PublishErrorKind::BrokenPipe;
+                Err(PublishError::with_source(kind, disconnected))
+            }
+            Err(late) => Err(PublishError::with_source(PublishErrorKind::TimedOut, late)),
         }
     }
 
@@ -241,8 +295,8 @@ fn check_server(client: &Client, urls: &str) -> Result<ServerVersion, ConnectErr
             version: info.version.clone(),
             source,
         })?;
-    if version < VERSION_MIN {
-        return Err(ConnectError::TooOld { version });
+    if let Some(reason) = version.distrust() {
+        return Err(ConnectError::KnownBad { version, reason });
     }
     if !info.jetstream {
         return Err(ConnectError::NoJetStream {
@@ -253,15 +307,16 @@ fn check_server(client: &Client, urls: &str) -> Result<ServerVersion, ConnectErr
 }
 
 async fn options(nats: &Nats, name: &str, link: watch::Sender<Link>) -> Result<ConnectOptions, ConnectError> {
-    let link = Arc::new(link);
+    let (link, overflows) = (Arc::new(link), Arc::new(Overflows::new()));
     let mut options = ConnectOptions::new()
         .name(nats.name.as_deref().unwrap_or(name))
         .connection_timeout(nats.connect_timeout)
         .request_timeout(Some(nats.request_timeout))
+        .custom_inbox_prefix(nats.inbox_prefix.clone())
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {
             link.send_modify(|link| link.note(&event));
-            log_event(event)
+            log_event(event, Arc::clone(&overflows))
         });
     if let (Some(user), Some(password)) = (&nats.user, &nats.password) {
         options = options.user_and_password(user.clone(), password.expose().to_owned());
@@ -308,12 +363,41 @@ fn reconnect_delay(tries: usize) -> Duration {
     }
 }
 
-async fn log_event(event: Event) {
+/// Messages that overflowing subscriptions have lost. Each of them is an event, and thousands may be lost at once.
+#[derive(Debug)]
+struct Overflows {
+    begun: Instant,
+    lost: AtomicU64,
+    /// In which period of time they were told of last; 0 for none.
+    told_in: AtomicU64,
+}
+
+impl Overflows {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            lost: AtomicU64::new(0),
+            told_in: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts one; how many there were, if it is time to tell.
+    fn count(&self) -> Option<u64> {
+        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        let period = 1 + self.begun.elapsed().as_secs() / OVERFLOWS_TOLD_EVERY_S;
+        let told_in = self.told_in.swap(period, Ordering::Relaxed);
+        (told_in != period).then_some(lost)
+    }
+}
+
+async fn log_event(event: Event, overflows: Arc<Overflows>) {
     match event {
         Event::Connected => info!("connected to nats"),
         Event::Disconnected => warn!("disconnected from nats"),
         Event::SlowConsumer(subscription) => {
-            warn!(subscription, "a subscription overflowed and lost messages")
+            if let Some(lost) = overflows.count() {
+                warn!(subscription, lost, "a subscription overflowed and lost messages");
+            }
         }
         Event::LameDuckMode => warn!("the nats server is shutting down"),
         Event::ServerError(error) => warn!(%error, "nats server error"),
@@ -345,6 +429,8 @@ const WEIGHTS: Purpose = Purpose {
     subscription_max: 64,
     ping_interval: Duration::from_secs(20),
 };
+/// Often enough to be seen in a log, and no flood.
+const OVERFLOWS_TOLD_EVERY_S: u64 = 5;
 /// Short against what clients notice, and a thousand parts make two thousand tries a second at most.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long an answer may take on a connection that has just come back.
@@ -358,6 +444,15 @@ mod tests {
     fn tries_to_connect_again_come_at_once_at_first_and_twice_a_second_later() {
         let pauses = [0, 1, 2, 3, 9, 10, 40, usize::MAX].map(|tries| reconnect_delay(tries).as_millis());
         assert_eq!(pauses, [0, 0, 2, 4, 256, 500, 500, 500]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lost_messages_are_counted_one_by_one_and_told_now_and_then() {
+        let overflows = Overflows::new();
+        assert_eq!(overflows.count(), Some(1));
+        assert_eq!((overflows.count(), overflows.count()), (None, None));
+        sleep(Duration::from_secs(OVERFLOWS_TOLD_EVERY_S)).await;
+        assert_eq!(overflows.count(), Some(4));
     }
 
     #[test]

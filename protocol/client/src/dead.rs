@@ -15,6 +15,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::time::timeout;
 
+use crate::bucket::is_missing_stream;
 use crate::connection::Connection;
 use crate::submit::{NewRequest, SubmitError, submit};
 
@@ -112,16 +113,21 @@ impl DeadLetters {
     /// Opens the stream.
     ///
     /// # Errors
-    /// [`DeadLettersError::NoStream`].
+    /// [`DeadLettersError::NoStream`], or [`DeadLettersError::Store`].
     pub async fn open(connection: &Connection) -> Result<Self, DeadLettersError> {
         let name = connection.subjects.dead_stream();
-        let stream = connection.jetstream.get_stream(&name).await;
-        Ok(Self {
-            connection: connection.clone(),
-            stream: stream.map_err(|error| DeadLettersError::NoStream {
+        let opened = connection.within(connection.jetstream.get_stream(&name)).await;
+        let opened = opened.map_err(|late| failed("open", late))?;
+        let stream = opened.map_err(|error| match is_missing_stream(&error) {
+            true => DeadLettersError::NoStream {
                 stream: name,
                 source: error.into(),
-            })?,
+            },
+            false => failed("open", error),
+        })?;
+        Ok(Self {
+            connection: connection.clone(),
+            stream,
         })
     }
 
@@ -140,10 +146,10 @@ impl DeadLetters {
             headers_only: true,
             ..pull::OrderedConfig::default()
         });
-        let consumer = consumer.await.map_err(|error| failed("list", error))?;
+        let consumer = self.done("list", consumer).await?;
         let total = consumer.cached_info().num_pending;
         let wanted = usize::try_from(total).unwrap_or(usize::MAX).min(letters_max);
-        let mut messages = consumer.messages().await.map_err(|error| failed("list", error))?;
+        let mut messages = self.done("list", consumer.messages()).await?;
         let mut letters = Vec::new();
         while letters.len() < wanted {
             let message = timeout(self.connection.request_timeout, messages.next()).await;
@@ -172,8 +178,8 @@ impl DeadLetters {
     /// # Errors
     /// [`DeadLettersError::Unknown`] and others.
     pub async fn read(&self, letter: u64) -> Result<(DeadLetter, Bytes), DeadLettersError> {
-        let message = self.stream.get_raw_message(letter).await;
-        let message = message.map_err(|error| match error.kind() {
+        let message = self.answered("read", self.stream.get_raw_message(letter));
+        let message = message.await?.map_err(|error| match error.kind() {
             LastRawMessageErrorKind::NoMessageFound => DeadLettersError::Unknown { letter },
             _ => failed("read", error),
         })?;
@@ -224,7 +230,10 @@ impl DeadLetters {
     /// # Errors
     /// [`DeadLettersError::Store`].
     pub async fn remove(&self, letter: u64) -> Result<(), DeadLettersError> {
-        match self.stream.delete_message(letter).await {
+        match self
+            .answered("remove", self.stream.delete_message(letter))
+            .await?
+        {
             Ok(_) => Ok(()),
             Err(error) => match self.read(letter).await {
                 Err(DeadLettersError::Unknown { .. }) => Ok(()),
@@ -238,8 +247,28 @@ impl DeadLetters {
     /// # Errors
     /// [`DeadLettersError::Store`].
     pub async fn purge(&self, model: Option<&ModelName>) -> Result<u64, DeadLettersError> {
-        let purged = self.stream.purge().filter(self.filter(model)).await;
-        Ok(purged.map_err(|error| failed("remove", error))?.purged)
+        let purge = self.stream.purge().filter(self.filter(model));
+        Ok(self.done("remove", purge.into_future()).await?.purged)
+    }
+
+    /// What the server answers in time.
+    async fn answered<T>(
+        &self,
+        operation: &'static str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, DeadLettersError> {
+        let answer = self.connection.within(answer).await;
+        answer.map_err(|late| failed(operation, late))
+    }
+
+    /// What the server did in time.
+    async fn done<T, E: Into<async_nats::Error>>(
+        &self,
+        operation: &'static str,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, DeadLettersError> {
+        let answer = self.answered(operation, answer).await?;
+        answer.map_err(|error| failed(operation, error))
     }
 
     fn filter(&self, model: Option<&ModelName>) -> String {

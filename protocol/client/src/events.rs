@@ -39,7 +39,7 @@ pub enum EventsError {
         request: RequestId,
         /// What the client says.
         #[source]
-        source: async_nats::SubscribeError,
+        source: async_nats::Error,
     },
     /// The client was closed.
     #[error("the connection was closed before {request} ended")]
@@ -51,7 +51,10 @@ pub enum EventsError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The journal no longer holds the whole answer: the stream has dropped its beginning for age or size.
-    #[error("the journal of {request} goes on at token {offset}, after {seen} tokens")]
+    #[error(
+        "the journal of {request} goes on at token {offset}, after {seen} tokens: the stream has dropped a part of it for size \
+         or age (nats.journal_max_bytes, nats.journal_max_age_s); `flotilla journal {request}` shows what it holds"
+    )]
     Incomplete {
         /// The request.
         request: RequestId,
@@ -72,6 +75,8 @@ pub struct Events {
     /// Sequence of the newest stored event that was delivered or lies in `repaired`.
     last_sequence: u64,
     repaired: VecDeque<Entry>,
+    /// Newest sequence that a live event told of.
+    heard_sequence: u64,
     /// Tokens delivered.
     tokens: u32,
     ended: bool,
@@ -85,14 +90,14 @@ impl Events {
     /// [`EventsError::Subscribe`].
     pub async fn subscribe(connection: &Connection, request: RequestId) -> Result<Self, EventsError> {
         let reconnects = connection.reconnects();
-        let live = connection
-            .client
-            .subscribe(connection.subjects.events(&request))
-            .await
-            .map_err(|source| EventsError::Subscribe {
-                request: request.clone(),
-                source,
-            })?;
+        let failed = |source| EventsError::Subscribe {
+            request: request.clone(),
+            source,
+        };
+        let subject = connection.subjects.events(&request);
+        let live = connection.within(connection.client.subscribe(subject)).await;
+        let live = live.map_err(|late| failed(late.into()))?;
+        let live = live.map_err(|error| failed(error.into()))?;
         let journal = Journal::new(connection);
         Ok(Self {
             request,
@@ -101,6 +106,7 @@ impl Events {
             reconnects,
             last_sequence: 0,
             repaired: VecDeque::new(),
+            heard_sequence: 0,
             tokens: 0,
             ended: false,
         })
@@ -148,8 +154,13 @@ impl Events {
 
     /// The next live message; `None` when something may be missing.
     async fn hear(&mut self) -> Result<Option<Message>, EventsError> {
+        // The journal is read from any of its copies, and one of several servers may lag behind the one that told of it.
+        let silence_max = match self.heard_sequence > self.last_sequence {
+            true => REPAIR_AGAIN_AFTER,
+            false => SILENCE_MAX,
+        };
         tokio::select! {
-            heard = timeout(SILENCE_MAX, self.live.next()) => match heard {
+            heard = timeout(silence_max, self.live.next()) => match heard {
                 Err(_) => Ok(None),
                 Ok(Some(message)) => Ok(Some(message)),
                 Ok(None) => Err(EventsError::Closed {
@@ -165,6 +176,7 @@ impl Events {
         let found = message.headers.as_ref().unwrap_or(&empty);
         let sequence = number(found, SEQUENCE_HEADER);
         if let Some(sequence) = sequence {
+            self.heard_sequence = self.heard_sequence.max(sequence);
             if sequence <= self.last_sequence {
                 return Ok(None);
             }
@@ -232,5 +244,7 @@ impl Events {
 /// Silence after which the journal is asked. Long enough that a loaded fleet is not asked by every waiting
 /// client, short enough that a lost last event does not look like a hang.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How soon the journal is asked again that does not hold yet what is known to be stored.
+const REPAIR_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// On a republished message: the sequence before it on the same subject.
 const LAST_SEQUENCE_HEADER: &str = "Nats-Last-Sequence";

@@ -4,16 +4,19 @@
 //! else was stored there since, so two attempts can never interleave: the stale one is refused. An append
 //! whose answer is lost may or may not be stored; only reading the journal tells.
 
-use async_nats::HeaderMap;
+use std::time::Duration;
+
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
+use flotilla_protocol::admin::ReplayRequest;
 use flotilla_protocol::codec::{DecodeError, EncodeError};
 use flotilla_protocol::event::{Event, EventKind};
-use flotilla_protocol::{Attempt, Encoding, RequestId, Strikes, WorkerId, headers};
+use flotilla_protocol::{Attempt, Encoding, RequestId, Strikes, TraceParent, WorkerId, headers};
 use futures_util::StreamExt;
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::connection::Connection;
 
@@ -30,6 +33,8 @@ pub struct Entry {
     pub incarnation: Option<u64>,
     /// Strikes that the request had; on `accepted`.
     pub strikes: Strikes,
+    /// Whether the attempt has its worker for itself; on `accepted`.
+    pub alone: bool,
     /// Encoding of the body.
     pub encoding: Encoding,
     /// The event.
@@ -52,6 +57,8 @@ pub struct NewEntry<'a> {
     pub incarnation: Option<u64>,
     /// Strikes before the attempt.
     pub strikes: Strikes,
+    /// Whether the attempt has its worker for itself.
+    pub alone: bool,
     /// Encoding of the body.
     pub encoding: Encoding,
     /// The event.
@@ -117,7 +124,7 @@ pub enum ReadError {
         request: RequestId,
     },
     /// The server answered with an error.
-    #[error("the server cannot read the journal of {request}: {status} {description}")]
+    #[error("the server cannot read the journal of {request}: status {status} {description}")]
     Server {
         /// The request.
         request: RequestId,
@@ -136,6 +143,25 @@ pub enum ReadError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+/// All that is stored of a request, as far as it can be read.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// The entries, in order, without messages that are none.
+    pub entries: Vec<Entry>,
+    /// Sequence of the newest message, whatever it is; 0 for none.
+    pub last_sequence: u64,
+    /// What is wrong with the first message that is not an entry.
+    pub fault: Option<String>,
+}
+
+impl Content {
+    /// Whether the answer is complete.
+    #[must_use]
+    pub fn has_end(&self) -> bool {
+        self.entries.iter().any(|entry| entry.event.kind().is_terminal())
+    }
 }
 
 /// Reads and appends journals. Cheap to clone.
@@ -158,6 +184,18 @@ impl Journal {
     /// # Errors
     /// [`AppendError`]; after `Unknown` the journal must be read before anything else is appended.
     pub async fn append(&self, entry: NewEntry<'_>) -> Result<u64, AppendError> {
+        self.append_traced(entry, None).await
+    }
+
+    /// The same for a request that belongs to a trace of its caller.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub async fn append_traced(
+        &self,
+        entry: NewEntry<'_>,
+        trace: Option<&TraceParent>,
+    ) -> Result<u64, AppendError> {
         let request = || entry.request.clone();
         let body = entry
             .event
@@ -166,19 +204,12 @@ impl Journal {
                 request: request(),
                 source,
             })?;
-        let message = message(&entry, body);
+        let mut message = message(&entry, body);
+        if let Some(trace) = trace {
+            message = message.header(headers::TRACE_PARENT, trace.as_str());
+        }
         let subject = self.connection.subjects.journal(entry.request);
-        let stored = self.connection.answered(async {
-            let sent = self.connection.jetstream.send_publish(subject, message).await;
-            sent?.await
-        });
-        let stored = stored.await.unwrap_or_else(|disconnected| {
-            Err(PublishError::with_source(
-                PublishErrorKind::BrokenPipe,
-                disconnected,
-            ))
-        });
-        match stored {
+        match self.connection.store(subject, message).await {
             Ok(ack) => Ok(ack.sequence),
             Err(error) => Err(match error.kind() {
                 PublishErrorKind::WrongLastSequence => AppendError::Conflict {
@@ -207,9 +238,43 @@ impl Journal {
     /// [`ReadError`]; reading changes nothing, so it may be tried again.
     pub async fn read(&self, request: &RequestId, after: u64) -> Result<Vec<Entry>, ReadError> {
         let mut entries = Vec::new();
+        self.read_messages(request, after, |message| {
+            entries.push(entry(request, message)?);
+            Ok(())
+        })
+        .await?;
+        Ok(entries)
+    }
+
+    /// All that is stored of a request, whether we can make something of it or not.
+    ///
+    /// # Errors
+    /// [`ReadError`], but never [`ReadError::NotAnEvent`].
+    pub async fn read_all(&self, request: &RequestId) -> Result<Content, ReadError> {
+        let mut content = Content::default();
+        self.read_messages(request, 0, |message| {
+            content.last_sequence = sequence(message);
+            match entry(request, message) {
+                Ok(entry) => content.entries.push(entry),
+                Err(fault) => {
+                    content.fault.get_or_insert_with(|| fault.to_string());
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(content)
+    }
+
+    async fn read_messages(
+        &self,
+        request: &RequestId,
+        after: u64,
+        mut take: impl FnMut(&Message) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let mut after = after;
         loop {
-            let limit = self.connection.request_timeout;
+            let limit = self.patience();
             let read = timeout(limit, self.connection.answered(self.read_batch(request, after)));
             let batch = read.await.map_err(|_| ReadError::TimedOut {
                 request: request.clone(),
@@ -218,20 +283,35 @@ impl Journal {
                 request: request.clone(),
                 source: disconnected.into(),
             })??;
-            let Some(last) = batch.last() else {
-                return Ok(entries);
-            };
-            after = last.sequence;
-            let complete = batch.len() < BATCH_MESSAGES_MAX;
-            entries.extend(batch);
-            if complete {
-                return Ok(entries);
+            batch.iter().try_for_each(&mut take)?;
+            match batch.last() {
+                Some(last) if batch.len() == BATCH_MESSAGES_MAX => after = sequence(last),
+                Some(_) | None => return Ok(()),
             }
         }
     }
 
+    /// Whether the stream has dropped an entry that was stored, for size or age. Its leader is asked, which knows what a
+    /// replica that reads may not know yet.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn has_dropped(&self, request: &RequestId, sequence: u64) -> Result<bool, ReadError> {
+        let failed = |source: async_nats::Error| ReadError::Request {
+            request: request.clone(),
+            source,
+        };
+        let stream = self.connection.subjects.journal_stream();
+        let stream = self
+            .connection
+            .within(self.connection.jetstream.get_stream(stream));
+        let stream = stream.await.map_err(|late| failed(late.into()))?;
+        let stream = stream.map_err(|error| failed(error.into()))?;
+        Ok(stream.cached_info().state.first_sequence > sequence)
+    }
+
     /// One batched direct get (ADR-31): up to [`BATCH_MESSAGES_MAX`] entries, ended by status 204.
-    async fn read_batch(&self, request: &RequestId, after: u64) -> Result<Vec<Entry>, ReadError> {
+    async fn read_batch(&self, request: &RequestId, after: u64) -> Result<Vec<Message>, ReadError> {
         let client = &self.connection.client;
         let failed = |source: async_nats::Error| ReadError::Request {
             request: request.clone(),
@@ -242,21 +322,22 @@ impl Journal {
             .subscribe(inbox.clone())
             .await
             .map_err(|error| failed(error.into()))?;
-        let subject = format!("$JS.API.DIRECT.GET.{}", self.connection.subjects.journal_stream());
-        let ask = serde_json::json!({
-            "batch": BATCH_MESSAGES_MAX,
-            "seq": after + 1,
-            "next_by_subj": self.connection.subjects.journal(request),
-        });
-        client
-            .publish_with_reply(subject, inbox, ask.to_string().into())
-            .await
-            .map_err(|error| failed(error.into()))?;
-        let mut entries = Vec::new();
+        self.ask(request, after, &inbox).await.map_err(failed)?;
+        let mut messages: Vec<Message> = Vec::new();
         while let Some(message) = answers.next().await {
             match message.status.map(|status| status.as_u16()) {
-                None => entries.push(entry(request, &message)?),
+                None => {
+                    // What a network says twice is no second entry.
+                    let is_new = messages
+                        .last()
+                        .is_none_or(|last| sequence(last) < sequence(&message));
+                    messages.extend(is_new.then_some(message));
+                }
                 Some(STATUS_END_OF_BATCH | STATUS_NOT_FOUND) => break,
+                Some(STATUS_NOBODY_THERE) if self.connection.owner.is_some() => {
+                    sleep(NEXT_LEADER_AFTER).await;
+                    self.ask(request, after, &inbox).await.map_err(failed)?;
+                }
                 Some(status) => {
                     let description = message.description.unwrap_or_default();
                     return Err(ReadError::Server {
@@ -267,8 +348,59 @@ impl Journal {
                 }
             }
         }
-        Ok(entries)
+        Ok(messages)
     }
+
+    /// Asks the server, or the dispatcher where this user may not ask the server.
+    async fn ask(&self, request: &RequestId, after: u64, inbox: &str) -> Result<(), async_nats::Error> {
+        let inbox = inbox.to_owned();
+        if self.connection.owner.is_none() {
+            return self.send(request, after, inbox.into()).await;
+        }
+        let subject = self.connection.subjects.replay(request);
+        let ask = Encoding::Json.encode(&ReplayRequest { after })?;
+        let asked = self.connection.client.publish_with_reply(subject, inbox, ask);
+        Ok(asked.await?)
+    }
+
+    /// Has the server send entries of a request after a sequence to an inbox: some hundred of them, each with its sequence
+    /// in a header, then a message with status 204, or 404 when there are none (ADR-31). The question alone is sent; nobody
+    /// hears whether it arrived.
+    ///
+    /// # Errors
+    /// The connection was closed.
+    pub async fn send(
+        &self,
+        request: &RequestId,
+        after: u64,
+        inbox: Subject,
+    ) -> Result<(), async_nats::Error> {
+        let (client, subjects) = (&self.connection.client, &self.connection.subjects);
+        let subject = format!("$JS.API.DIRECT.GET.{}", subjects.journal_stream());
+        let ask = serde_json::json!({
+            "batch": BATCH_MESSAGES_MAX,
+            "seq": after + 1,
+            "next_by_subj": subjects.journal(request),
+        });
+        let asked = client.publish_with_reply(subject, inbox, ask.to_string().into());
+        Ok(asked.await?)
+    }
+
+    /// How long one batch may take; with a dispatcher between, one may have to begin to lead first.
+    fn patience(&self) -> Duration {
+        let limit = self.connection.request_timeout;
+        match &self.connection.owner {
+            None => limit,
+            Some(_) => limit + LEADERLESS_MAX,
+        }
+    }
+}
+
+fn sequence(message: &Message) -> u64 {
+    let found = message.headers.as_ref();
+    found
+        .and_then(|found| number(found, SEQUENCE_HEADER))
+        .unwrap_or(0)
 }
 
 fn message(entry: &NewEntry<'_>, body: Bytes) -> PublishMessage {
@@ -286,14 +418,17 @@ fn message(entry: &NewEntry<'_>, body: Bytes) -> PublishMessage {
         if let Some(incarnation) = entry.incarnation {
             message = message.header(headers::INCARNATION, incarnation.to_string());
         }
+        if entry.alone {
+            message = message.header(headers::ALONE, "true");
+        }
     }
     message
 }
 
-fn entry(request: &RequestId, message: &async_nats::Message) -> Result<Entry, ReadError> {
+fn entry(request: &RequestId, message: &Message) -> Result<Entry, ReadError> {
     let empty = HeaderMap::new();
     let found = message.headers.as_ref().unwrap_or(&empty);
-    let sequence = number(found, SEQUENCE_HEADER).unwrap_or(0);
+    let sequence = sequence(message);
     let (attempt, encoding, event) =
         decode_event(found, &message.payload).map_err(|problem| ReadError::NotAnEvent {
             request: request.clone(),
@@ -312,6 +447,9 @@ fn entry(request: &RequestId, message: &async_nats::Message) -> Result<Entry, Re
                 .and_then(|n| u32::try_from(n).ok())
                 .unwrap_or(0),
         ),
+        alone: found
+            .get(headers::ALONE)
+            .is_some_and(|alone| alone.as_str() == "true"),
         encoding,
         event,
     })
@@ -354,3 +492,9 @@ pub(crate) const SEQUENCE_HEADER: &str = "Nats-Sequence";
 const BATCH_MESSAGES_MAX: usize = 256;
 const STATUS_END_OF_BATCH: u16 = 204;
 const STATUS_NOT_FOUND: u16 = 404;
+/// Nobody serves the subject: no dispatcher leads at this moment.
+const STATUS_NOBODY_THERE: u16 = 503;
+/// How soon it is looked whether one does.
+const NEXT_LEADER_AFTER: Duration = Duration::from_millis(250);
+/// As long as another dispatcher may take to lead, with some to spare.
+const LEADERLESS_MAX: Duration = Duration::from_secs(10);

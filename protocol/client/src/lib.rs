@@ -10,6 +10,7 @@
 //! What async-nats reports is mapped to typed errors here, with the subject, and nowhere else.
 
 mod answer;
+mod bucket;
 mod catalog;
 mod connection;
 mod dead;
@@ -20,11 +21,15 @@ mod submit;
 mod version;
 
 pub use answer::{Answer, AnswerBuilder};
+pub use bucket::{is_missing_bucket, is_missing_stream, newest_entry};
 pub use catalog::{Catalog, CatalogChange, CatalogError};
-pub use connection::{ConnectError, Connection, ConnectionParts, Disconnected};
+pub use connection::{ConnectError, Connection, ConnectionParts, Disconnected, Unanswered};
 pub use dead::{DeadLetter, DeadLetters, DeadLettersError};
 pub use events::{Delivered, Events, EventsError};
-pub use journal::{AppendError, Entry, Journal, NewEntry, ReadError};
+pub use journal::{AppendError, Content, Entry, Journal, NewEntry, ReadError};
 pub use profiles::{ProfileChange, Profiles, ProfilesError, StoredProfile};
-pub use submit::{NewRequest, SubmitError, is_full, new_request_id, submit, submit_to};
+pub use submit::{
+    NewRequest, Silence, SubmitError, is_full, new_request_id, new_request_id_of, submit, submit_to,
+    submit_traced,
+};
 pub use version::{ServerVersion, VERSION_MIN};

@@ -5,10 +5,11 @@ use async_nats::jetstream::kv::{self, Operation, UpdateErrorKind};
 use flotilla_profile::{BadProfile, DeviceProfile};
 use flotilla_protocol::subject::{decode_token, encode_token};
 use flotilla_protocol::{Encoding, ModelName};
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use thiserror::Error;
 use tracing::warn;
 
+use crate::bucket::{is_missing_bucket, newest_entry};
 use crate::connection::Connection;
 
 /// Why the profiles could not be read or written.
@@ -112,18 +113,25 @@ pub struct StoredProfile {
 #[derive(Debug, Clone)]
 pub struct Profiles {
     store: kv::Store,
+    connection: Connection,
 }
 
 impl Profiles {
     /// Opens the bucket.
     ///
     /// # Errors
-    /// [`ProfilesError::NoBucket`].
+    /// [`ProfilesError::NoBucket`], or [`ProfilesError::Store`].
     pub async fn open(connection: &Connection) -> Result<Self, ProfilesError> {
         let bucket = connection.subjects.bucket("profiles");
-        let store = connection.jetstream.get_key_value(&bucket).await;
+        let opened = connection.within(connection.jetstream.get_key_value(&bucket));
+        let opened = opened.await.map_err(|late| failed("open", "*", late))?;
+        let store = opened.map_err(|source| match is_missing_bucket(&source) {
+            true => ProfilesError::NoBucket { bucket, source },
+            false => failed("open", "*", source),
+        })?;
         Ok(Self {
-            store: store.map_err(|source| ProfilesError::NoBucket { bucket, source })?,
+            store,
+            connection: connection.clone(),
         })
     }
 
@@ -133,11 +141,7 @@ impl Profiles {
     /// [`ProfilesError`].
     pub async fn entry(&self, model: &ModelName, kind: &str) -> Result<Option<DeviceProfile>, ProfilesError> {
         let key = key(model, kind);
-        let value = self
-            .store
-            .get(&key)
-            .await
-            .map_err(|error| failed("read", &key, error))?;
+        let value = self.done("read", &key, self.store.get(&key)).await?;
         value.map(|value| decode(&key, kind, &value)).transpose()
     }
 
@@ -146,19 +150,14 @@ impl Profiles {
     /// # Errors
     /// [`ProfilesError`] when the server cannot be asked.
     pub async fn list(&self) -> Result<Vec<StoredProfile>, ProfilesError> {
-        let mut keys = self
-            .store
-            .keys()
-            .await
-            .map_err(|error| failed("list", "*", error))?;
+        let mut keys = self.done("list", "*", self.store.keys()).await?;
         let mut stored = Vec::new();
-        while let Some(key) = keys.next().await {
-            let key = key.map_err(|error| failed("list", "*", error))?;
+        // What lists keys waits for the next one for ever.
+        while let Some(key) = self.done("list", "*", keys.next().map(Option::transpose)).await? {
             let Some((model, kind)) = owner(&key) else {
                 continue;
             };
-            let value = self.store.get(&key).await;
-            if let Some(value) = value.map_err(|error| failed("read", &key, error))? {
+            if let Some(value) = self.done("read", &key, self.store.get(&key)).await? {
                 let profile = decode(&key, &kind, &value);
                 stored.push(StoredProfile { model, kind, profile });
             }
@@ -179,8 +178,7 @@ impl Profiles {
             .encode(profile.document())
             .map_err(|error| failed("store", &key, error))?;
         for _ in 0..PUT_TRIES {
-            let found = self.store.entry(&key).await;
-            let found = found.map_err(|error| failed("read", &key, error))?;
+            let found = self.done("read", &key, newest_entry(&self.store, &key)).await?;
             if let Some(stored) = found.as_ref().and_then(|entry| usable(entry, kind))
                 && !profile.replaces(&stored)
             {
@@ -193,7 +191,8 @@ impl Profiles {
             }
             // Revision 0 is that of a key which was never written.
             let revision = found.map_or(0, |entry| entry.revision);
-            match self.store.update(&key, body.clone(), revision).await {
+            let updated = self.store.update(&key, body.clone(), revision);
+            match self.answered("store", &key, updated).await? {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
                 Err(error) => return Err(failed("store", &key, error)),
@@ -211,17 +210,13 @@ impl Profiles {
     /// [`ProfilesError::Unknown`] and others.
     pub async fn remove(&self, model: &ModelName, kind: &str) -> Result<(), ProfilesError> {
         let key = key(model, kind);
-        let found = self.store.get(&key).await;
-        if found.map_err(|error| failed("read", &key, error))?.is_none() {
+        if self.done("read", &key, self.store.get(&key)).await?.is_none() {
             return Err(ProfilesError::Unknown {
                 model: model.clone(),
                 kind: kind.to_owned(),
             });
         }
-        self.store
-            .delete(&key)
-            .await
-            .map_err(|error| failed("remove", &key, error))
+        self.done("remove", &key, self.store.delete(&key)).await
     }
 
     /// Everything that is there, then every change. What cannot be used is logged with its faults and skipped, so
@@ -232,10 +227,8 @@ impl Profiles {
     /// [`ProfilesError`].
     pub async fn changes(&self) -> Result<impl Stream<Item = ProfileChange> + Unpin + use<>, ProfilesError> {
         let watch = self
-            .store
-            .watch_with_history(">")
-            .await
-            .map_err(|error| failed("watch", "*", error))?;
+            .done("watch", "*", self.store.watch_with_history(">"))
+            .await?;
         Ok(watch
             .filter_map(|entry| {
                 std::future::ready(match entry {
@@ -247,6 +240,28 @@ impl Profiles {
                 })
             })
             .boxed())
+    }
+
+    /// What the server answers in time.
+    async fn answered<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, ProfilesError> {
+        let answer = self.connection.within(answer).await;
+        answer.map_err(|late| failed(operation, key, late))
+    }
+
+    /// What the server did in time.
+    async fn done<T, E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ProfilesError> {
+        let answer = self.answered(operation, key, answer).await?;
+        answer.map_err(|error| failed(operation, key, error))
     }
 }
 

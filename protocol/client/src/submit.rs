@@ -1,11 +1,14 @@
 //! Publishing a request.
 
+use std::time::Duration;
+
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use flotilla_protocol::{Class, Encoding, ModelName, RequestId, WorkerId, headers};
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId, TraceParent, WorkerId, headers};
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
 
 use crate::connection::Connection;
 
@@ -28,8 +31,11 @@ pub struct NewRequest {
 #[derive(Debug, Error)]
 pub enum SubmitError {
     /// The queue has no room: the busy signal.
-    #[error("the queue is full; try again later")]
-    Busy,
+    #[error("the queue is full ({reason}); try again later")]
+    Busy {
+        /// Which limit it is at, in the server's words.
+        reason: String,
+    },
     /// The server takes no message of this size.
     #[error("the request has {bytes} bytes, the server takes at most {bytes_max} (max_payload)")]
     TooLarge {
@@ -38,32 +44,63 @@ pub enum SubmitError {
         /// The server's limit.
         bytes_max: usize,
     },
-    /// Nobody has created the request stream.
-    #[error("no stream takes {subject}; has a dispatcher been started in this namespace?")]
+    /// Nobody has created the request stream, or its servers have elected no leader in time. Nothing is queued.
+    #[error(
+        "no stream takes {subject}; has a dispatcher been started in this namespace, has the server JetStream, and do \
+         enough servers of a cluster run?"
+    )]
     NoQueue {
         /// Where it was published.
         subject: String,
     },
     /// It may or may not be queued; publishing the same id again is safe.
-    #[error("the server did not confirm the request on {subject}")]
+    #[error("the server did not confirm the request on {subject}{}", advice(*.silence))]
     Unconfirmed {
         /// Where it was published.
         subject: String,
+        /// What else it answers.
+        silence: Silence,
         /// What the client says.
         #[source]
         source: PublishError,
     },
 }
 
-/// 128 random bits.
+/// Who is silent when a publish is not confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// The server, or the way to it.
+    Server,
+    /// What stores messages: the server answers other questions. One that could not write to its disk is so until it is
+    /// started again, whether there is room by then or not.
+    Store,
+}
+
+/// 128 random bits, of nobody in particular.
 ///
 /// # Panics
 /// When the operating system gives no random bytes, which it does from boot on.
 #[must_use]
 pub fn new_request_id() -> RequestId {
+    RequestId::from_random(random_bits())
+}
+
+/// 128 random bits, of the connection's owner where it has one.
+///
+/// # Panics
+/// As [`new_request_id`].
+#[must_use]
+pub fn new_request_id_of(connection: &Connection) -> RequestId {
+    match &connection.owner {
+        Some(owner) => RequestId::from_random_of(owner, random_bits()),
+        None => new_request_id(),
+    }
+}
+
+fn random_bits() -> u128 {
     let mut bits = [0; 16];
     getrandom::fill(&mut bits).expect("the operating system gives random bytes");
-    RequestId::from_random(u128::from_ne_bytes(bits))
+    u128::from_ne_bytes(bits)
 }
 
 /// Publishes a request and waits until the server has stored it.
@@ -71,7 +108,20 @@ pub fn new_request_id() -> RequestId {
 /// # Errors
 /// [`SubmitError`].
 pub async fn submit(connection: &Connection, new: NewRequest) -> Result<(), SubmitError> {
-    publish(connection, new, None).await
+    submit_traced(connection, new, None).await
+}
+
+/// The same for a request that belongs to a trace of its caller, which its events then carry.
+///
+/// # Errors
+/// As [`submit`].
+pub async fn submit_traced(
+    connection: &Connection,
+    new: NewRequest,
+    trace: Option<&TraceParent>,
+) -> Result<(), SubmitError> {
+    let extra = trace.map(|trace| (headers::TRACE_PARENT, trace.as_str()));
+    publish(connection, new, extra).await
 }
 
 /// Publishes a request that only one worker may have, whatever profiles say of its load, and waits until the server
@@ -84,36 +134,44 @@ pub async fn submit_to(
     new: NewRequest,
     worker: &WorkerId,
 ) -> Result<(), SubmitError> {
-    publish(connection, new, Some(worker)).await
+    publish(connection, new, Some((headers::WORKER, worker.as_str()))).await
 }
 
 async fn publish(
     connection: &Connection,
     new: NewRequest,
-    worker: Option<&WorkerId>,
+    extra: Option<(&str, &str)>,
 ) -> Result<(), SubmitError> {
     let subject = connection.subjects.request(new.class, &new.model);
-    let bytes = new.body.len();
+    let begun = Instant::now();
+    loop {
+        match publish_once(connection, &new, extra, &subject).await {
+            // It is stored nowhere, and its id makes it one request however often it is published.
+            Err(SubmitError::NoQueue { .. }) if begun.elapsed() < ELECTION_MAX => sleep(AGAIN_AFTER).await,
+            published => return published,
+        }
+    }
+}
+
+async fn publish_once(
+    connection: &Connection,
+    new: &NewRequest,
+    extra: Option<(&str, &str)>,
+    subject: &str,
+) -> Result<(), SubmitError> {
+    let (subject, bytes) = (subject.to_owned(), new.body.len());
     let mut message = PublishMessage::build()
-        .payload(new.body)
+        .payload(new.body.clone())
         .message_id(new.request.as_str())
         .header(headers::CONTENT_TYPE, new.encoding.content_type());
-    if let Some(worker) = worker {
-        message = message.header(headers::WORKER, worker.as_str());
+    if let Some((name, value)) = extra {
+        message = message.header(name, value);
     }
-    let stored = connection.answered(async {
-        let sent = connection.jetstream.send_publish(subject.clone(), message).await;
-        sent?.await
-    });
-    let stored = stored.await.unwrap_or_else(|disconnected| {
-        Err(PublishError::with_source(
-            PublishErrorKind::BrokenPipe,
-            disconnected,
-        ))
-    });
-    match stored {
+    match connection.store(subject.clone(), message).await {
         Ok(_) => Ok(()),
-        Err(error) if is_full(&error) => Err(SubmitError::Busy),
+        Err(error) if is_full(&error) => Err(SubmitError::Busy {
+            reason: std::error::Error::source(&error).map_or_else(String::new, ToString::to_string),
+        }),
         Err(error) => Err(match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => SubmitError::TooLarge {
                 bytes,
@@ -127,9 +185,32 @@ async fn publish(
             | PublishErrorKind::MaxAckPending
             | PublishErrorKind::Other => SubmitError::Unconfirmed {
                 subject,
+                silence: silence(connection, &error).await,
                 source: error,
             },
         }),
+    }
+}
+
+/// Finds out who is silent.
+async fn silence(connection: &Connection, error: &PublishError) -> Silence {
+    if error.kind() != PublishErrorKind::TimedOut {
+        return Silence::Server;
+    }
+    let stream = connection.subjects.requests_stream();
+    match connection.within(connection.jetstream.get_stream(stream)).await {
+        Ok(Ok(_)) => Silence::Store,
+        Ok(Err(_)) | Err(_) => Silence::Server,
+    }
+}
+
+fn advice(silence: Silence) -> &'static str {
+    match silence {
+        Silence::Server => "",
+        Silence::Store => {
+            ", and answers otherwise; if that goes on, its disk is full or broken, which its log says: make room, and \
+             start nats-server again"
+        }
     }
 }
 
@@ -149,3 +230,8 @@ pub fn is_full(error: &PublishError) -> bool {
             )
         })
 }
+
+/// Servers that miss a stream's leader have elected another one by then; a fleet without a queue is told after it.
+const ELECTION_MAX: Duration = Duration::from_secs(10);
+/// Between two tries, short against an election.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
