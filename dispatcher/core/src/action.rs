@@ -74,6 +74,12 @@ pub enum Action {
         /// The model.
         model: ModelName,
     },
+    /// Ask a worker for a report, because it is late with one. Tell by `handle_absent` when nobody listens where it
+    /// is asked; anything else tells nothing.
+    AskForReport {
+        /// The worker.
+        worker: WorkerId,
+    },
     /// Publish news to the client; it is not stored.
     Progress {
         /// The request.

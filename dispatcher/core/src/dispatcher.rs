@@ -7,8 +7,10 @@ mod cancel;
 mod candidates;
 mod endings;
 mod invariants;
+mod isolating;
 mod learning;
 mod ordering;
+mod overview;
 mod placement;
 mod progress;
 mod queries;
@@ -28,9 +30,11 @@ use crate::cancelled::Cancelled;
 use crate::exclusions::Exclusions;
 use crate::fleet::Fleet;
 use crate::input::StreamSequence;
+use crate::isolation::Isolation;
 use crate::models::{Kind, Models};
+use crate::observation::Observations;
 use crate::queue::Queue;
-use crate::request::{Held, Job};
+use crate::request::{Held, Job, StrikeReason};
 use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::timers::{Timer, Timers};
@@ -74,6 +78,7 @@ pub struct Dispatcher {
     /// Models that a worker was asked to prefetch, and when.
     prefetched: BTreeMap<ModelName, Moment>,
     exclusions: Exclusions,
+    isolation: Isolation,
     cancelled: Cancelled,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -84,6 +89,7 @@ pub struct Dispatcher {
     /// A newer leader exists.
     deposed: bool,
     stats: Stats,
+    observations: Observations,
 }
 
 impl Dispatcher {
@@ -115,6 +121,7 @@ impl Dispatcher {
             awaiting: BTreeMap::new(),
             fleet: Fleet::default(),
             exclusions: Exclusions::default(),
+            isolation: Isolation::default(),
             cancelled: Cancelled::default(),
             timers,
             actions: VecDeque::new(),
@@ -122,6 +129,7 @@ impl Dispatcher {
             told_until: 0,
             deposed: false,
             stats: Stats::default(),
+            observations: Observations::default(),
         }
     }
 
@@ -142,7 +150,8 @@ impl Dispatcher {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::TermSettled => self.lose_awaited_workers(now),
-                Timer::WorkerLost(worker) => self.lose_worker(now, &worker),
+                Timer::WorkerLost(worker) => self.lose_worker(now, &worker, StrikeReason::WorkerLost),
+                Timer::WorkerLate(worker) => self.ask_for_report(now, worker),
                 Timer::ExclusionEnds(model, worker) => {
                     self.exclusions.remove(&model, &worker);
                     self.touch(&model);
@@ -160,7 +169,10 @@ impl Dispatcher {
 
     /// What every input ends with: free slots are used, those who wait will hear of their places.
     fn settle(&mut self, now: Moment) {
+        self.isolate(now);
         self.place(now);
+        // Nobody may wait any more for whom a worker was left.
+        self.isolate(now);
         self.schedule_review(now);
         self.schedule_news(now);
     }
@@ -183,14 +195,19 @@ impl Dispatcher {
     /// Takes a request out of where it stands. `None` when it is ending or not held.
     fn take(&mut self, request: &RequestId) -> Option<Box<Job>> {
         self.held.get(request)?.job()?;
+        if matches!(self.held.get(request), Some(Held::Suspect(_))) {
+            let job = self.take_apart(request);
+            self.end_isolation(request);
+            return Some(job);
+        }
         match self.held.remove(request)? {
-            Held::Ending { .. } => None,
+            Held::Ending { .. } | Held::Suspect(_) => None,
             Held::Reading(job) => Some(job),
-            Held::Awaiting { job, worker, .. } => {
-                if let Some(requests) = self.awaiting.get_mut(&worker) {
+            Held::Awaiting { job, begun } => {
+                if let Some(requests) = self.awaiting.get_mut(&begun.worker) {
                     requests.remove(request);
                     if requests.is_empty() {
-                        self.awaiting.remove(&worker);
+                        self.awaiting.remove(&begun.worker);
                     }
                 }
                 Some(job)
@@ -204,6 +221,7 @@ impl Dispatcher {
             }
             Held::Assigned(run) => {
                 self.fleet.unbook(&run.worker, request);
+                self.end_isolation(request);
                 self.open(&run.worker);
                 Some(run.job)
             }

@@ -6,6 +6,7 @@ mod worker;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use flotilla_protocol::assignment::Done;
 use flotilla_protocol::fleet::{ModelReport, ModelState, Report};
@@ -156,7 +157,13 @@ impl Fleet {
         match sight {
             Sight::Listed => {}
             Sight::Unseen => {
-                assert!(worker.free_slots() > 0, "{id} would get more than it offered");
+                let is_kept = worker.kept_for.as_ref() == Some(request);
+                let free_slots = if is_kept {
+                    worker.offered_slots()
+                } else {
+                    worker.free_slots()
+                };
+                assert!(free_slots > 0, "{id} would get more than it offered");
                 worker.unseen.insert(request.clone());
             }
         }
@@ -239,12 +246,34 @@ impl Fleet {
         }
     }
 
+    /// Gives a worker nothing but this request, until [`Fleet::end_keep`].
+    pub(crate) fn keep(&mut self, id: &WorkerId, request: &RequestId) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.kept_for = Some(request.clone());
+            self.refresh(id);
+        }
+    }
+
+    /// Gives a worker to everybody again.
+    pub(crate) fn end_keep(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.kept_for = None;
+            self.refresh(id);
+        }
+    }
+
     /// Gives a worker nothing more until its next report.
     pub(crate) fn shut(&mut self, id: &WorkerId) {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.shut = true;
             self.refresh(id);
         }
+    }
+
+    /// Notes that a worker's connection is gone; tells for how long that has been known.
+    pub(crate) fn miss(&mut self, now: Moment, id: &WorkerId) -> Option<Duration> {
+        let worker = self.workers.get_mut(id)?;
+        Some(now.since(*worker.absent_since.get_or_insert(now)))
     }
 
     pub(crate) fn contains(&self, id: &WorkerId) -> bool {

@@ -100,9 +100,18 @@ pub enum JournalState {
         strikes: Strikes,
         /// The worker that wrote it.
         worker: WorkerId,
+        /// Which start of the worker, where the journal says so.
+        incarnation: Option<u64>,
+        /// Whether it was given a worker for itself.
+        alone: bool,
     },
     /// A terminal event.
     Terminal,
+    /// Something that no writer of ours makes, so that nobody can go on with the answer.
+    Broken {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// What came of an [`crate::Action::Assign`].

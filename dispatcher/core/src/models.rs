@@ -463,6 +463,11 @@ impl Kind {
 }
 
 impl Model {
+    /// Whether anybody has asked for it.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.demand.is_any()
+    }
+
     /// Its profiles by kind.
     pub(crate) fn profiles(&self) -> impl Iterator<Item = (Kind, &Profiled)> {
         self.profiles.iter().map(|(kind, profiled)| (*kind, profiled))

@@ -4,6 +4,7 @@
 //! first, one for those that were given up so that more of the others are in time, and one for those that are too
 //! late, by arrival. Which line is next is a matter of [`Fairness`]; within a line urgency decides.
 
+mod census;
 mod fairness;
 
 use std::cmp::Ordering;
@@ -14,6 +15,7 @@ use flotilla_protocol::{Class, ModelName, RequestId, Tenant};
 
 use crate::input::StreamSequence;
 use crate::micros::Micros;
+use census::Classes;
 pub use fairness::Weights;
 pub(crate) use fairness::{Fairness, LineNumber};
 
@@ -87,6 +89,7 @@ struct ModelQueue {
     count: usize,
     /// Work of the live lines.
     live_work_us: i64,
+    classes: Classes,
 }
 
 /// What waits for a model in a line.
@@ -130,6 +133,7 @@ impl Queue {
         let of_model = self.models.get_mut(model).expect("it was just put there");
         of_model.count += 1;
         of_model.live_work_us += place.live_work_us();
+        of_model.classes.insert(place);
         let number = self.fairness.join(&place.line);
         if !of_model.lines.contains_key(&place.line) {
             let requests = BTreeMap::new();
@@ -160,6 +164,7 @@ impl Queue {
             .expect("a waiting request has its model's queue");
         of_model.count -= 1;
         of_model.live_work_us -= place.live_work_us();
+        of_model.classes.remove(place);
         let line = of_model
             .lines
             .get_mut(&place.line)
@@ -329,6 +334,7 @@ impl Queue {
                     .map(|line| line.requests.len())
                     .sum::<usize>()
             );
+            assert_eq!(of_model.count, of_model.classes.len());
             total += of_model.count;
             for (line, of_line) in &of_model.lines {
                 assert!(!of_line.requests.is_empty(), "no line is empty");

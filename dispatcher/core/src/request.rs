@@ -25,17 +25,15 @@ pub(crate) enum Held {
     /// Its journal is being read.
     Reading(Box<Job>),
     /// Its journal names a worker that has not reported in this term.
-    Awaiting {
-        job: Box<Job>,
-        worker: WorkerId,
-        attempt: Attempt,
-    },
+    Awaiting { job: Box<Job>, begun: Begun },
     /// It waits for a worker.
     Queued {
         job: Box<Job>,
         place: Place,
         told_position: Option<u64>,
     },
+    /// It waits for a worker of its own, as it was on one that died.
+    Suspect(Box<Job>),
     /// It is on a worker.
     Assigned(Box<Run>),
     /// Its terminal event is being written.
@@ -56,6 +54,47 @@ pub(crate) struct Run {
     pub(crate) cancel_told: Option<Moment>,
     /// How it was decided, when we did.
     pub(crate) dispatch: Option<Dispatch>,
+    /// Whether nothing runs beside it on the worker, from its beginning to its end.
+    pub(crate) alone: bool,
+}
+
+/// An attempt that has begun, as far as it matters when its worker dies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Begun {
+    pub(crate) worker: WorkerId,
+    /// Which start of the worker, where that is known.
+    pub(crate) incarnation: Option<u64>,
+    pub(crate) attempt: Attempt,
+    /// Whether nothing ran beside it.
+    pub(crate) alone: bool,
+}
+
+/// The end of a worker's process: those who ran then have it in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Death {
+    worker: WorkerId,
+    incarnation: Option<u64>,
+}
+
+impl Begun {
+    /// The death of its worker.
+    pub(crate) fn death(&self) -> Death {
+        Death {
+            worker: self.worker.clone(),
+            incarnation: self.incarnation,
+        }
+    }
+}
+
+impl Run {
+    pub(crate) fn begun(&self) -> Begun {
+        Begun {
+            worker: self.worker.clone(),
+            incarnation: Some(self.incarnation),
+            attempt: self.attempt,
+            alone: self.alone,
+        }
+    }
 }
 
 /// What is known of a request until it ends.
@@ -89,6 +128,8 @@ pub(crate) struct Job {
     pub(crate) used: Attempt,
     /// The largest attempt that is known to run no more.
     pub(crate) over: Attempt,
+    /// The death for which it has to run alone.
+    pub(crate) suspected_in: Option<Death>,
     pub(crate) strikes: Strikes,
     pub(crate) reasons: Vec<StrikeReason>,
     pub(crate) verdict: Option<Verdict>,
@@ -108,10 +149,12 @@ pub(crate) enum Outlook {
 }
 
 /// Why a request must end as soon as no worker runs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Cancelled,
     ModelRemoved,
+    /// Admission refuses it now, whatever it did before.
+    Refused(RequestError),
 }
 
 /// Why a request got a strike.
@@ -119,6 +162,8 @@ pub(crate) enum Verdict {
 pub(crate) enum StrikeReason {
     /// The worker fell silent.
     WorkerLost(WorkerId),
+    /// The worker's connection was gone.
+    WorkerGone(WorkerId),
     /// The worker's process was replaced by another.
     WorkerRestarted(WorkerId),
     /// The engine panicked over it.
@@ -160,6 +205,7 @@ impl Job {
             age_at_arrival: arrival.age,
             used: Attempt(0),
             over: Attempt(0),
+            suspected_in: None,
             strikes: Strikes(0),
             reasons: Vec::new(),
             verdict: None,
@@ -217,6 +263,22 @@ impl Job {
         self.reasons.push(reason);
     }
 
+    /// Another was to blame for the death for which it was to run alone.
+    pub(crate) fn clear(&mut self) {
+        self.suspected_in = None;
+        if self.reasons.pop().is_some() {
+            self.strikes = Strikes(self.strikes.0 - 1);
+        }
+    }
+
+    /// A worker that was taken for dead lives and has its newest attempt: nothing died with it.
+    pub(crate) fn forgive(&mut self, worker: &WorkerId) {
+        if self.reasons.last() == Some(&StrikeReason::WorkerLost(worker.clone())) {
+            self.reasons.pop();
+            self.strikes = Strikes(self.strikes.0 - 1);
+        }
+    }
+
     /// Why it is poison, in words.
     pub(crate) fn poison_reason(&self) -> String {
         let mut text = format!("the request has {} strikes", self.strikes);
@@ -236,7 +298,10 @@ impl Held {
     pub(crate) fn sequences(&self) -> &[StreamSequence] {
         match self {
             Self::Ending { sequences } => sequences,
-            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => &job.sequences,
+            Self::Reading(job)
+            | Self::Awaiting { job, .. }
+            | Self::Queued { job, .. }
+            | Self::Suspect(job) => &job.sequences,
             Self::Assigned(run) => &run.job.sequences,
         }
     }
@@ -244,7 +309,10 @@ impl Held {
     pub(crate) fn sequences_mut(&mut self) -> &mut Vec<StreamSequence> {
         match self {
             Self::Ending { sequences } => sequences,
-            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => &mut job.sequences,
+            Self::Reading(job)
+            | Self::Awaiting { job, .. }
+            | Self::Queued { job, .. }
+            | Self::Suspect(job) => &mut job.sequences,
             Self::Assigned(run) => &mut run.job.sequences,
         }
     }
@@ -253,7 +321,10 @@ impl Held {
     pub(crate) fn job(&self) -> Option<&Job> {
         match self {
             Self::Ending { .. } => None,
-            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => Some(job),
+            Self::Reading(job)
+            | Self::Awaiting { job, .. }
+            | Self::Queued { job, .. }
+            | Self::Suspect(job) => Some(job),
             Self::Assigned(run) => Some(&run.job),
         }
     }
@@ -262,7 +333,10 @@ impl Held {
     pub(crate) fn job_mut(&mut self) -> Option<&mut Job> {
         match self {
             Self::Ending { .. } => None,
-            Self::Reading(job) | Self::Awaiting { job, .. } | Self::Queued { job, .. } => Some(job),
+            Self::Reading(job)
+            | Self::Awaiting { job, .. }
+            | Self::Queued { job, .. }
+            | Self::Suspect(job) => Some(job),
             Self::Assigned(run) => Some(&mut run.job),
         }
     }
@@ -272,6 +346,7 @@ impl fmt::Display for StrikeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WorkerLost(worker) => write!(f, "worker {worker} fell silent"),
+            Self::WorkerGone(worker) => write!(f, "worker {worker} had no connection any more"),
             Self::WorkerRestarted(worker) => write!(f, "worker {worker} died and started again"),
             Self::Panicked { worker, message } => {
                 let message: String = message.chars().take(REASON_CHARS_MAX).collect();

@@ -31,16 +31,26 @@ pub struct Stats {
     pub fenced: u64,
     /// Workers that fell silent.
     pub workers_lost: u64,
+    /// Of these, the ones whose connection was gone when they were asked for a report.
+    pub workers_absent: u64,
     /// Workers that came back as another process.
     pub workers_restarted: u64,
     /// Reports of workers beyond `workers_max`.
     pub workers_turned_away: u64,
     /// Reports that were overtaken by a newer one.
     pub reports_stale: u64,
+    /// Requests that were on a worker when it died and had to run alone, each time.
+    pub suspects: u64,
+    /// Of these, the ones that need not any more, as another one was to blame.
+    pub cleared: u64,
+    /// Assignments of requests that run alone.
+    pub alone: u64,
     /// Strikes given.
     pub strikes: u64,
     /// Requests that became dead letters.
     pub dead: u64,
+    /// Requests ended because nobody can go on with their journals.
+    pub journals_broken: u64,
     /// Requests ended because of a cancellation, by us.
     pub cancelled: u64,
     /// Requests ended because their deadline passed while they waited.
@@ -63,6 +73,8 @@ pub struct Stats {
     pub repricings: u64,
     /// Prompts whose tokens were estimated.
     pub prompts_estimated: u64,
+    /// Requests that were delivered again, or anew to this term, and had an end already.
+    pub ended_unacked: u64,
     /// Journals read.
     pub journal_reads: u64,
     /// Messages acknowledged.

@@ -11,6 +11,8 @@ pub(crate) enum Timer {
     TermSettled,
     /// The worker was silent for too long.
     WorkerLost(WorkerId),
+    /// The worker is late with its report.
+    WorkerLate(WorkerId),
     /// The worker may try the model again.
     ExclusionEnds(ModelName, WorkerId),
     /// The waiting request is too late.

@@ -7,10 +7,11 @@ use flotilla_protocol::catalog::Policy;
 use flotilla_protocol::{ModelName, Moment, RequestId};
 
 use super::Dispatcher;
-use super::placement::Placement;
+use super::placement::{Manner, Placement};
 use crate::action::Action;
 use crate::dispatch::Dispatch;
 use crate::fleet::{Booking, Giver, Sight};
+use crate::observation::Observation;
 use crate::policy::Readiness;
 use crate::queue::Line;
 use crate::request::{Held, Job, Run};
@@ -23,9 +24,9 @@ impl Dispatcher {
             device,
             victims,
             dispatch,
+            manner,
         } = placement;
-        let line = self.line_of(request);
-        let mut job = self.take(request).expect("who waits is held");
+        let (line, mut job) = self.take_to_run(request, manner);
         self.queue.charge(&line, tokens(&job));
         let known = self.fleet.worker(&worker).expect("the chosen worker is known");
         let incarnation = known.report.incarnation;
@@ -35,8 +36,16 @@ impl Dispatcher {
         job.used = job.used.next();
         job.avoid = None;
         job.blocked_since = None;
+        self.observations.push(|| Observation::Assigned {
+            model: job.model.clone(),
+            class: job.class,
+            waited: job.age(now),
+            slack_s: job.asked.target.map(|_| slack_s(dispatch.slack_us)),
+        });
         let attempt = job.used;
-        let assignment = self.assignment(now, &job, victims.clone());
+        let alone = manner == Manner::Alone;
+        let mut assignment = self.assignment(now, &job, victims.clone());
+        assignment.alone = alone;
         let mut booking = self.booking(&job, device, &dispatch, victims);
         booking.is_measured &= self.policy_of(&job) != Policy::Fifo;
         self.fleet.book(&worker, request, booking, Sight::Unseen);
@@ -48,6 +57,7 @@ impl Dispatcher {
             known_at_seq: None,
             cancel_told: None,
             dispatch: Some(dispatch),
+            alone,
         };
         self.put(request.clone(), Held::Assigned(Box::new(run)));
         self.push(Action::Assign { worker, assignment });
@@ -67,6 +77,7 @@ impl Dispatcher {
             queued_ms: milliseconds(job.age(now)),
             deadline_in_ms: job.deadline.map(|deadline| milliseconds(deadline.since(now))),
             evict_first,
+            alone: false,
         }
     }
 
@@ -91,20 +102,29 @@ impl Dispatcher {
         }
     }
 
-    fn line_of(&self, request: &RequestId) -> Line {
-        match self.held.get(request) {
-            Some(Held::Queued { place, .. }) => place.line.clone(),
-            Some(Held::Reading(_) | Held::Awaiting { .. } | Held::Assigned(_) | Held::Ending { .. })
-            | None => {
-                unreachable!("only who waits is placed")
-            }
+    /// Takes a request out of where it waits, with the line that pays for it. The worker that is kept for a suspect
+    /// stays so.
+    fn take_to_run(&mut self, request: &RequestId, manner: Manner) -> (Line, Box<Job>) {
+        if manner == Manner::Alone {
+            let job = self.take_apart(request);
+            return (job.line(), job);
         }
+        let Some(Held::Queued { place, .. }) = self.held.get(request) else {
+            unreachable!("only who waits is placed");
+        };
+        let line = place.line.clone();
+        (line, self.take(request).expect("who waits is held"))
     }
 }
 
 /// What a request is charged for: prompt and answer.
 fn tokens(job: &Job) -> f64 {
     f64::from(job.asked.prompt_tokens) + f64::from(job.asked.prediction.high)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "spans are far below 2^52 microseconds")]
+fn slack_s(slack_us: i64) -> f64 {
+    slack_us as f64 / 1e6
 }
 
 fn milliseconds(span: Duration) -> u64 {

@@ -31,10 +31,11 @@ impl Dispatcher {
         if run.worker != *worker || run.attempt != attempt {
             return;
         }
-        match outcome {
-            AssignOutcome::Replied(AssignReply::Accepted { report_seq }) => {
-                self.confirm(now, request, report_seq);
-            }
+        match self.believed(worker, outcome) {
+            AssignOutcome::Replied(AssignReply::Accepted {
+                report_seq,
+                incarnation,
+            }) => self.confirm(now, request, report_seq, incarnation),
             // The worker has listed it meanwhile: whatever went wrong on the way, it runs.
             AssignOutcome::NoAnswer | AssignOutcome::Replied(AssignReply::Refused(_))
                 if run.known_at_seq.is_some() => {}
@@ -52,6 +53,22 @@ impl Dispatcher {
         self.settle(now);
     }
 
+    /// What an outcome says: an earlier start of the worker that answers has lost the request since, or will.
+    fn believed(&self, worker: &WorkerId, outcome: AssignOutcome) -> AssignOutcome {
+        let AssignOutcome::Replied(AssignReply::Accepted {
+            incarnation: Some(incarnation),
+            ..
+        }) = &outcome
+        else {
+            return outcome;
+        };
+        let known = self.fleet.worker(worker);
+        match known.is_some_and(|known| known.is_past(*incarnation)) {
+            true => AssignOutcome::NoAnswer,
+            false => outcome,
+        }
+    }
+
     /// A worker says that an attempt ended. Anything but the attempt that runs is ignored, except that a
     /// terminal journal is terminal whoever tells.
     pub fn handle_done(&mut self, now: Moment, done: Done) {
@@ -59,6 +76,7 @@ impl Dispatcher {
         self.open(&done.worker);
         if self.is_of_current(&done) {
             if done.end == AttemptEnd::Terminal {
+                self.observe_end(now, &done);
                 self.learn_from_end(now, &done);
             }
             if let Some(job) = self.take(&done.request) {
@@ -76,7 +94,7 @@ impl Dispatcher {
                     && run.incarnation == done.incarnation
                     && run.attempt == done.attempt
             }
-            Some(Held::Reading(_) | Held::Awaiting { .. } | Held::Queued { .. }) => {
+            Some(Held::Reading(_) | Held::Awaiting { .. } | Held::Queued { .. } | Held::Suspect(_)) => {
                 done.end == AttemptEnd::Terminal
             }
             Some(Held::Ending { .. }) | None => false,
@@ -110,6 +128,7 @@ impl Dispatcher {
                 let worker = done.worker;
                 self.strike(now, job, StrikeReason::Panicked { worker, message });
             }
+            AttemptEnd::JournalBroken { reason } => self.end_broken(job, &reason),
         }
     }
 
@@ -120,12 +139,17 @@ impl Dispatcher {
             .worker(worker)
             .expect("only a known worker's report can list a run");
         let (incarnation, seq) = (known.report.incarnation, known.report.seq);
+        let alone = known.runs_alone(&job.request);
         self.stats.adopted += 1;
         let request = job.request.clone();
         job.used = job.used.max(attempt);
+        job.forgive(worker);
+        if !alone {
+            job.suspected_in = None;
+        }
         let booking = self.adopted(now, &mut job, worker);
         self.fleet.book(worker, &request, booking, Sight::Listed);
-        let run = Run {
+        let mut run = Run {
             job,
             worker: worker.clone(),
             incarnation,
@@ -133,8 +157,15 @@ impl Dispatcher {
             known_at_seq: Some(seq),
             cancel_told: None,
             dispatch: None,
+            alone,
         };
+        if alone {
+            let death = run.begun().death();
+            run.job.suspected_in.get_or_insert(death);
+            self.keep_adopted(now, worker, &request);
+        }
         self.put(request.clone(), Held::Assigned(Box::new(run)));
+        self.note_company(worker);
         self.tell_cancelled(now, &request);
     }
 
@@ -158,9 +189,10 @@ impl Dispatcher {
             return;
         };
         let answered = run.known_at_seq.is_some();
+        let begun = run.begun();
         let Some(job) = self.take(request) else { return };
         if answered {
-            self.strike(now, job, reason);
+            self.blame(now, job, &begun, reason);
         } else {
             self.enqueue(now, job);
         }
@@ -217,11 +249,17 @@ impl Dispatcher {
     }
 
     /// The worker has the request. When a report that should list it has come before this answer and does
-    /// not, the attempt is over already.
-    fn confirm(&mut self, now: Moment, request: &RequestId, report_seq: u64) {
+    /// not, the attempt is over already. A start of the worker that has not reported yet counts its reports anew.
+    fn confirm(&mut self, now: Moment, request: &RequestId, report_seq: u64, incarnation: Option<u64>) {
         let Some(Held::Assigned(run)) = self.held.get_mut(request) else {
             return;
         };
+        if let Some(incarnation) = incarnation.filter(|incarnation| *incarnation != run.incarnation) {
+            run.incarnation = incarnation;
+            run.known_at_seq = Some(report_seq);
+            self.tell_cancelled(now, request);
+            return;
+        }
         let seq = run.known_at_seq.map_or(report_seq, |known| known.max(report_seq));
         run.known_at_seq = Some(seq);
         let worker = run.worker.clone();

@@ -25,7 +25,7 @@ impl Dispatcher {
                 self.tell_cancelled(now, request);
                 CancelReply::Told
             }
-            Some(Held::Queued { .. }) => {
+            Some(Held::Queued { .. } | Held::Suspect(_)) => {
                 self.condemn(now, request, Verdict::Cancelled);
                 self.settle(now);
                 CancelReply::Ended
@@ -35,7 +35,7 @@ impl Dispatcher {
 
     /// The catalog lost a model: who waits for it is ended, who runs may finish.
     pub fn handle_model_removed(&mut self, now: Moment, model: &ModelName) {
-        for request in self.queue.requests_of(model) {
+        for request in self.waiting_for(model) {
             self.condemn(now, &request, Verdict::ModelRemoved);
         }
         self.models.remove(model);

@@ -29,7 +29,7 @@ impl Dispatcher {
 
     /// Lets a request wait for a worker, unless there is a reason to end it.
     pub(super) fn enqueue(&mut self, now: Moment, mut job: Box<Job>) {
-        if let Some(verdict) = job.verdict {
+        if let Some(verdict) = job.verdict.clone() {
             self.carry_out(now, job, verdict);
         } else if job.strikes >= self.settings.strikes_max {
             self.bury(job);
@@ -38,6 +38,8 @@ impl Dispatcher {
         } else if let Some(error) = self.unloadable(&job.model) {
             self.stats.unloadable += 1;
             self.end(job, Event::failed(error));
+        } else if job.suspected_in.is_some() {
+            self.set_apart(job);
         } else {
             let request = job.request.clone();
             self.price(&mut job);
@@ -90,8 +92,10 @@ impl Dispatcher {
 
     /// Ends a request that waited until its deadline.
     pub(super) fn end_late(&mut self, now: Moment, request: &RequestId) {
-        if matches!(self.held.get(request), Some(Held::Queued { .. }))
-            && let Some(job) = self.take(request)
+        if matches!(
+            self.held.get(request),
+            Some(Held::Queued { .. } | Held::Suspect(_))
+        ) && let Some(job) = self.take(request)
         {
             self.end_deadline_exceeded(now, job);
         }
@@ -102,11 +106,18 @@ impl Dispatcher {
         if self.unloadable(model).is_none() {
             return;
         }
-        for request in self.queue.requests_of(model) {
+        for request in self.waiting_for(model) {
             if let Some(job) = self.take(&request) {
                 self.enqueue(now, job);
             }
         }
+    }
+
+    /// Everybody who waits for a worker with a model.
+    pub(super) fn waiting_for(&self, model: &ModelName) -> Vec<RequestId> {
+        let mut requests = self.queue.requests_of(model);
+        requests.extend(self.suspects_of(model));
+        requests
     }
 
     fn end(&mut self, job: Box<Job>, event: Event) {
@@ -142,21 +153,38 @@ impl Dispatcher {
                 let message = format!("the model {} was removed from the catalog", job.model);
                 Event::failed(failure(ErrorCode::UnknownModel, message))
             }
+            Verdict::Refused(error) => Event::failed(error),
         };
         self.end(job, event);
     }
 
     fn end_deadline_exceeded(&mut self, now: Moment, job: Box<Job>) {
         self.stats.deadlines_passed += 1;
+        self.observe_missed(&job);
         let waited_ms = job.age(now).as_millis();
         let message = format!("the deadline passed after {waited_ms} ms without an answer");
         self.end(job, Event::failed(failure(ErrorCode::DeadlineExceeded, message)));
     }
 
-    /// Keeps a copy of a request that kills its workers, and ends it.
+    /// Ends a request that kills its workers.
     fn bury(&mut self, job: Box<Job>) {
-        self.stats.dead += 1;
         let reason = job.poison_reason();
+        self.keep_letter(&job, reason.clone());
+        self.end(job, Event::failed(failure(ErrorCode::Poisoned, reason)));
+    }
+
+    /// Ends a request whose journal nobody can go on with.
+    pub(super) fn end_broken(&mut self, job: Box<Job>, reason: &str) {
+        self.stats.journals_broken += 1;
+        let reason = format!("the journal of the answer is broken: {reason}");
+        self.keep_letter(&job, reason.clone());
+        self.end(job, Event::failed(failure(ErrorCode::Internal, reason)));
+    }
+
+    /// Keeps a copy of a request for operators.
+    fn keep_letter(&mut self, job: &Job, reason: String) {
+        self.stats.dead += 1;
+        self.observe_missed(job);
         self.push(Action::DeadLetter {
             request: job.request.clone(),
             sequences: job.sequences.clone(),
@@ -164,9 +192,8 @@ impl Dispatcher {
             model: job.model.clone(),
             body: job.body.clone(),
             encoding: job.encoding,
-            reason: reason.clone(),
+            reason,
         });
-        self.end(job, Event::failed(failure(ErrorCode::Poisoned, reason)));
     }
 
     /// Why no worker can take a model; `None` while one may, or while there is none.

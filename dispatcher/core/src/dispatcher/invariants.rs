@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use flotilla_protocol::Moment;
 use flotilla_protocol::fleet::ModelState;
 
 use super::Dispatcher;
@@ -30,6 +31,9 @@ impl Dispatcher {
         self.only_the_waiting_have_a_deadline_timer();
         self.who_waits_stands_where_its_prices_say();
         self.devices_are_kept_for_those_who_wait();
+        self.suspects_wait_apart();
+        self.who_runs_alone_has_its_worker_for_itself();
+        self.some_worker_is_kept_while_suspects_wait();
         self.no_request_waits_while_an_idle_device_could_take_it();
     }
 
@@ -68,7 +72,11 @@ impl Dispatcher {
                 let Some(Held::Assigned(run)) = self.held.get(request) else {
                     panic!("{request} is booked on {id} and not assigned");
                 };
-                assert_eq!((&run.worker, run.incarnation), (id, worker.report.incarnation));
+                assert_eq!(&run.worker, id);
+                assert!(
+                    run.incarnation == worker.report.incarnation || !worker.is_past(run.incarnation),
+                    "{request} runs on a dead process"
+                );
                 assert!(run.attempt > run.job.over && run.attempt <= run.job.used);
             }
         }
@@ -82,7 +90,8 @@ impl Dispatcher {
     fn who_awaits_a_worker_is_found_by_it(&self) {
         let mut awaiting = 0;
         for (request, held) in &self.held {
-            if let Held::Awaiting { worker, .. } = held {
+            if let Held::Awaiting { begun, .. } = held {
+                let worker = &begun.worker;
                 awaiting += 1;
                 assert!(
                     self.awaiting
@@ -107,7 +116,8 @@ impl Dispatcher {
 
     fn only_the_waiting_have_a_deadline_timer(&self) {
         for (request, held) in &self.held {
-            let waits_with_deadline = matches!(held, Held::Queued { job, .. } if job.deadline.is_some());
+            let waits = matches!(held, Held::Queued { .. } | Held::Suspect(_));
+            let waits_with_deadline = waits && held.job().is_some_and(|job| job.deadline.is_some());
             assert_eq!(
                 self.timers.is_set(&Timer::Deadline(request.clone())),
                 waits_with_deadline
@@ -145,6 +155,65 @@ impl Dispatcher {
             reserved += requests.len();
         }
         assert!(self.fleet.reserved_count() <= reserved);
+    }
+
+    fn suspects_wait_apart(&self) {
+        let apart = self
+            .held
+            .iter()
+            .filter(|(_, held)| matches!(held, Held::Suspect(_)));
+        let apart: BTreeSet<_> = apart.map(|(request, _)| request).collect();
+        assert_eq!(apart, self.isolation.waiting().collect());
+        for held in self.held.values() {
+            if let Held::Queued { job, .. } = held {
+                assert!(job.suspected_in.is_none(), "{} waits among others", job.request);
+            }
+        }
+    }
+
+    fn who_runs_alone_has_its_worker_for_itself(&self) {
+        for (request, held) in &self.held {
+            let Held::Assigned(run) = held else { continue };
+            if run.alone {
+                let worker = self
+                    .fleet
+                    .worker(&run.worker)
+                    .expect("it was given to a known worker");
+                assert!(
+                    worker.assigned.iter().eq([request]),
+                    "{request} is not alone on {}",
+                    run.worker
+                );
+                assert_eq!(self.isolation.request_on(&run.worker), Some(request));
+            }
+        }
+        for (worker, request) in self.isolation.kept() {
+            assert!(
+                self.fleet
+                    .worker(worker)
+                    .is_some_and(|known| known.kept_for() == Some(request))
+            );
+            match self.held.get(request) {
+                Some(Held::Suspect(_)) => {}
+                Some(Held::Assigned(run)) => assert!(run.alone && run.worker == *worker),
+                other => panic!("{worker} is kept for {request}, which is {other:?}"),
+            }
+        }
+        let kept = self
+            .fleet
+            .iter()
+            .filter(|(_, worker)| worker.kept_for().is_some());
+        assert_eq!(kept.count(), self.isolation.kept_count());
+    }
+
+    fn some_worker_is_kept_while_suspects_wait(&self) {
+        if self.deposed || self.isolation.kept_count() > 0 {
+            return;
+        }
+        for request in self.isolation.waiting() {
+            let worker = self.worker_to_keep(Moment::default(), self.waiting(request));
+            assert!(worker.is_none(), "{request} could have {worker:?} for itself");
+        }
     }
 
     /// Who has a target may wait for a device that meets it, and who measures a worker for that one; everybody else takes what is idle: a device that has the

@@ -36,6 +36,16 @@ pub(super) struct Placement {
     /// Models that have to go for it.
     pub(super) victims: Vec<ModelName>,
     pub(super) dispatch: Dispatch,
+    pub(super) manner: Manner,
+}
+
+/// What a request has beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Others, or nobody, as it comes.
+    Shared,
+    /// Nothing, on the whole worker.
+    Alone,
 }
 
 /// How far the requests of a model were looked at.
@@ -363,6 +373,7 @@ impl Dispatcher {
             worker: chosen.worker.clone(),
             device: chosen.device,
             victims: chosen.victims.clone(),
+            manner: Manner::Shared,
             dispatch: Dispatch {
                 at: now,
                 kind,

@@ -8,6 +8,7 @@ use flotilla_protocol::fleet::Report;
 use flotilla_protocol::{Epoch, Moment, RequestId};
 
 use super::Dispatcher;
+use crate::input::StreamSequence;
 use crate::request::{Held, Job};
 use crate::stats::Stats;
 
@@ -18,11 +19,12 @@ impl Dispatcher {
         self.settings.epoch
     }
 
-    /// Requests that wait for a worker, most urgent first.
+    /// Requests that wait for a worker, most urgent first, and behind them those that wait for one of their own.
     pub fn queued(&self, now: Moment) -> impl Iterator<Item = QueuedRequest> {
         let jobs = self
             .queue
             .iter()
+            .chain(self.isolation.waiting())
             .filter_map(|request| self.held.get(request)?.job());
         jobs.map(move |job| QueuedRequest {
             request: job.request.clone(),
@@ -37,7 +39,13 @@ impl Dispatcher {
     /// How many requests wait for a worker.
     #[must_use]
     pub fn queued_count(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.isolation.waiting_count()
+    }
+
+    /// How many requests wait for a worker of their own, as they were on one that died.
+    #[must_use]
+    pub fn suspect_count(&self) -> usize {
+        self.isolation.waiting_count()
     }
 
     /// Requests on workers, by id.
@@ -51,7 +59,11 @@ impl Dispatcher {
                 attempt: run.attempt,
                 age_ms: age_ms(&run.job, now),
             }),
-            Held::Reading(_) | Held::Awaiting { .. } | Held::Queued { .. } | Held::Ending { .. } => None,
+            Held::Reading(_)
+            | Held::Awaiting { .. }
+            | Held::Queued { .. }
+            | Held::Suspect(_)
+            | Held::Ending { .. } => None,
         })
     }
 
@@ -74,14 +86,33 @@ impl Dispatcher {
         self.held.contains_key(request)
     }
 
+    /// Whether the dispatcher answers for a message.
+    #[must_use]
+    pub fn holds_message(&self, sequence: StreamSequence) -> bool {
+        self.sequences.contains_key(&sequence)
+    }
+
+    /// Whether a worker's newest report lists a request.
+    #[must_use]
+    pub fn runs_somewhere(&self, request: &RequestId) -> bool {
+        self.fleet
+            .iter()
+            .any(|(_, worker)| worker.lists(request).is_some())
+    }
+
     /// Whether a request waits or runs; `None` for one that is not held, or neither waits nor runs yet.
     #[must_use]
     pub fn phase(&self, request: &RequestId) -> Option<Phase> {
         match self.held.get(request)? {
-            Held::Queued { .. } => Some(Phase::Queued),
+            Held::Queued { .. } | Held::Suspect(_) => Some(Phase::Queued),
             Held::Assigned(_) => Some(Phase::Running),
             Held::Reading(_) | Held::Awaiting { .. } | Held::Ending { .. } => None,
         }
+    }
+
+    /// Every request that the dispatcher answers for.
+    pub fn held(&self) -> impl Iterator<Item = &RequestId> {
+        self.held.keys()
     }
 
     /// How many requests the dispatcher answers for, wherever they stand.

@@ -36,7 +36,8 @@ impl Dispatcher {
             return None;
         }
         let (worker, device) = first_free.or_else(|| self.emptiest_device(job))?;
-        let is_kept = self.fleet.worker(&worker)?.devices[device].reserved_for.is_some();
+        let known = self.fleet.worker(&worker)?;
+        let is_kept = known.devices[device].reserved_for.is_some() || known.kept_for().is_some();
         (!is_kept).then_some((worker, device))
     }
 

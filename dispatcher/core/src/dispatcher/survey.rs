@@ -126,7 +126,7 @@ impl Dispatcher {
     }
 
     /// What a worker has to say of a model; nothing when it does not have it, or soon will not.
-    fn holder(&self, now: Moment, model: &ModelName, worker: &Worker) -> Option<Holder> {
+    pub(super) fn holder(&self, now: Moment, model: &ModelName, worker: &Worker) -> Option<Holder> {
         let resident = worker.resident(model);
         let report = resident.map(|(_, report)| report);
         let device = worker.device_by(model, report);

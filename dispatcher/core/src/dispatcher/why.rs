@@ -57,6 +57,7 @@ impl Dispatcher {
                 };
                 (standing, candidates)
             }
+            Held::Suspect(job) => (self.standing_of_suspect(job), self.explain_candidates(now, job)),
             Held::Assigned(run) => {
                 let decision = run.dispatch.as_ref().map(|dispatch| self.decision(dispatch));
                 let standing = Standing::Assigned {
@@ -67,6 +68,20 @@ impl Dispatcher {
                 (standing, Vec::new())
             }
             Held::Ending { .. } => (Standing::Ending, Vec::new()),
+        }
+    }
+
+    fn standing_of_suspect(&self, job: &Job) -> Standing {
+        let worker = self.isolation.worker_of(&job.request);
+        let waits_for = worker.map_or_else(
+            || "a worker of its own, as it was on one that died".to_owned(),
+            |worker| format!("{worker} to be free of others, as it was on a worker that died"),
+        );
+        Standing::Queued {
+            line: "suspect".to_owned(),
+            slack_ms: None,
+            reserved: worker.is_some(),
+            waits_for,
         }
     }
 

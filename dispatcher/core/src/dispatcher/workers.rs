@@ -6,12 +6,21 @@ use flotilla_protocol::fleet::{ModelState, Report};
 use flotilla_protocol::{Moment, RequestId, WorkerId};
 
 use super::Dispatcher;
+use crate::action::Action;
 use crate::fleet::{self, Novelty};
 use crate::request::{Held, StrikeReason};
 use crate::timers::Timer;
 
 /// A cancellation may be lost on its way: it is told again with a report that comes this much later.
 const CANCEL_REPEAT: Duration = Duration::from_secs(1);
+/// Parts of the time after which a silent worker is lost. A worker is asked for a report when it is late by the first: with
+/// the default settings 1.33 s, when one that reports every second has missed one.
+const LATE_PART: u32 = 3;
+/// It is asked again after this one: 1 s, twice what a part takes at most between two tries to reconnect.
+const ASK_AGAIN_PART: u32 = 4;
+/// And it is lost when it is still not there after this one: two answers that came at once, because it was ourselves who had no
+/// connection, are one.
+const ABSENT_PART: u32 = 6;
 
 impl Dispatcher {
     /// A worker's report came in.
@@ -40,12 +49,13 @@ impl Dispatcher {
         self.learn_sets(&worker);
         self.learn_from_report(&worker);
         self.price_new_kinds(now);
-        self.timers.set(
-            Timer::WorkerLost(worker.clone()),
-            now + self.settings.worker_lost_after,
-        );
+        let lost_after = self.settings.worker_lost_after;
+        self.timers
+            .set(Timer::WorkerLost(worker.clone()), now + lost_after);
+        self.timers
+            .set(Timer::WorkerLate(worker.clone()), now + lost_after / LATE_PART);
         self.learn_models(now, &worker);
-        self.learn_runs(now, &worker);
+        self.learn_runs(now, &worker, novelty);
         self.adopt_listed(now, &worker);
         self.release_awaiting(now, &worker);
         self.follow_bookings(now, &worker);
@@ -53,17 +63,45 @@ impl Dispatcher {
         self.settle(now);
     }
 
+    /// Nobody listened where a worker was asked for a report: its connection is gone, as that of a process is that was
+    /// killed. One that only reconnects is back before it is missed for the second time.
+    pub fn handle_absent(&mut self, now: Moment, worker: &WorkerId) {
+        let missed_for = self.fleet.miss(now, worker);
+        if missed_for.is_some_and(|time| time >= self.settings.worker_lost_after / ABSENT_PART) {
+            self.stats.workers_absent += 1;
+            self.lose_worker(now, worker, StrikeReason::WorkerGone);
+        }
+        self.settle(now);
+    }
+
+    /// Asks a worker that is late, again and again until it reports or is lost.
+    pub(super) fn ask_for_report(&mut self, now: Moment, worker: WorkerId) {
+        let again = self.settings.worker_lost_after / ASK_AGAIN_PART;
+        self.timers.set(Timer::WorkerLate(worker.clone()), now + again);
+        self.push(Action::AskForReport { worker });
+    }
+
     /// A worker was silent for too long: what it ran goes elsewhere. Should it only have been cut off, a
     /// request that still waits goes back to it with its next report.
-    pub(super) fn lose_worker(&mut self, now: Moment, worker: &WorkerId) {
+    pub(super) fn lose_worker(
+        &mut self,
+        now: Moment,
+        worker: &WorkerId,
+        reason: fn(WorkerId) -> StrikeReason,
+    ) {
         let Some(lost) = self.fleet.worker(worker) else {
             return;
         };
         let requests: Vec<RequestId> = lost.assigned.iter().cloned().collect();
         self.stats.workers_lost += 1;
+        self.timers.clear(&Timer::WorkerLost(worker.clone()));
+        self.timers.clear(&Timer::WorkerLate(worker.clone()));
         self.end_exclusions(worker);
         for request in requests {
-            self.break_attempt(now, &request, StrikeReason::WorkerLost(worker.clone()));
+            self.break_attempt(now, &request, reason(worker.clone()));
+        }
+        if let Some(request) = self.isolation.request_on(worker).cloned() {
+            self.end_isolation(&request);
         }
         self.fleet.remove(worker);
         for model in self.exclusions.models() {
@@ -102,7 +140,7 @@ impl Dispatcher {
     }
 
     /// Compares what the worker lists with what it should run.
-    fn learn_runs(&mut self, now: Moment, worker: &WorkerId) {
+    fn learn_runs(&mut self, now: Moment, worker: &WorkerId, novelty: Novelty) {
         let Some(known) = self.fleet.worker(worker) else {
             return;
         };
@@ -116,6 +154,10 @@ impl Dispatcher {
                 continue;
             };
             let same_process = run.incarnation == incarnation;
+            // A newer start of the worker has answered and not reported yet: this report is by the one before.
+            if !same_process && novelty == Novelty::Newer {
+                continue;
+            }
             if listed == Some(run.attempt) {
                 run.incarnation = incarnation;
                 run.known_at_seq = Some(
@@ -145,7 +187,7 @@ impl Dispatcher {
         let mut adopted = Vec::new();
         for run in &known.report.running {
             let newest = match self.held.get(&run.request) {
-                Some(Held::Queued { job, .. } | Held::Awaiting { job, .. }) => {
+                Some(Held::Queued { job, .. } | Held::Awaiting { job, .. } | Held::Suspect(job)) => {
                     run.attempt > job.over && run.attempt >= job.used
                 }
                 Some(Held::Reading(_) | Held::Assigned(_) | Held::Ending { .. }) | None => false,
@@ -161,15 +203,11 @@ impl Dispatcher {
         }
     }
 
-    /// The worker has reported without listing these: their attempts are over.
+    /// The worker has reported without listing these: their attempts are over, one way or the other.
     fn release_awaiting(&mut self, now: Moment, worker: &WorkerId) {
         for request in self.awaiting.remove(worker).unwrap_or_default() {
-            let Some(Held::Awaiting { attempt, .. }) = self.held.get(&request) else {
-                continue;
-            };
-            let attempt = *attempt;
-            if let Some(job) = self.take(&request) {
-                self.requeue_closed(now, job, attempt);
+            if let Some((job, begun)) = self.take_awaiting(&request) {
+                self.end_unlisted(now, job, &begun);
             }
         }
     }

@@ -44,6 +44,10 @@ pub(crate) struct Worker {
     pub(super) ended: BTreeMap<RequestId, Attempt>,
     /// It refused, gave back or did not answer: nothing more until its next report.
     pub(super) shut: bool,
+    /// Since when it is known that its connection is gone.
+    pub(super) absent_since: Option<Moment>,
+    /// The request that it is kept for: it takes nothing else.
+    pub(super) kept_for: Option<RequestId>,
     /// How many more requests it takes, as far as we know: what [`Worker::sum_up`] found.
     free_slots: u32,
     /// Models that make room for others, of which its newest report cannot know yet.
@@ -79,6 +83,8 @@ impl Worker {
             unseen: BTreeSet::new(),
             ended: BTreeMap::new(),
             shut: false,
+            absent_since: None,
+            kept_for: None,
             free_slots: 0,
             leaving: BTreeSet::new(),
             report,
@@ -99,6 +105,7 @@ impl Worker {
         }
         self.heard = now;
         self.shut = false;
+        self.absent_since = None;
         self.report = report;
         self.index(now);
     }
@@ -145,6 +152,14 @@ impl Worker {
 
     /// How many more requests it takes, counted.
     pub(super) fn count_free_slots(&self) -> u32 {
+        match self.kept_for {
+            Some(_) => 0,
+            None => self.offered_slots(),
+        }
+    }
+
+    /// How many more requests it takes, whether it is kept for one or not.
+    pub(super) fn offered_slots(&self) -> u32 {
         if !self.takes_work() {
             return 0;
         }
@@ -154,6 +169,34 @@ impl Worker {
             .filter(|(request, attempt)| self.running.get(*request) == Some(attempt));
         let free_slots = self.report.free_slots.saturating_add(count(ended.count()));
         free_slots.saturating_sub(count(self.unseen.len()))
+    }
+
+    /// The request that it is kept for.
+    pub(crate) fn kept_for(&self) -> Option<&RequestId> {
+        self.kept_for.as_ref()
+    }
+
+    /// Whether it has nothing and takes something: who gets it now has it for itself.
+    pub(crate) fn can_take_alone(&self) -> bool {
+        let is_over = |run: &RunningRequest| !self.is_running(run);
+        self.assigned.is_empty() && self.report.running.iter().all(is_over) && self.offered_slots() > 0
+    }
+
+    /// How long until everything that is booked here is expected to have ended.
+    pub(crate) fn empties_in(&self, now: Moment) -> Duration {
+        let ends = self.bookings.values().map(|booking| booking.ends_at.since(now));
+        ends.max().unwrap_or_default()
+    }
+
+    /// Whether its newest report says that a request runs alone.
+    pub(crate) fn runs_alone(&self, request: &RequestId) -> bool {
+        let mut running = self.report.running.iter();
+        running.any(|run| run.request == *request && run.alone)
+    }
+
+    /// Whether this was an earlier start of it.
+    pub(crate) fn is_past(&self, incarnation: u64) -> bool {
+        self.past.contains(&incarnation)
     }
 
     /// Whether it takes work at all: it does not drain, and answered when it was last asked.

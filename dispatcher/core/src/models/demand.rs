@@ -15,6 +15,11 @@ impl Demand {
         self.per_s * (-now.since(self.at).as_secs_f64() / DEMAND_MEMORY_S).exp()
     }
 
+    /// Whether anything was ever asked for.
+    pub(super) fn is_any(&self) -> bool {
+        self.per_s > 0.0
+    }
+
     /// So much more is asked for.
     pub(super) fn add(&mut self, now: Moment, amount: f64) {
         self.per_s = self.per_s(now) + amount / DEMAND_MEMORY_S;

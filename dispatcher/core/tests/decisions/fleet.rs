@@ -283,7 +283,8 @@ impl Fleet {
                     self.told.push(format!("cancel {request} on {worker}"));
                 }
                 Action::DeadLetter { request, .. } => self.told.push(format!("bury {request}")),
-                Action::Progress { .. } => {}
+                // Its machines are never silent for long.
+                Action::Progress { .. } | Action::AskForReport { .. } => {}
                 Action::StepDown { seen } => panic!("epoch {seen} was seen by nobody"),
             }
         }
@@ -298,7 +299,10 @@ impl Fleet {
             .extend(assignment.evict_first.iter().map(ToString::to_string));
         let machine = self.machine(id.as_str());
         let report_seq = machine.take(now, assignment, load, work);
-        let reply = AssignOutcome::Replied(AssignReply::Accepted { report_seq });
+        let reply = AssignOutcome::Replied(AssignReply::Accepted {
+            report_seq,
+            incarnation: None,
+        });
         let (request, attempt) = (&assignment.request, assignment.attempt);
         self.bench
             .dispatcher
@@ -315,6 +319,8 @@ impl Fleet {
                 attempt: run.attempt,
                 strikes: Strikes(0),
                 worker: worker(&machine.id),
+                incarnation: None,
+                alone: false,
             },
             None if self.answered.contains_key(id) => JournalState::Terminal,
             None => JournalState::Empty,

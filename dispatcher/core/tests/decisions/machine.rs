@@ -362,5 +362,6 @@ fn running(now: Moment, (id, run): (&RequestId, &Run)) -> RunningRequest {
         model: run.model.clone(),
         prompt_tokens: run.prompt_tokens,
         output_tokens: run.made_tokens(now),
+        alone: false,
     }
 }

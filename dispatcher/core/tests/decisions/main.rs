@@ -59,6 +59,7 @@ mod fairness;
 mod fleet;
 mod machine;
 mod order;
+mod overview;
 mod parts;
 mod policies;
 mod profiles;

@@ -171,7 +171,10 @@ fn the_second_answer_to_an_assignment_changes_nothing() {
     fleet.report("w");
     let replies = [
         AssignReply::Refused(Refusal::Full),
-        AssignReply::Accepted { report_seq: 1 },
+        AssignReply::Accepted {
+            report_seq: 1,
+            incarnation: None,
+        },
     ];
     for reply in replies {
         let outcome = flotilla_dispatcher_core::AssignOutcome::Replied(reply);

@@ -26,18 +26,19 @@ use world::{Step, World};
 /// Everything that can happen to a fleet.
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => any_wish().prop_map(Step::Publish),
+        8 => maybe_poison(0.05).prop_map(Step::Publish),
         24 => pick().prop_map(Step::Deliver),
         6 => pick().prop_map(Step::Report),
         12 => (pick(), pick(), any_work())
             .prop_map(|(worker, pick, work)| Step::Work(worker, pick, work)),
         4 => (0_u64..1500).prop_map(|ms| Step::Wait { ms }),
         4 => pick().prop_map(Step::Drop),
-        2 => pick().prop_map(Step::GiveUpAssign),
+        3 => pick().prop_map(Step::GiveUpAssign),
         2 => pick().prop_map(Step::Redeliver),
         1 => pick().prop_map(Step::PublishAgain),
         2 => pick().prop_map(Step::Die),
         3 => pick().prop_map(Step::Start),
+        3 => pick().prop_map(Step::Miss),
         1 => pick().prop_map(Step::Drain),
         1 => pick().prop_map(Step::Cancel),
         1 => Just(Step::NewLeader),
@@ -48,14 +49,19 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Delays and changes of order only: nothing is lost and nobody dies.
-fn calm_step() -> impl Strategy<Value = Step> {
-    let wish = any_wish().prop_map(|wish| Wish {
+/// A valid request of somebody who waits for as long as it takes.
+fn patient(wish: Wish) -> Wish {
+    Wish {
         class: Class::Interactive,
         deadline_ms: None,
         valid: true,
         ..wish
-    });
+    }
+}
+
+/// Delays and changes of order only: nothing is lost and nobody dies.
+fn calm_step() -> impl Strategy<Value = Step> {
+    let wish = any_wish().prop_map(patient);
     prop_oneof![
         4 => wish.prop_map(Step::Publish),
         24 => pick().prop_map(Step::Deliver),
@@ -64,6 +70,21 @@ fn calm_step() -> impl Strategy<Value = Step> {
         4 => (pick(), pick()).prop_map(|(worker, pick)| Step::Work(worker, pick, Work::Finish)),
         1 => pick().prop_map(Step::Redeliver),
         2 => any_fact().prop_map(Step::Learn),
+    ]
+}
+
+/// Some requests kill whoever computes their answers, and nothing else happens to anybody.
+fn poisoned_step() -> impl Strategy<Value = Step> {
+    let wish = maybe_poison(0.2).prop_map(patient);
+    prop_oneof![
+        4 => wish.prop_map(Step::Publish),
+        24 => pick().prop_map(Step::Deliver),
+        6 => pick().prop_map(Step::Report),
+        12 => (pick(), pick()).prop_map(|(worker, pick)| Step::Work(worker, pick, Work::Step)),
+        4 => (pick(), pick()).prop_map(|(worker, pick)| Step::Work(worker, pick, Work::Finish)),
+        4 => pick().prop_map(Step::Start),
+        2 => (0_u64..1500).prop_map(|ms| Step::Wait { ms }),
+        1 => Just(Step::NewLeader),
     ]
 }
 
@@ -111,8 +132,13 @@ fn any_wish() -> impl Strategy<Value = Wish> {
                 tpot_ms,
                 deadline_ms,
                 valid,
+                poison: false,
             },
         )
+}
+
+fn maybe_poison(part: f64) -> impl Strategy<Value = Wish> {
+    (any_wish(), prop::bool::weighted(part)).prop_map(|(wish, poison)| Wish { poison, ..wish })
 }
 
 fn any_fact() -> impl Strategy<Value = Fact> {
@@ -220,6 +246,19 @@ proptest! {
     }
 }
 
+proptest! {
+    // Each death costs virtual minutes.
+    #![proptest_config(config(100))]
+
+    #[test]
+    fn only_those_that_kill_their_workers_become_dead_letters(
+        steps in prop::collection::vec(poisoned_step(), 1..300)
+    ) {
+        let world = run(&[1, 2, 3], &steps);
+        prop_assert_eq!(&world.dead, &world.poison());
+    }
+}
+
 type Counter = fn(&Stats) -> u64;
 
 /// A simulation that never reaches a rule proves nothing of it.
@@ -256,8 +295,12 @@ fn the_simulated_faults_reach_every_rule() {
             ("handed_back", |s| s.handed_back),
             ("fenced", |s| s.fenced),
             ("workers_lost", |s| s.workers_lost),
+            ("workers_absent", |s| s.workers_absent),
             ("workers_restarted", |s| s.workers_restarted),
             ("reports_stale", |s| s.reports_stale),
+            ("suspects", |s| s.suspects),
+            ("cleared", |s| s.cleared),
+            ("alone", |s| s.alone),
             ("strikes", |s| s.strikes),
             ("dead", |s| s.dead),
             ("cancelled", |s| s.cancelled),

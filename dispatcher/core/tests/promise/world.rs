@@ -43,6 +43,7 @@ pub enum Step {
     Learn(Fact),
     Die(usize),
     Start(usize),
+    Miss(usize),
     Drain(usize),
     Cancel(usize),
     GiveUpAssign(usize),
@@ -108,6 +109,8 @@ pub struct World {
     removed_models: BTreeSet<u8>,
     facts: Vec<Fact>,
     past: Vec<Stats>,
+    /// Requests that became dead letters.
+    pub dead: BTreeSet<RequestId>,
 }
 
 impl World {
@@ -129,6 +132,7 @@ impl World {
             removed_models: BTreeSet::new(),
             facts: Vec::new(),
             past: Vec::new(),
+            dead: BTreeSet::new(),
         }
     }
 
@@ -160,6 +164,7 @@ impl World {
             Step::Work(worker, pick, work) => self.work(worker % self.workers.len(), pick, work),
             Step::Die(pick) => self.picked(pick).die(),
             Step::Start(pick) => self.start(pick % self.workers.len()),
+            Step::Miss(pick) => self.miss(pick),
             Step::Drain(pick) => self.picked(pick).draining = true,
             Step::Cancel(pick) => self.cancel(pick),
             Step::GiveUpAssign(pick) => self.give_up_assign(pick),
@@ -180,6 +185,7 @@ impl World {
         self.unpin_everything();
         for _ in 0..400 {
             for index in 0..self.workers.len() {
+                self.start(index);
                 for (pick, _) in self.workers[index].requests().into_iter().enumerate() {
                     self.work(index, pick, Work::Finish);
                 }
@@ -298,6 +304,11 @@ impl World {
         let Some(pick) = index_of(pick, requests.len()) else {
             return;
         };
+        let request = &requests[pick];
+        let computes = matches!(work, Work::Step | Work::Finish) && self.workers[index].computes(request);
+        if computes && self.is_poison(request) {
+            return self.workers[index].die();
+        }
         let journal = self.journals.entry(requests[pick].clone()).or_default();
         if let Some(done) = self.workers[index].work(&requests[pick], journal, work) {
             self.network.push(Packet::Done(done));
@@ -308,6 +319,13 @@ impl World {
         if !self.workers[index].alive {
             self.workers[index].start();
         }
+    }
+
+    /// Nobody listens where a worker would, dead or only cut off.
+    fn miss(&mut self, pick: usize) {
+        let worker = self.picked(pick).id.clone();
+        let now = self.now();
+        self.dispatcher.handle_absent(now, &worker);
     }
 
     fn cancel(&mut self, pick: usize) {
@@ -437,13 +455,19 @@ impl World {
                 }
                 Action::ReadJournal { request } => self.network.push(Packet::Read { term, request }),
                 Action::End { request, .. } => self.network.push(Packet::End { term, request }),
-                Action::DeadLetter { sequences, .. } => assert!(!sequences.is_empty()),
+                Action::DeadLetter {
+                    request, sequences, ..
+                } => {
+                    assert!(!sequences.is_empty());
+                    self.dead.insert(request);
+                }
                 Action::Ack { request, sequences } => self.ack(&request, sequences),
                 Action::CancelOnWorker { worker, request } => {
                     let worker = self.index_of_worker(&worker);
                     self.network.push(Packet::Cancel { worker, request });
                 }
                 Action::Prefetch { .. } => {}
+                Action::AskForReport { worker } => self.report(self.index_of_worker(&worker)),
                 Action::Progress { progress, .. } => assert!(progress.position.is_some()),
                 Action::StepDown { .. } => panic!("no newer leader exists"),
             }

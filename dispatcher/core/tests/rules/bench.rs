@@ -11,7 +11,7 @@ use flotilla_protocol::fleet::{
 };
 use flotilla_protocol::{Attempt, Epoch, Strikes};
 
-pub use shared::{Bench, arrival, model, request, worker};
+pub use shared::{Bench, arrival, model, request, settings, worker};
 
 pub fn report(id: &str, seq: u64, free_slots: u32, running: &[(&str, u32)]) -> Report {
     let running = running.iter().map(|(id, attempt)| RunningRequest {
@@ -20,6 +20,7 @@ pub fn report(id: &str, seq: u64, free_slots: u32, running: &[(&str, u32)]) -> R
         model: model("m"),
         prompt_tokens: 5,
         output_tokens: 0,
+        alone: false,
     });
     Report {
         worker: worker(id),
@@ -82,12 +83,14 @@ pub fn open(attempt: u32, strikes: u32, by: &str) -> JournalState {
         attempt: Attempt(attempt),
         strikes: Strikes(strikes),
         worker: worker(by),
+        incarnation: None,
+        alone: false,
     }
 }
 
 impl Bench {
     pub fn new() -> Self {
-        Self::with(shared::settings())
+        Self::with(settings())
     }
 
     /// Everything that is to be done, as short texts; progress is left out.
@@ -126,6 +129,20 @@ impl Bench {
         ends.next().expect("something is ended")
     }
 
+    /// The workers that are asked for reports; nothing else may be to be done.
+    pub fn asked_for_reports(&mut self) -> Vec<String> {
+        let actions = std::iter::from_fn(|| self.dispatcher.poll_action());
+        let asked = actions.map(|action| match action {
+            Action::AskForReport { worker } => worker.to_string(),
+            other => panic!("{other:?} was not expected"),
+        });
+        asked.collect()
+    }
+
+    pub fn absent(&mut self, id: &str) {
+        self.dispatcher.handle_absent(self.now, &worker(id));
+    }
+
     pub fn arrive(&mut self, id: &str, sequence: u64) {
         self.arrive_as(arrival(id, sequence));
     }
@@ -148,7 +165,10 @@ impl Bench {
     }
 
     pub fn accept(&mut self, from: &str, id: &str, attempt: u32, report_seq: u64) {
-        let reply = AssignReply::Accepted { report_seq };
+        let reply = AssignReply::Accepted {
+            report_seq,
+            incarnation: None,
+        };
         self.outcome(from, id, attempt, AssignOutcome::Replied(reply));
     }
 
@@ -177,9 +197,11 @@ fn tell(action: &Action) -> Option<String> {
                 request,
                 attempt,
                 strikes,
+                alone,
                 ..
             } = assignment;
-            format!("assign {request} to {worker}: attempt {attempt}, {strikes} strikes")
+            let alone = if *alone { ", alone" } else { "" };
+            format!("assign {request} to {worker}: attempt {attempt}, {strikes} strikes{alone}")
         }
         Action::ReadJournal { request } => format!("read {request}"),
         Action::End {
@@ -194,7 +216,7 @@ fn tell(action: &Action) -> Option<String> {
             format!("ack {request}: {}", sequences.join(" "))
         }
         Action::CancelOnWorker { worker, request } => format!("cancel {request} on {worker}"),
-        Action::Prefetch { .. } | Action::Progress { .. } => return None,
+        Action::Prefetch { .. } | Action::Progress { .. } | Action::AskForReport { .. } => return None,
         Action::StepDown { seen } => format!("step down: epoch {seen} was seen"),
     })
 }

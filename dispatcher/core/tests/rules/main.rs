@@ -6,10 +6,13 @@
 )]
 
 mod bench;
+mod suspects;
 
 use std::time::Duration;
 
-use flotilla_dispatcher_core::{Action, Admission, Arrival, AssignOutcome, JournalState, StreamSequence};
+use flotilla_dispatcher_core::{
+    Action, Admission, Arrival, AssignOutcome, JournalState, Origin, StreamSequence,
+};
 use flotilla_profile::DeviceProfile;
 use flotilla_protocol::admin::CancelReply;
 use flotilla_protocol::assignment::{AttemptEnd, Refusal};
@@ -95,6 +98,42 @@ fn the_journal_is_read_before_a_request_that_may_have_been_seen_runs() {
         bench.actions(),
         ["ack a: 1", "assign b to w: attempt 1, 0 strikes"]
     );
+}
+
+/// Its model left the catalog while it ran, and then its leader died: the next one ended it in the middle of its answer.
+#[test]
+fn a_request_that_runs_may_finish_although_a_new_leader_would_refuse_it() {
+    let mut bench = Bench::new();
+    bench.report(report("w", 5, 1, &[("runs", 3)]));
+    for (sequence, id) in (1..).zip(["runs", "waits", "ended"]) {
+        let origin = Origin::MaybeSeen;
+        let error = RequestError {
+            code: ErrorCode::UnknownModel,
+            message: "gone".into(),
+            param: None,
+        };
+        let arrival = Arrival {
+            origin,
+            ..arrival(id, sequence)
+        };
+        let admission = bench.dispatcher.handle_refused(bench.now, arrival, error);
+        assert_eq!(admission, Admission::Held);
+    }
+    bench.journal("runs", open(3, 0, "w"));
+    bench.journal("waits", JournalState::Empty);
+    bench.journal("ended", JournalState::Terminal);
+    assert_eq!(
+        bench.actions(),
+        [
+            "read runs",
+            "read waits",
+            "read ended",
+            "end waits: unknown_model",
+            "ack ended: 3"
+        ]
+    );
+    bench.done(done("w", "runs", 3, AttemptEnd::Terminal));
+    assert_eq!(bench.actions(), ["ack runs: 1"]);
 }
 
 #[test]
@@ -354,7 +393,7 @@ fn a_late_report_changes_nothing() {
 }
 
 #[test]
-fn a_restarted_worker_gives_its_requests_a_strike_at_once() {
+fn a_restarted_workers_requests_go_on_at_once() {
     let mut bench = running();
     bench.report(Report {
         incarnation: 2,
@@ -379,6 +418,47 @@ fn a_silent_worker_is_lost_and_its_requests_go_elsewhere() {
     bench.wait(0.1);
     assert_eq!(bench.actions(), ["assign a to v: attempt 2, 1 strikes"]);
     assert_eq!(bench.dispatcher.fleet(bench.now).count(), 1);
+}
+
+#[test]
+fn a_late_worker_whose_connection_is_gone_is_lost_when_it_is_missed_again() {
+    let mut bench = running();
+    bench.wait(1.0);
+    bench.report(report("v", 1, 1, &[]));
+    assert!(bench.asked_for_reports().is_empty());
+    bench.wait(0.4);
+    assert_eq!(bench.asked_for_reports(), ["w"]);
+    bench.absent("w");
+    // The same news twice, as when our own connection comes back.
+    bench.absent("w");
+    bench.wait(0.8);
+    bench.report(report("v", 2, 1, &[]));
+    assert!(bench.actions().is_empty());
+    bench.wait(0.2);
+    assert_eq!(bench.asked_for_reports(), ["w"]);
+    bench.absent("w");
+    assert_eq!(bench.actions(), ["assign a to v: attempt 2, 1 strikes"]);
+    let stats = bench.dispatcher.stats();
+    assert_eq!((stats.workers_lost, stats.workers_absent), (1, 1));
+    bench.absent("w");
+    bench.wait(0.3);
+    assert!(bench.asked_for_reports().is_empty(), "who is lost is not asked");
+}
+
+#[test]
+fn a_worker_that_reports_between_two_times_that_it_is_missed_is_there() {
+    let mut bench = running();
+    bench.wait(1.4);
+    bench.absent("w");
+    bench.report(report("w", 9, 0, &[("a", 1)]));
+    bench.wait(1.4);
+    bench.absent("w");
+    bench.wait(0.6);
+    bench.absent("w");
+    assert_eq!(bench.dispatcher.stats().workers_lost, 0);
+    bench.wait(0.1);
+    bench.absent("w");
+    assert_eq!(bench.dispatcher.stats().workers_lost, 1);
 }
 
 #[test]
@@ -464,12 +544,11 @@ fn the_last_strike_makes_a_dead_letter_before_the_end() {
         incarnation: 2,
         ..report("w", 1, 1, &[])
     });
-    assert_eq!(bench.actions(), ["assign a to w: attempt 3, 2 strikes"]);
-    bench.report(Report {
-        incarnation: 2,
-        ..report("w", 2, 0, &[("a", 3)])
-    });
-    bench.wait(4.0);
+    assert_eq!(bench.actions(), ["assign a to w: attempt 3, 2 strikes, alone"]);
+    bench.accept("w", "a", 3, 1);
+    bench.wait(3.9);
+    assert!(!bench.asked_for_reports().is_empty());
+    bench.wait(0.1);
     let reason = match bench.dispatcher.poll_action() {
         Some(Action::DeadLetter { reason, .. }) => reason,
         other => panic!("{other:?} is no dead letter"),

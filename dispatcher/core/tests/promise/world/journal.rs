@@ -10,6 +10,8 @@ pub enum Entry {
         attempt: Attempt,
         strikes: Strikes,
         worker: WorkerId,
+        incarnation: u64,
+        alone: bool,
     },
     Tokens {
         attempt: Attempt,
@@ -84,15 +86,17 @@ impl Journal {
                 attempt,
                 strikes,
                 worker,
-            } => Some((*attempt, *strikes, worker.clone())),
+                incarnation,
+                alone,
+            } => Some(JournalState::Open {
+                attempt: *attempt,
+                strikes: *strikes,
+                worker: worker.clone(),
+                incarnation: Some(*incarnation),
+                alone: *alone,
+            }),
             Entry::Tokens { .. } | Entry::Terminal => None,
         });
-        newest.map_or(JournalState::Empty, |(attempt, strikes, worker)| {
-            JournalState::Open {
-                attempt,
-                strikes,
-                worker,
-            }
-        })
+        newest.unwrap_or(JournalState::Empty)
     }
 }

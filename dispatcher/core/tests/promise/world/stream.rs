@@ -1,5 +1,6 @@
 //! The stream of requests: publishes, and what the dispatcher makes of each delivery.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,8 @@ pub struct Wish {
     pub tpot_ms: Option<u32>,
     pub deadline_ms: Option<u64>,
     pub valid: bool,
+    /// Whoever computes its answer dies.
+    pub poison: bool,
 }
 
 #[derive(Debug)]
@@ -62,6 +65,18 @@ impl World {
         self.network.push(Packet::Message(sequence));
     }
 
+    /// Requests that kill their workers.
+    pub fn poison(&self) -> BTreeSet<RequestId> {
+        let messages = self.stream.values();
+        let poison = messages.filter(|message| message.wish.valid && message.wish.poison);
+        poison.map(|message| message.request.clone()).collect()
+    }
+
+    pub fn is_poison(&self, request: &RequestId) -> bool {
+        let mut messages = self.stream.values();
+        messages.any(|message| message.request == *request && message.wish.poison)
+    }
+
     pub fn unacked(&self) -> Vec<StreamSequence> {
         let unacked = self.stream.iter().filter(|(_, message)| !message.acked);
         unacked.map(|(sequence, _)| *sequence).collect()
@@ -94,8 +109,16 @@ impl World {
                 message: "max_token is not a field".into(),
                 param: Some("max_token".into()),
             };
-            self.dispatcher
-                .handle_rejected(sequence, &message.request, Encoding::Json, error)
+            match origin {
+                Origin::Fresh => {
+                    self.dispatcher
+                        .handle_rejected(sequence, &message.request, Encoding::Json, error)
+                }
+                Origin::MaybeSeen => {
+                    let arrival = self.arrival(sequence, message, origin);
+                    self.dispatcher.handle_refused(now, arrival, error)
+                }
+            }
         };
         if admission == Admission::Held {
             assert!(self.dispatcher.holds(&self.stream[&sequence].request));

@@ -24,6 +24,7 @@ pub enum Work {
 struct Run {
     attempt: Attempt,
     strikes: Strikes,
+    alone: bool,
     model: ModelName,
     cancelled: bool,
     /// What it believes to be the journal's last sequence; `None` until it has read the journal.
@@ -104,6 +105,7 @@ impl Worker {
             model: run.model.clone(),
             prompt_tokens: 1,
             output_tokens: run.output_tokens,
+            alone: run.alone,
         });
         Report {
             worker: self.id.clone(),
@@ -137,7 +139,9 @@ impl Worker {
             return AssignReply::Refused(Refusal::Draining);
         }
         let held = self.running.get(&assignment.request).map(|run| run.attempt);
-        if held.is_none() && self.free_slots() == 0 {
+        let mut others = self.running.keys().filter(|held| **held != assignment.request);
+        let has_company = assignment.alone && others.next().is_some();
+        if has_company || held.is_none() && self.free_slots() == 0 {
             self.refused_full += 1;
             return AssignReply::Refused(Refusal::Full);
         }
@@ -145,6 +149,7 @@ impl Worker {
             let run = Run {
                 attempt: assignment.attempt,
                 strikes: assignment.strikes,
+                alone: assignment.alone,
                 model: assignment.model.clone(),
                 cancelled: false,
                 last: (assignment.attempt == Attempt(1)).then_some(0),
@@ -159,13 +164,21 @@ impl Worker {
                 .bring(&assignment.model, &assignment.evict_first, &used);
             self.running.insert(assignment.request.clone(), run);
         }
-        AssignReply::Accepted { report_seq: self.seq }
+        AssignReply::Accepted {
+            report_seq: self.seq,
+            incarnation: Some(self.incarnation),
+        }
     }
 
     pub fn cancel(&mut self, request: &RequestId) {
         if let Some(run) = self.running.get_mut(request) {
             run.cancelled = true;
         }
+    }
+
+    /// Whether a run has begun to compute.
+    pub fn computes(&self, request: &RequestId) -> bool {
+        self.running.get(request).is_some_and(|run| run.accepted)
     }
 
     /// Goes on with one run: reads the journal, or appends to it, or ends the attempt.
@@ -186,7 +199,7 @@ impl Worker {
                 retry_in_ms: 3000,
             }),
             Work::Step | Work::Finish if !is_ready => None,
-            Work::Step | Work::Finish => run.advance(&self.id, journal, work),
+            Work::Step | Work::Finish => run.advance(&self.id, self.incarnation, journal, work),
         }?;
         let run = self.running.remove(request)?;
         Some(Done {
@@ -201,12 +214,21 @@ impl Worker {
     }
 
     fn free_slots(&self) -> u32 {
+        if self.running.values().any(|run| run.alone) {
+            return 0;
+        }
         self.slots - u32::try_from(self.running.len()).unwrap()
     }
 }
 
 impl Run {
-    fn advance(&mut self, worker: &WorkerId, journal: &mut Journal, work: Work) -> Option<AttemptEnd> {
+    fn advance(
+        &mut self,
+        worker: &WorkerId,
+        incarnation: u64,
+        journal: &mut Journal,
+        work: Work,
+    ) -> Option<AttemptEnd> {
         let Some(last) = self.last else {
             return self.read(worker, journal);
         };
@@ -216,6 +238,8 @@ impl Run {
                 attempt: self.attempt,
                 strikes: self.strikes,
                 worker,
+                incarnation,
+                alone: self.alone,
             }
         } else if self.cancelled || work == Work::Finish {
             Entry::Terminal
@@ -241,10 +265,12 @@ impl Run {
                 attempt,
                 strikes,
                 worker: other,
+                ..
             } if attempt > self.attempt || (attempt == self.attempt && other != *worker) => {
                 return Some(AttemptEnd::Fenced { attempt, strikes });
             }
             JournalState::Open { .. } | JournalState::Empty => {}
+            JournalState::Broken { .. } => unreachable!("only workers write here"),
         }
         self.last = Some(journal.last());
         None
