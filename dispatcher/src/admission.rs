@@ -58,6 +58,8 @@ pub(crate) enum Admitted {
         request: RequestId,
         encoding: Encoding,
         error: RequestError,
+        /// What is known of it all the same, of one that somebody may have seen: it may run.
+        seen: Option<Box<Arrival>>,
     },
 }
 
@@ -146,9 +148,11 @@ impl Desk {
             }
             Err(error) => Admitted::Invalid {
                 sequence: envelope.pulled.sequence,
-                request: envelope.request,
+                request: envelope.request.clone(),
                 encoding: answer_encoding,
                 error,
+                seen: (origin == Origin::MaybeSeen)
+                    .then(|| Box::new(unchecked(envelope, origin, answer_encoding))),
             },
         }
     }
@@ -227,6 +231,21 @@ impl Wishes {
             false => self.max_tokens.unwrap_or(room).max(1),
         }
     }
+}
+
+/// A request of which only the envelope could be made sense of; nothing is ever planned with its figures.
+fn unchecked(envelope: Envelope, origin: Origin, encoding: Encoding) -> Arrival {
+    let nothing = Wishes {
+        deadline: None,
+        cancel_on_disconnect: false,
+        slo: None,
+        tenant: None,
+        only_worker: None,
+        max_tokens: None,
+        is_embedding: false,
+    };
+    let tokens = PromptTokens::Estimated(0);
+    arrival(envelope, origin, encoding, nothing, tokens, 1)
 }
 
 fn arrival(

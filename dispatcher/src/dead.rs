@@ -86,8 +86,7 @@ async fn try_store(connection: &Connection, letter: &Letter) -> Result<(), Publi
         message = message.header(headers::CONTENT_TYPE, one_line(content_type).as_str());
     }
     let subject = letter.subject.clone();
-    connection.jetstream.send_publish(subject, message).await?.await?;
-    Ok(())
+    connection.store(subject, message).await.map(drop)
 }
 
 /// A text that a header can hold: a line break would end the header.

@@ -9,31 +9,53 @@ use flotilla_dispatcher_core::StreamSequence;
 use tokio::time::timeout;
 use tracing::warn;
 
+/// How a message leaves the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Receipt {
+    /// By an acknowledgement, sent there.
+    Ack(Subject),
+    /// By its removal, as no consumer delivers it any more.
+    Removal(StreamSequence),
+}
+
 /// Every message that was pulled and not yet acknowledged, by its place in the stream.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
-    acks: HashMap<StreamSequence, Subject>,
+    receipts: HashMap<StreamSequence, Receipt>,
 }
 
 impl Deliveries {
-    /// Remembers where a message is acknowledged; of several deliveries of one message the newest counts.
-    pub(crate) fn insert(&mut self, sequence: StreamSequence, ack: Subject) {
-        self.acks.insert(sequence, ack);
+    /// Remembers how a message leaves the stream; of several deliveries of one message the newest counts.
+    pub(crate) fn insert(&mut self, sequence: StreamSequence, receipt: Receipt) {
+        self.receipts.insert(sequence, receipt);
+    }
+
+    pub(crate) fn contains(&self, sequence: StreamSequence) -> bool {
+        self.receipts.contains_key(&sequence)
+    }
+
+    /// Every message, by its place.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = StreamSequence> {
+        self.receipts.keys().copied()
     }
 
     /// Forgets a message. `None` when it was acknowledged since and delivered again in between: the
     /// acknowledgement counts for both.
-    pub(crate) fn remove(&mut self, sequence: StreamSequence) -> Option<Subject> {
-        self.acks.remove(&sequence)
+    pub(crate) fn remove(&mut self, sequence: StreamSequence) -> Option<Receipt> {
+        self.receipts.remove(&sequence)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.acks.len()
+        self.receipts.len()
     }
 
-    /// Where every message is acknowledged.
+    /// Where messages are acknowledged.
     pub(crate) fn acks(&self) -> Vec<Subject> {
-        self.acks.values().cloned().collect()
+        let acks = self.receipts.values().filter_map(|receipt| match receipt {
+            Receipt::Ack(subject) => Some(subject.clone()),
+            Receipt::Removal(_) => None,
+        });
+        acks.collect()
     }
 }
 

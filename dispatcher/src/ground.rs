@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use flotilla_client::Connection;
 use flotilla_config::Config;
+use flotilla_telemetry::Telemetry;
 
 /// Connection, settings and name of this process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Ground {
     pub(crate) connection: Connection,
     pub(crate) config: Arc<Config>,
+    pub(crate) telemetry: Telemetry,
     /// Name of this process among the dispatchers.
     pub(crate) id: Arc<str>,
     /// Name of the machine, for people.
@@ -18,7 +20,7 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    pub(crate) fn new(config: &Config, connection: Connection) -> Self {
+    pub(crate) fn new(config: &Config, connection: Connection, telemetry: Telemetry) -> Self {
         let host = host();
         let id = match &config.dispatcher.id {
             Some(id) => id.clone(),
@@ -27,6 +29,7 @@ impl Ground {
         Self {
             connection,
             config: Arc::new(config.clone()),
+            telemetry,
             id: id.into(),
             host: host.into(),
         }

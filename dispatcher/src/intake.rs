@@ -2,13 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use async_nats::Message;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::consumer::pull::MessagesError;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::ConsumerError;
 use async_nats::jetstream::{self};
-use async_nats::{Message, Subject};
 use flotilla_dispatcher_core::{Origin, StreamSequence};
-use flotilla_protocol::Class;
+use flotilla_protocol::{Class, TraceParent, headers};
 use futures_util::StreamExt;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::backoff::Backoff;
+use crate::deliveries::Receipt;
 use crate::error::chain;
 use crate::ground::Ground;
 use crate::topology::class_consumer;
@@ -24,8 +26,8 @@ use crate::topology::class_consumer;
 #[derive(Debug)]
 pub(crate) struct Pulled {
     pub(crate) sequence: StreamSequence,
-    /// Where it is acknowledged.
-    pub(crate) ack: Subject,
+    /// How it leaves the stream.
+    pub(crate) receipt: Receipt,
     /// How often it was delivered, this time included.
     deliveries: i64,
     published_ns: i128,
@@ -54,19 +56,45 @@ impl Pulled {
         let (sequence, deliveries) = (StreamSequence(info.stream_sequence), info.delivered);
         let published_ns = info.published.unix_timestamp_nanos();
         let mut message = Message::from(message);
-        let ack = message.reply.take()?;
+        let receipt = Receipt::Ack(message.reply.take()?);
         Some(Self {
             sequence,
-            ack,
+            receipt,
             deliveries,
             published_ns,
             message,
         })
     }
 
+    /// A message that was got out of the stream, since no consumer delivers it any more.
+    pub(crate) fn swept(stored: StreamMessage) -> Self {
+        let sequence = StreamSequence(stored.sequence);
+        let length = stored.payload.len();
+        Self {
+            sequence,
+            receipt: Receipt::Removal(sequence),
+            deliveries: SWEPT_DELIVERIES,
+            published_ns: stored.time.unix_timestamp_nanos(),
+            message: Message {
+                subject: stored.subject,
+                reply: None,
+                payload: stored.payload,
+                headers: Some(stored.headers),
+                status: None,
+                description: None,
+                length,
+            },
+        }
+    }
+
     /// A header's value.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         Some(self.message.headers.as_ref()?.get(name)?.as_str())
+    }
+
+    /// The trace that it belongs to, if any.
+    pub(crate) fn trace(&self) -> Option<TraceParent> {
+        TraceParent::parse(self.header(headers::TRACE_PARENT)?)
     }
 
     /// Whether anybody may have seen it: delivered before, or published before this term began, when the
@@ -109,13 +137,15 @@ async fn pull_until_fault(
     backoff: &mut Backoff,
 ) -> Result<(), PullFault> {
     let consumer = open(ground, class).await?;
-    let mut messages = consumer
+    let messages = consumer
         .stream()
         .max_messages_per_batch(ground.config.dispatcher.pull_batch_max)
         .expires(PULL_EXPIRES)
         .heartbeat(PULL_HEARTBEAT)
-        .messages()
-        .await
+        .messages();
+    let messages = ground.connection.within(messages).await;
+    let mut messages = messages
+        .map_err(|_| PullFault::TimedOut)?
         .map_err(|error| PullFault::Open(error.into()))?;
     while let Some(message) = messages.next().await {
         let message = message.map_err(PullFault::Broke)?;
@@ -143,6 +173,8 @@ async fn open(ground: &Ground, class: Class) -> Result<PullConsumer, PullFault> 
         .map_err(PullFault::Consumer)
 }
 
+/// Somebody has seen a message that is swept.
+const SWEPT_DELIVERIES: i64 = 2;
 /// How long one pull waits at the server.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// Silence of twice this means that the pull is lost.

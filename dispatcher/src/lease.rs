@@ -8,9 +8,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{CreateErrorKind, Operation, Store, UpdateErrorKind, Watch};
+use async_nats::jetstream::kv::{Entry, Operation, Store, UpdateErrorKind, Watch};
 use bytes::Bytes;
-use flotilla_client::Connection;
+use flotilla_client::{Connection, is_missing_bucket, newest_entry};
 use flotilla_protocol::Epoch;
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -43,7 +43,10 @@ pub enum LeaseError {
         source: async_nats::Error,
     },
     /// No answer in time.
-    #[error("no answer to {operation} the lease")]
+    #[error(
+        "no answer to {operation} the lease; if the server answers otherwise, its disk is full or broken, which its log says: \
+         make room, and start nats-server again"
+    )]
     TimedOut {
         /// What was tried.
         operation: &'static str,
@@ -110,9 +113,20 @@ impl Candidate {
             incarnation: u64::from_ne_bytes(bits),
         };
         let value = serde_json::to_vec(&holder).expect("two texts and a number can be written");
-        let store = connection.jetstream.get_key_value(&bucket).await;
+        let operation = "open";
+        let opened = connection
+            .within(connection.jetstream.get_key_value(&bucket))
+            .await;
+        let opened = opened.map_err(|_| LeaseError::TimedOut { operation })?;
+        let store = opened.map_err(|source| match is_missing_bucket(&source) {
+            true => LeaseError::NoBucket { bucket, source },
+            false => LeaseError::Store {
+                operation,
+                source: source.into(),
+            },
+        })?;
         Ok(Self {
-            store: store.map_err(|source| LeaseError::NoBucket { bucket, source })?,
+            store,
             value: value.into(),
             ttl,
             connection: connection.clone(),
@@ -147,37 +161,22 @@ impl Candidate {
         }
     }
 
-    /// Takes the lease if nobody holds it.
+    /// Takes the lease if nobody holds it, or this very process does: it may have written it without hearing the answer.
     ///
     /// # Errors
     /// [`LeaseError`]; the lease may have been taken all the same, which the next call finds out.
     pub async fn try_take(&self) -> Result<Option<Lease>, LeaseError> {
-        let asked = Instant::now();
-        let created = self.answered("take", self.store.create(KEY, self.value.clone()));
-        let revision = match created.await? {
-            Ok(revision) => revision,
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists || lost_race(&error) => {
-                return self.take_own().await;
-            }
-            Err(error) => {
-                return Err(LeaseError::Store {
-                    operation: "take",
-                    source: error.into(),
-                });
-            }
-        };
-        self.lease(revision, asked).map(Some)
-    }
-
-    /// Goes on with a lease that this very process wrote without hearing the answer.
-    async fn take_own(&self) -> Result<Option<Lease>, LeaseError> {
-        let Some(found) = self.own_revision().await? else {
-            return Ok(None);
+        let expected = match self.newest().await? {
+            None => 0,
+            Some(entry) if entry.operation != Operation::Put || self.is_own(&entry) => entry.revision,
+            Some(_) => return Ok(None),
         };
         let asked = Instant::now();
-        let written = self.answered("take", self.store.update(KEY, self.value.clone(), found));
+        let written = self.answered("take", self.store.update(KEY, self.value.clone(), expected));
         match written.await? {
             Ok(revision) => self.lease(revision, asked).map(Some),
+            // Another was quicker.
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
             Err(error) => Err(LeaseError::Store {
                 operation: "take",
                 source: error.into(),
@@ -198,16 +197,17 @@ impl Candidate {
         })
     }
 
-    /// Revision of the key while it holds our value.
-    async fn own_revision(&self) -> Result<Option<u64>, LeaseError> {
-        let entry = self.answered("read", self.store.entry(KEY)).await?;
-        let entry = entry.map_err(|error| LeaseError::Store {
+    /// What the key holds now.
+    async fn newest(&self) -> Result<Option<Entry>, LeaseError> {
+        let entry = self.answered("read", newest_entry(&self.store, KEY)).await?;
+        entry.map_err(|error| LeaseError::Store {
             operation: "read",
             source: error.into(),
-        })?;
-        Ok(entry
-            .filter(|entry| entry.operation == Operation::Put && entry.value == self.value)
-            .map(|entry| entry.revision))
+        })
+    }
+
+    fn is_own(&self, entry: &Entry) -> bool {
+        entry.operation == Operation::Put && entry.value == self.value
     }
 
     /// Waits for an answer for as long as it can come, and not for ever.
@@ -304,9 +304,9 @@ impl Lease {
             Ok(revision) => Ok(Written::Confirmed(revision)),
             // An earlier renewal may have been stored without its answer reaching us.
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                match candidate.own_revision().await? {
+                match candidate.newest().await?.filter(|entry| candidate.is_own(entry)) {
                     Some(found) => {
-                        self.revision = found;
+                        self.revision = found.revision;
                         Err(LeaseError::TimedOut { operation: "renew" })
                     }
                     None => Ok(Written::Taken),
@@ -363,13 +363,6 @@ async fn until_released(watch: &mut Watch) -> Released {
         }
     }
     Released::WatchEnded
-}
-
-/// Whether another wrote the key between our look at it and our write.
-fn lost_race(error: &async_nats::jetstream::kv::CreateError) -> bool {
-    std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<async_nats::jetstream::kv::UpdateError>())
-        .is_some_and(|source| source.kind() == UpdateErrorKind::WrongLastRevision)
 }
 
 /// How long a lease is believed in after it was asked for: less than the server keeps it.

@@ -6,6 +6,7 @@
 //! prompt tokens, reads and ends journals, talks to workers and answers services.
 
 mod admission;
+mod advisory;
 mod backoff;
 mod courier;
 mod dead;
@@ -13,21 +14,25 @@ mod deliveries;
 mod error;
 mod ground;
 mod intake;
+mod journal_room;
 mod journal_state;
 mod lanes;
 mod lease;
 mod listen;
 mod listeners;
+mod metrics;
 mod models;
 mod policy;
 mod prompt;
 mod run;
+mod scout;
 mod services;
 mod term;
 mod topology;
 
 pub use error::{DispatcherError, TermError};
 pub use lease::{Candidate, Kept, Lease, LeaseError};
+pub use metrics::{JETSTREAM_METRICS, METRICS};
 pub use policy::policy_settings;
 pub use run::run;
 pub use topology::{TopologyError, ensure_topology};

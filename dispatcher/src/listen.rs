@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::advisory::{self, Advisory};
 use crate::backoff::Backoff;
 use crate::error::{TermError, chain};
 use crate::ground::Ground;
@@ -28,6 +29,7 @@ pub(crate) enum Heard {
     Profile(ProfileChange),
     Registered(Box<Registration>),
     Unregistered(WorkerId),
+    Advisory(Advisory),
 }
 
 /// The subscriptions that must stand before a term begins, so that nothing said to it is missed.
@@ -36,6 +38,8 @@ pub(crate) struct Subscriptions {
     reports: Subscriber,
     done: Subscriber,
     cancels: Subscriber,
+    max_deliveries: Subscriber,
+    terminated: Subscriber,
 }
 
 /// Why the registrations cannot be watched.
@@ -67,7 +71,10 @@ impl Subscriptions {
     /// [`TermError::Subscribe`].
     pub(crate) async fn open(connection: &Connection) -> Result<Self, TermError> {
         let subjects = &connection.subjects;
+        let [max_deliveries, terminated] = advisory::subjects(connection);
         Ok(Self {
+            max_deliveries: subscribe(connection, max_deliveries).await?,
+            terminated: subscribe(connection, terminated).await?,
             reports: subscribe(connection, subjects.reports_all()).await?,
             done: subscribe(connection, subjects.done()).await?,
             cancels: subscribe(connection, subjects.cancel()).await?,
@@ -85,6 +92,8 @@ impl Subscriptions {
         tasks.spawn(forward(self.reports, read_report, owner.clone()));
         tasks.spawn(forward(self.done, read_done, owner.clone()));
         tasks.spawn(forward(self.cancels, read_cancel, owner.clone()));
+        tasks.spawn(forward(self.max_deliveries, read_advisory, owner.clone()));
+        tasks.spawn(forward(self.terminated, read_advisory, owner.clone()));
         tasks.spawn(watch_catalog(ground.connection.clone(), catalog, owner.clone()));
         tasks.spawn(watch_profiles(ground.connection.clone(), owner.clone()));
         tasks.spawn(watch_registrations(ground.connection.clone(), owner.clone()));
@@ -119,6 +128,10 @@ fn read_report(message: &Message) -> Result<Heard, DecodeError> {
 
 fn read_done(message: &Message) -> Result<Heard, DecodeError> {
     decode_internal(&message.payload).map(|done| Heard::Done(Box::new(done)))
+}
+
+fn read_advisory(message: &Message) -> Result<Heard, DecodeError> {
+    advisory::read(message).map(Heard::Advisory)
 }
 
 /// A client's word, in either encoding.

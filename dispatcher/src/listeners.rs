@@ -136,8 +136,9 @@ async fn ask(connection: &Connection, probe: Probe, phase: Phase) -> Heard {
         .payload(body)
         .timeout(Some(ANSWER_MAX));
     let subject = connection.subjects.events(&probe.request);
-    let answer = connection.client.send_request(subject, question).await;
-    let nobody = answer.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders);
+    let answer = connection.within(connection.client.send_request(subject, question));
+    let refusal = answer.await.ok().and_then(Result::err);
+    let nobody = refusal.is_some_and(|error| error.kind() == RequestErrorKind::NoResponders);
     (probe.request, !nobody)
 }
 

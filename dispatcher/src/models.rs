@@ -89,7 +89,7 @@ mod tests {
         }
         models.lookup(&model(0));
         models.lookup(&model(TEXTS_MAX));
-        assert!(Arc::ptr_eq(&first, &models.lookup(&model(0)).1));
+        assert!(first.is(&models.lookup(&model(0)).1));
         assert!(!models.texts.contains_key(&model(1)));
         assert_eq!(models.texts.len(), TEXTS_MAX);
     }

@@ -4,15 +4,20 @@
 
 mod admin;
 mod infer;
+mod replay;
 mod reply;
 mod residency;
 
-use async_nats::service::endpoint::Endpoint;
+use async_nats::Subject;
 use async_nats::service::{Request, Service, ServiceExt};
-use flotilla_protocol::admin::{CancelReply, Explanation, FleetStatus, ProfileStatuses, QueueStatus};
+use flotilla_config::INBOX_PREFIX;
+use flotilla_protocol::admin::{
+    CancelReply, Explanation, FleetStatus, ProfileStatuses, QueueStatus, Reconciliation,
+};
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::{Encoding, RequestId};
 use futures_util::StreamExt;
+use futures_util::future::ready;
 use futures_util::stream::{BoxStream, SelectAll, select_all};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -33,6 +38,8 @@ pub(crate) enum Query {
     Why(RequestId, oneshot::Sender<Option<Box<Explanation>>>),
     /// The profiles in use.
     Profiles(oneshot::Sender<ProfileStatuses>),
+    /// What was accepted against what is answered.
+    Reconciliation(oneshot::Sender<Reconciliation>),
     /// End a request.
     Cancel(RequestId, oneshot::Sender<CancelReply>),
 }
@@ -44,6 +51,7 @@ enum Verb {
     Workers,
     Why,
     Profiles,
+    Reconciliation,
     Cancel,
     Load,
     Unload,
@@ -53,7 +61,8 @@ enum Verb {
 /// The service of one term.
 pub(crate) struct Services {
     service: Service,
-    infer: Endpoint,
+    infer: BoxStream<'static, Request>,
+    replay: BoxStream<'static, Request>,
     admin: SelectAll<BoxStream<'static, (Verb, Request)>>,
 }
 
@@ -67,11 +76,12 @@ pub(crate) struct Ends {
 }
 
 impl Verb {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Queue,
         Self::Workers,
         Self::Why,
         Self::Profiles,
+        Self::Reconciliation,
         Self::Cancel,
         Self::Load,
         Self::Unload,
@@ -84,6 +94,7 @@ impl Verb {
             Self::Workers => "workers",
             Self::Why => "why",
             Self::Profiles => "profiles",
+            Self::Reconciliation => "reconciliation",
             Self::Cancel => "cancel",
             Self::Load => "load",
             Self::Unload => "unload",
@@ -111,6 +122,7 @@ impl Services {
                 source,
             })?;
         let infer = endpoint(&service, "infer", subjects.infer_all()).await?;
+        let replay = endpoint(&service, "replay", subjects.replay_all()).await?;
         let mut admin = Vec::new();
         for verb in Verb::ALL {
             let endpoint = endpoint(&service, verb.as_str(), subjects.admin(verb.as_str())).await?;
@@ -119,6 +131,7 @@ impl Services {
         Ok(Self {
             service,
             infer,
+            replay,
             admin: select_all(admin),
         })
     }
@@ -127,6 +140,7 @@ impl Services {
     pub(crate) async fn serve(mut self, ground: Ground, owner: mpsc::Sender<Query>, ends: Ends) {
         let mut answers = JoinSet::new();
         let mut orders = JoinSet::new();
+        let mut replays = JoinSet::new();
         loop {
             tokio::select! {
                 () = ends.term.cancelled() => break,
@@ -137,29 +151,50 @@ impl Services {
                         reply::refuse(&request, Encoding::Json, &busy()).await;
                     }
                 }
+                Some(request) = self.replay.next(), if replays.len() < REPLAYS_AT_ONCE_MAX => {
+                    replays.spawn(replay::answer(ground.clone(), request));
+                }
                 Some((verb, request)) = self.admin.next(), if orders.len() < ORDERS_AT_ONCE_MAX => {
                     orders.spawn(admin::answer(ground.clone(), verb, request, owner.clone()));
                 }
                 Some(done) = answers.join_next() => note(done),
                 Some(done) = orders.join_next() => note(done),
+                Some(done) = replays.join_next() => note(done),
             }
         }
         if let Err(error) = self.service.stop().await {
             warn!(%error, "the service was not stopped cleanly");
         }
-        drop((self.infer, self.admin));
-        while let Some(done) = answers.join_next().await {
-            note(done);
-        }
-        while let Some(done) = orders.join_next().await {
-            note(done);
+        drop((self.infer, self.replay, self.admin));
+        for mut handlers in [answers, orders, replays] {
+            while let Some(done) = handlers.join_next().await {
+                note(done);
+            }
         }
     }
 }
 
-async fn endpoint(service: &Service, name: &str, subject: String) -> Result<Endpoint, TermError> {
+/// Questions to a subject whose answers go to an inbox.
+async fn endpoint(
+    service: &Service,
+    name: &str,
+    subject: String,
+) -> Result<BoxStream<'static, Request>, TermError> {
     let added = service.endpoint_builder().name(name).add(subject.clone()).await;
-    added.map_err(|source| TermError::Service { subject, source })
+    let questions = added.map_err(|source| TermError::Service { subject, source })?;
+    Ok(questions.filter(|request| ready(has_inbox(request))).boxed())
+}
+
+/// Whether the answer goes to an inbox. The server lets a client name any subject for it, also one to which this
+/// process may publish and the client may not, such as the deletion of a stream.
+fn has_inbox(request: &Request) -> bool {
+    let reply = request.message.reply.as_ref();
+    let is_inbox = reply.is_some_and(|reply| reply.starts_with(INBOX_PREFIX));
+    if !is_inbox {
+        let (subject, reply) = (&request.message.subject, reply.map(Subject::as_str));
+        warn!(%subject, reply, "ignored a question whose answer would not go to an inbox");
+    }
+    is_inbox
 }
 
 /// A handler that panicked costs its own asker the answer and nobody else's.
@@ -180,5 +215,7 @@ fn busy() -> RequestError {
 const SERVICE: &str = "flotilla";
 /// Whole answers that are waited for at once: each holds a subscription and the text so far.
 const INFER_AT_ONCE_MAX: usize = 1024;
+/// Journals that the server is asked for at once; further questions wait in their subscription.
+const REPLAYS_AT_ONCE_MAX: usize = 64;
 /// Orders of operators at once; further ones wait in their subscription.
 const ORDERS_AT_ONCE_MAX: usize = 64;

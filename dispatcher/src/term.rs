@@ -4,32 +4,41 @@
 //! and what the core wants goes out again. Dropping a term stops all of it at once.
 
 mod begin;
+mod clients;
+mod happened;
+mod metrics;
 mod queries;
+mod reconciling;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use flotilla_client::{CatalogChange, ProfileChange};
-use flotilla_dispatcher_core::{Action, Admission, Arrival, Dispatcher, StreamSequence};
-use flotilla_protocol::event::Phase;
+use flotilla_dispatcher_core::{Action, Admission, Arrival, Dispatcher, Reconciler, StreamSequence};
 use flotilla_protocol::fleet::Registration;
-use flotilla_protocol::{Encoding, Epoch, Moment, RequestId, WorkerId};
+use flotilla_protocol::{Epoch, Moment, RequestId, TraceParent, WorkerId};
+use flotilla_telemetry::{Part, Source};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::info;
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument, Span, info, info_span};
 
 use crate::admission::{self, Admitted, Desk};
-use crate::courier::{Courier, Outcome};
+use crate::courier::{Courier, Errand, Outcome};
 use crate::dead::Letter;
-use crate::deliveries::{Deliveries, extend};
+use crate::deliveries::{Deliveries, Receipt, extend};
 use crate::error::DispatcherError;
 use crate::ground::Ground;
 use crate::intake::Pulled;
 use crate::lanes::Lanes;
 use crate::listen::Heard;
-use crate::listeners::{self, Listeners, Probe};
+use crate::listeners::{self, Listeners};
+use crate::metrics::{Counted, Observed};
 use crate::models::Models;
+use crate::scout::Scout;
 use crate::services::Query;
+use happened::{Happened, Ticks};
+
+use self::reconciling::{Looked, Swept};
 
 /// How a term ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,17 +74,33 @@ pub(crate) struct Term {
     admissions: JoinSet<Checked>,
     /// The signs of life that are being sent; at most one task.
     extension: JoinSet<()>,
+    /// Traces that requests belong to, of those that have one.
+    traces: HashMap<RequestId, TraceParent>,
     /// Requests that end with their clients.
     listeners: Listeners,
     /// The round of probes under way; at most one task.
     probes: JoinSet<Vec<listeners::Heard>>,
-    /// Hints on their way to workers.
-    errands: JoinSet<()>,
+    /// Hints and questions on their way to workers.
+    errands: JoinSet<Errand>,
+    reconciler: Reconciler,
+    /// Who looks at the streams; away while a look is under way.
+    scout: Option<Box<Scout>>,
+    looks: JoinSet<Looked>,
+    /// Stuck messages that are being got out of the stream.
+    sweeps: JoinSet<Swept>,
+    /// Requests that were acknowledged since the last look began.
+    acked: Vec<RequestId>,
+    /// Messages that we removed lately.
+    removed: VecDeque<StreamSequence>,
     /// Tasks that last as long as the term: intakes and listeners.
     children: JoinSet<()>,
     pulled: mpsc::Receiver<Pulled>,
     heard: mpsc::Receiver<Heard>,
     queries: mpsc::Receiver<Query>,
+    /// Questions for metrics.
+    scrapes: Source,
+    observed: Observed,
+    counted: Counted,
 }
 
 /// What became of a message at admission.
@@ -99,35 +124,78 @@ impl Term {
     ///
     /// # Errors
     /// [`DispatcherError`] when the client was closed or a task panicked.
-    pub(crate) async fn run(mut self) -> Result<TermEnd, DispatcherError> {
-        let mut signs_of_life = interval(self.ground.config.dispatcher.ack_wait / 3);
-        signs_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut client_rounds = interval(self.listeners.round_interval());
-        client_rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pub(crate) async fn run(mut self, health: &Part) -> Result<TermEnd, DispatcherError> {
+        let settings = &self.ground.config.dispatcher;
+        let mut ticks = Ticks::new(
+            settings.ack_wait / 3,
+            self.listeners.round_interval(),
+            settings.reconcile_interval,
+        );
+        let mut woken = None;
         loop {
             if let Standing::Deposed { seen } = self.carry_out() {
                 info!(epoch = self.core.epoch().0, seen = seen.0, stats = ?self.core.stats(), "a newer epoch was seen");
                 return Ok(TermEnd::Deposed { seen });
             }
-            let timer = self.timer();
-            tokio::select! {
-                () = until(timer) => self.core.handle_timeout(self.now()),
-                Some(done) = self.lanes.next() => self.take_outcome(done)?,
-                Some(done) = self.admissions.join_next() => self.take_checked(done)?,
-                Some(pulled) = self.pulled.recv(), if self.has_room() => self.take_pulled(pulled),
-                Some(heard) = self.heard.recv() => self.take_heard(heard),
-                Some(query) = self.queries.recv() => self.answer(query),
-                _ = signs_of_life.tick() => self.extend_ack_waits(),
-                _ = client_rounds.tick() => self.ask_after_clients(),
-                Some(done) = self.probes.join_next() => self.take_probed(done.map_err(panicked("asked after clients"))?),
-                Some(done) = self.extension.join_next() => done.map_err(panicked("extended ack waits"))?,
-                Some(done) = self.errands.join_next() => done.map_err(panicked("ran an errand"))?,
-                Some(done) = self.children.join_next() => {
-                    done.map_err(panicked("listened"))?;
-                    return Err(DispatcherError::Closed);
+            self.note_turn(woken);
+            health.turned();
+            let happened = self.wait(&mut ticks).await;
+            woken = happened.concerns_core().then(Instant::now);
+            self.handle(happened)?;
+        }
+    }
+
+    async fn wait(&mut self, ticks: &mut Ticks) -> Happened {
+        let timer = self.timer();
+        tokio::select! {
+            _ = ticks.turns.tick() => Happened::Turn,
+            ask = self.scrapes.asked() => Happened::Scrape(ask),
+            () = until(timer) => Happened::Due,
+            Some(done) = self.lanes.next() => Happened::Outcome(done),
+            Some(done) = self.admissions.join_next() => Happened::Checked(done),
+            Some(pulled) = self.pulled.recv(), if self.has_room() => Happened::Pulled(pulled),
+            Some(heard) = self.heard.recv() => Happened::Heard(heard),
+            Some(query) = self.queries.recv() => Happened::Asked(query),
+            _ = ticks.signs_of_life.tick() => Happened::SignOfLifeDue,
+            _ = ticks.client_rounds.tick() => Happened::ClientRoundDue,
+            Some(done) = self.probes.join_next() => Happened::Probed(done),
+            Some(done) = self.extension.join_next() => Happened::Extended(done),
+            Some(done) = self.errands.join_next() => Happened::ErrandRun(done),
+            _ = ticks.reconcilings.tick() => Happened::ReconcilingDue,
+            Some(done) = self.looks.join_next() => Happened::Looked(done),
+            Some(done) = self.sweeps.join_next() => Happened::Swept(done),
+            Some(done) = self.children.join_next() => Happened::ChildEnded(done),
+        }
+    }
+
+    fn handle(&mut self, happened: Happened) -> Result<(), DispatcherError> {
+        match happened {
+            Happened::Turn => {}
+            Happened::Scrape(ask) => self.answer_scrape(ask),
+            Happened::Due => self.core.handle_timeout(self.now()),
+            Happened::Outcome(done) => self.take_outcome(done)?,
+            Happened::Checked(done) => self.take_checked(done)?,
+            Happened::Pulled(pulled) => self.take_pulled(pulled),
+            Happened::Heard(heard) => self.take_heard(heard),
+            Happened::Asked(query) => self.answer(query),
+            Happened::SignOfLifeDue => self.extend_ack_waits(),
+            Happened::ClientRoundDue => self.ask_after_clients(),
+            Happened::Probed(done) => self.take_probed(done.map_err(panicked("asked after clients"))?),
+            Happened::Extended(done) => done.map_err(panicked("extended ack waits"))?,
+            Happened::ErrandRun(done) => {
+                if let Errand::Absent(worker) = done.map_err(panicked("ran an errand"))? {
+                    self.core.handle_absent(self.now(), &worker);
                 }
             }
+            Happened::ReconcilingDue => self.reconcile(),
+            Happened::Looked(done) => self.take_looked(done.map_err(panicked("looked at the streams"))?),
+            Happened::Swept(done) => self.take_swept(done.map_err(panicked("got a stuck message"))?),
+            Happened::ChildEnded(done) => {
+                done.map_err(panicked("listened"))?;
+                return Err(DispatcherError::Closed);
+            }
         }
+        Ok(())
     }
 
     fn now(&self) -> Moment {
@@ -158,7 +226,12 @@ impl Term {
         match action {
             Action::Assign { worker, assignment } => {
                 let request = assignment.request.clone();
-                self.lanes.push(request, courier.assign(worker, assignment));
+                let trace = self.traces.get(&request).cloned();
+                let span = span_of(trace.as_ref());
+                self.lanes.push(
+                    request,
+                    courier.assign(worker, assignment, trace).instrument(span),
+                );
             }
             Action::ReadJournal { request } => {
                 self.lanes.push(request.clone(), courier.read_journal(request));
@@ -167,17 +240,16 @@ impl Term {
                 request,
                 encoding,
                 event,
-            } => self
-                .lanes
-                .push(request.clone(), courier.end(request, encoding, event)),
+            } => {
+                let trace = self.traces.get(&request).cloned();
+                let span = span_of(trace.as_ref());
+                let end = courier.end(request.clone(), encoding, event, trace);
+                self.lanes.push(request, end.instrument(span));
+            }
             letter @ Action::DeadLetter { .. } => self.send_letter(letter),
             Action::Ack { request, sequences } => {
-                self.listeners.forget(&request);
-                let acks = sequences
-                    .into_iter()
-                    .filter_map(|it| self.deliveries.remove(it))
-                    .collect();
-                self.lanes.push(request.clone(), courier.ack(request, acks));
+                let receipts = self.take_receipts(&request, &sequences);
+                self.lanes.push(request.clone(), courier.ack(request, receipts));
             }
             Action::CancelOnWorker { worker, request } => {
                 self.lanes.push(request.clone(), courier.cancel(worker, request));
@@ -185,16 +257,32 @@ impl Term {
             Action::Prefetch { worker, model } => {
                 self.errands.spawn(courier.prefetch(worker, model));
             }
+            Action::AskForReport { worker } => {
+                self.errands.spawn(courier.ask_for_report(worker));
+            }
             Action::Progress {
                 request,
                 encoding,
                 progress,
-            } => self
-                .lanes
-                .push(request.clone(), courier.progress(request, encoding, progress)),
+            } => {
+                let trace = self.traces.get(&request).cloned();
+                let told = courier.progress(request.clone(), encoding, progress, trace);
+                self.lanes.push(request, told);
+            }
             Action::StepDown { seen } => return Standing::Deposed { seen },
         }
         Standing::Leads
+    }
+
+    /// Gives up a request whose journal is terminal; tells how its messages leave the stream.
+    fn take_receipts(&mut self, request: &RequestId, sequences: &[StreamSequence]) -> Vec<Receipt> {
+        self.listeners.forget(request);
+        self.traces.remove(request);
+        self.note_acked(request);
+        let receipts = sequences.iter().filter_map(|it| self.deliveries.remove(*it));
+        let receipts: Vec<Receipt> = receipts.collect();
+        self.note_removed(&receipts);
+        receipts
     }
 
     fn send_letter(&mut self, action: Action) {
@@ -243,22 +331,26 @@ impl Term {
 
     /// Answers for a message from here on, and has it checked.
     fn take_pulled(&mut self, pulled: Pulled) {
-        self.deliveries.insert(pulled.sequence, pulled.ack.clone());
+        self.deliveries.insert(pulled.sequence, pulled.receipt.clone());
         let subjects = &self.ground.connection.subjects;
         match admission::open(subjects, pulled) {
             Ok(envelope) => {
                 let origin = envelope.pulled.origin(self.last_before_term);
                 let (entry, text) = self.models.lookup(&envelope.model);
                 let desk = self.desk.clone();
+                if let Some(trace) = envelope.pulled.trace() {
+                    self.traces.insert(envelope.request.clone(), trace);
+                }
                 self.admissions
                     .spawn(async move { Checked::Admitted(desk.admit(envelope, origin, entry, text).await) });
             }
             Err((pulled, unreadable)) => {
-                let (sequence, ack) = (pulled.sequence, pulled.ack.clone());
+                let (sequence, receipt) = (pulled.sequence, pulled.receipt.clone());
                 let letter = Letter::of_unreadable(subjects, &pulled, &unreadable);
                 let courier = self.courier.clone();
+                self.note_removed(std::slice::from_ref(&receipt));
                 self.admissions.spawn(async move {
-                    courier.discard(letter, ack).await;
+                    courier.discard(letter, receipt).await;
                     Checked::Discarded(sequence)
                 });
             }
@@ -276,7 +368,15 @@ impl Term {
                 request,
                 encoding,
                 error,
-            }) => self.take_invalid(sequence, &request, encoding, error),
+                seen,
+            }) => {
+                info!(request_id = %request, code = %error.code, param = error.param, "request refused");
+                let admission = match seen {
+                    Some(arrival) => self.core.handle_refused(self.now(), *arrival, error),
+                    None => self.core.handle_rejected(sequence, &request, encoding, error),
+                };
+                self.give_back_unless_held(admission, sequence, request);
+            }
             Checked::Discarded(sequence) => {
                 self.deliveries.remove(sequence);
             }
@@ -294,24 +394,15 @@ impl Term {
         self.give_back_unless_held(admission, sequence, request);
     }
 
-    fn take_invalid(
-        &mut self,
-        sequence: StreamSequence,
-        request: &RequestId,
-        encoding: Encoding,
-        error: flotilla_protocol::event::RequestError,
-    ) {
-        info!(request_id = %request, code = %error.code, param = error.param, "request refused");
-        let admission = self.core.handle_rejected(sequence, request, encoding, error);
-        self.give_back_unless_held(admission, sequence, request.clone());
-    }
-
     fn give_back_unless_held(&mut self, admission: Admission, sequence: StreamSequence, request: RequestId) {
         match admission {
             Admission::Held => {}
             Admission::Full => {
-                if let Some(ack) = self.deliveries.remove(sequence) {
-                    self.lanes.push(request, self.courier.clone().give_back(ack));
+                if !self.core.holds(&request) {
+                    self.traces.remove(&request);
+                }
+                if let Some(receipt) = self.deliveries.remove(sequence) {
+                    self.lanes.push(request, self.courier.clone().give_back(receipt));
                 }
             }
         }
@@ -349,27 +440,7 @@ impl Term {
             Heard::Unregistered(worker) => {
                 self.registrations.remove(&worker);
             }
-        }
-    }
-
-    /// Asks after the clients of requests that end with them, unless the round before is still under way.
-    fn ask_after_clients(&mut self) {
-        if !self.probes.is_empty() {
-            return;
-        }
-        let round = self.listeners.next_round().into_iter();
-        let in_phase = |probe: Probe| Some((self.core.phase(&probe.request)?, probe));
-        let round: Vec<(Phase, Probe)> = round.filter_map(in_phase).collect();
-        if !round.is_empty() {
-            self.probes
-                .spawn(listeners::probe(self.ground.connection.clone(), round));
-        }
-    }
-
-    fn take_probed(&mut self, found: Vec<listeners::Heard>) {
-        for request in self.listeners.handle_round(Instant::now(), found) {
-            let reply = self.core.handle_cancel(self.now(), &request);
-            info!(request_id = %request, ?reply, "cancelled, as its client is gone");
+            Heard::Advisory(advisory) => self.take_advisory(&advisory),
         }
     }
 
@@ -389,6 +460,13 @@ async fn until(timer: Option<Instant>) {
         Some(due) => sleep_until(due).await,
         None => std::future::pending().await,
     }
+}
+
+/// What is logged of a request is found by its trace.
+fn span_of(trace: Option<&TraceParent>) -> Span {
+    trace.map_or_else(Span::none, |trace| {
+        info_span!("request", trace_id = trace.trace_id())
+    })
 }
 
 fn panicked(doing: &'static str) -> impl FnOnce(JoinError) -> DispatcherError {

@@ -4,141 +4,85 @@
 //! A difference that the server can change is changed and logged; one that it cannot is an error, because
 //! to go on with another retention or storage would break what the design promises.
 
+mod error;
+
 use std::time::Duration;
 
-use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::consumer;
 use async_nats::jetstream::stream::{
     Config as StreamConfig, DiscardPolicy, Republish, RetentionPolicy, StorageType,
 };
-use async_nats::jetstream::{ErrorCode, consumer};
-use flotilla_client::Connection;
+use flotilla_client::{Connection, Unanswered, is_missing_stream};
 use flotilla_config::{Config, Nats, Storage};
 use flotilla_protocol::Class;
 use flotilla_protocol::subject::Subjects;
 use serde_json::Value;
-use thiserror::Error;
-use tracing::info;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
 
-/// Why streams and buckets are not as wanted.
-#[derive(Debug, Error)]
-pub enum TopologyError {
-    /// A field that cannot be changed is different.
-    #[error(
-        "{object} has {field} {found}, wanted is {wanted}, and the server cannot change it: \
-         set the configuration to what is there, or save what it holds and remove it (`nats stream rm {object}`)"
-    )]
-    Mismatch {
-        /// Name of the stream; a bucket's begins with `KV_`.
-        object: String,
-        /// The field, as `nats stream info --json` names it.
-        field: &'static str,
-        /// Its value.
-        found: Value,
-        /// What it should be.
-        wanted: Value,
-    },
-    /// JetStream is off, for the server or for the account.
-    #[error(
-        "JetStream is not enabled, so {object} cannot be made; enable it in the server and for the account"
-    )]
-    NotEnabled {
-        /// What was wanted.
-        object: String,
-        /// What the server says.
-        #[source]
-        source: CreateStreamError,
-    },
-    /// The server's or the account's limit is too small.
-    #[error(
-        "there is no room for {object} of {bytes_max} bytes; lower nats.requests_max_bytes and \
-         nats.journal_max_bytes, or raise the server's max_file_store; for weights, nats.relay_max_bytes and \
-         max_memory_store"
-    )]
-    NoRoom {
-        /// What was wanted.
-        object: String,
-        /// Its largest size; -1 is without limit.
-        bytes_max: i64,
-        /// What the server says.
-        #[source]
-        source: CreateStreamError,
-    },
-    /// The server cannot write its store.
-    #[error(
-        "the server cannot write the store of {object}; is its store_dir writable and its disk not full?"
-    )]
-    Store {
-        /// What was wanted.
-        object: String,
-        /// What the server says.
-        #[source]
-        source: CreateStreamError,
-    },
-    /// There are fewer servers than replicas.
-    #[error(
-        "{object} cannot have {replicas} replicas here; set nats.replicas to at most the number of servers"
-    )]
-    Replicas {
-        /// What was wanted.
-        object: String,
-        /// How many.
-        replicas: usize,
-        /// What the server says.
-        #[source]
-        source: CreateStreamError,
-    },
-    /// The server does not answer: it starts, or the connection to it broke.
-    #[error("no answer about {object}")]
-    Unanswered {
-        /// Which.
-        object: String,
-        /// What the client says.
-        #[source]
-        source: async_nats::Error,
-    },
-    /// The server refuses for another reason.
-    #[error("cannot make or change {object}")]
-    Refused {
-        /// What was wanted.
-        object: String,
-        /// What the server says.
-        #[source]
-        source: CreateStreamError,
-    },
-    /// The server does not tell what is there.
-    #[error("cannot read the configuration of {object}")]
-    Unreadable {
-        /// Which.
-        object: String,
-        /// What the client says.
-        #[source]
-        source: async_nats::Error,
-    },
-}
+pub use error::TopologyError;
+use error::{refusal, unreadable};
+
+use crate::error::chain;
 
 /// Makes every stream and bucket of the namespace and checks those that exist. May be called at any time
 /// by any number of dispatchers with the same settings.
 ///
+/// The relay may be missing afterwards: it has one copy, and the server that keeps it may be away.
+///
 /// # Errors
 /// [`TopologyError`].
 pub async fn ensure_topology(connection: &Connection, config: &Config) -> Result<(), TopologyError> {
-    for wanted in streams(&connection.subjects, config)
-        .into_iter()
-        .chain(buckets(&connection.subjects, config))
-        .chain([relay(&connection.subjects, &config.nats)])
-    {
+    for wanted in replicated(&connection.subjects, config) {
         ensure(connection, wanted).await?;
     }
-    Ok(())
+    match ensure_relay(connection, config).await {
+        Err(error) if error.may_pass() => {
+            warn!(error = chain(&error), "weights cannot be copied yet");
+            Ok(())
+        }
+        ensured => ensured,
+    }
+}
+
+/// Names of all streams of the namespace, those of buckets included.
+pub(crate) fn stream_names(subjects: &Subjects, config: &Config) -> Vec<String> {
+    everything(subjects, config).map(|stream| stream.name).collect()
+}
+
+fn everything(subjects: &Subjects, config: &Config) -> impl Iterator<Item = StreamConfig> {
+    replicated(subjects, config).chain([relay(subjects, &config.nats)])
+}
+
+fn replicated(subjects: &Subjects, config: &Config) -> impl Iterator<Item = StreamConfig> {
+    let streams = streams(subjects, config).into_iter();
+    streams.chain(buckets(subjects, config))
 }
 
 /// Makes the relay again where it has gone: it lies in memory, so a server that starts again has none. The other objects
-/// are on disk; one of them that is missing was removed, and to make it again would hide that.
+/// are on disk; one of them that is missing was removed, which is told before it is made again.
 ///
 /// # Errors
 /// [`TopologyError`].
 pub(crate) async fn ensure_relay(connection: &Connection, config: &Config) -> Result<(), TopologyError> {
     ensure(connection, relay(&connection.subjects, &config.nats)).await
+}
+
+/// Makes the relay anew on servers that run: it has one copy, and its server may never come back. What it held is sent again.
+///
+/// # Errors
+/// [`TopologyError`].
+pub(crate) async fn replace_relay(connection: &Connection, config: &Config) -> Result<(), TopologyError> {
+    let wanted = relay(&connection.subjects, &config.nats);
+    // Nobody may be there to say that it is gone; whether it is shows when it is made.
+    if let Err(error) = connection.jetstream.delete_stream(&wanted.name).await {
+        debug!(
+            object = wanted.name,
+            error = chain(&error),
+            "the relay may not be removed"
+        );
+    }
+    create(connection, wanted).await
 }
 
 /// The consumer that delivers one class.
@@ -155,20 +99,42 @@ pub(crate) fn class_consumer(subjects: &Subjects, config: &Config, class: Class)
 }
 
 async fn ensure(connection: &Connection, wanted: StreamConfig) -> Result<(), TopologyError> {
+    if let Some(found) = look(connection, &wanted.name).await? {
+        return adapt(connection, found, &wanted).await;
+    }
+    let made = create(connection, wanted.clone()).await;
+    if !matches!(made, Err(TopologyError::NoRoom { .. })) {
+        return made;
+    }
+    // Another dispatcher that starts beside this one may have taken the room, for the same object.
+    for _ in 0..LOOKS_MAX {
+        if let Some(found) = look(connection, &wanted.name).await? {
+            return adapt(connection, found, &wanted).await;
+        }
+        sleep(LOOK_AGAIN_AFTER).await;
+    }
+    made
+}
+
+/// What is there; `None` when nothing is.
+async fn look(connection: &Connection, object: &str) -> Result<Option<StreamConfig>, TopologyError> {
+    let object = object.to_owned();
+    let asked = connection.within(connection.jetstream.get_stream(&object));
+    match asked.await.map_err(|late| unanswered(&object, late))? {
+        Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
+        Err(error) if is_missing_stream(&error) => Ok(None),
+        Err(error) => Err(unreadable(object, error)),
+    }
+}
+
+/// Changes what is there and not as wanted.
+async fn adapt(
+    connection: &Connection,
+    found: StreamConfig,
+    wanted: &StreamConfig,
+) -> Result<(), TopologyError> {
     let object = wanted.name.clone();
-    let found = match connection.jetstream.get_stream(&object).await {
-        Ok(stream) => stream.cached_info().config.clone(),
-        Err(error) if is_missing(&error.kind()) => return create(connection, wanted).await,
-        Err(error) if error.kind() == GetStreamErrorKind::Request => {
-            let source = error.into();
-            return Err(TopologyError::Unanswered { object, source });
-        }
-        Err(error) => {
-            let source = error.into();
-            return Err(TopologyError::Unreadable { object, source });
-        }
-    };
-    let differences = differences(&found, &wanted);
+    let differences = differences(&found, wanted);
     if differences.is_empty() {
         return Ok(());
     }
@@ -186,17 +152,23 @@ async fn ensure(connection: &Connection, wanted: StreamConfig) -> Result<(), Top
         }
         info!(object, field = difference.field, from = %difference.found, to = %difference.wanted, "stream updated");
     }
-    let changed = updated(found, &wanted);
+    let changed = updated(found, wanted);
     let replicas = wanted.num_replicas;
-    let outcome = connection.jetstream.update_stream(&changed).await;
+    let outcome = connection
+        .within(connection.jetstream.update_stream(&changed))
+        .await;
     outcome
+        .map_err(|late| unanswered(&object, late))?
         .map(drop)
         .map_err(|source| refusal(object, changed.max_bytes, replicas, source))
 }
 
 async fn create(connection: &Connection, wanted: StreamConfig) -> Result<(), TopologyError> {
     let (object, bytes_max, replicas) = (wanted.name.clone(), wanted.max_bytes, wanted.num_replicas);
-    match connection.jetstream.create_stream(wanted).await {
+    let created = connection
+        .within(connection.jetstream.create_stream(wanted))
+        .await;
+    match created.map_err(|late| unanswered(&object, late))? {
         Ok(_) => {
             info!(object, "stream created");
             Ok(())
@@ -205,43 +177,10 @@ async fn create(connection: &Connection, wanted: StreamConfig) -> Result<(), Top
     }
 }
 
-fn is_missing(kind: &GetStreamErrorKind) -> bool {
-    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
-}
-
-fn refusal(object: String, bytes_max: i64, replicas: usize, source: CreateStreamError) -> TopologyError {
-    let code = match source.kind() {
-        CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::Response => {
-            let source = source.into();
-            return TopologyError::Unanswered { object, source };
-        }
-        CreateStreamErrorKind::JetStreamUnavailable => ErrorCode::JETSTREAM_NOT_ENABLED,
-        CreateStreamErrorKind::JetStream(error) => error.error_code(),
-        CreateStreamErrorKind::EmptyStreamName
-        | CreateStreamErrorKind::InvalidStreamName
-        | CreateStreamErrorKind::DomainAndExternalSet
-        | CreateStreamErrorKind::NotFound
-        | CreateStreamErrorKind::ResponseParse => return TopologyError::Refused { object, source },
-    };
-    match code {
-        ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
-            TopologyError::NotEnabled { object, source }
-        }
-        ErrorCode::STORAGE_RESOURCES_EXCEEDED
-        | ErrorCode::MEMORY_RESOURCES_EXCEEDED
-        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
-        | ErrorCode::INSUFFICIENT_RESOURCES => TopologyError::NoRoom {
-            object,
-            bytes_max,
-            source,
-        },
-        ErrorCode::STREAM_CREATE | ErrorCode::STREAM_STORE_FAILED => TopologyError::Store { object, source },
-        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED | ErrorCode::CLUSTER_NO_PEERS => TopologyError::Replicas {
-            object,
-            replicas,
-            source,
-        },
-        _ => TopologyError::Refused { object, source },
+fn unanswered(object: &str, late: Unanswered) -> TopologyError {
+    TopologyError::Unanswered {
+        object: object.to_owned(),
+        source: late.into(),
     }
 }
 
@@ -278,7 +217,7 @@ fn journal(subjects: &Subjects, nats: &Nats) -> StreamConfig {
         allow_direct: true,
         republish: Some(Republish {
             source: subjects.journal_all(),
-            destination: subjects.events_template(),
+            destination: subjects.events_all(),
             headers_only: false,
         }),
         storage: storage(nats),
@@ -423,6 +362,10 @@ const FIELDS: [(&str, bool); 13] = [
     ("republish", true),
     ("num_replicas", true),
 ];
+
+/// The server takes the room for an object some milliseconds before it tells anybody of it.
+const LOOKS_MAX: usize = 5;
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How long a worker's registration outlives its last refresh.
 const WORKERS_TTL: Duration = Duration::from_secs(10);

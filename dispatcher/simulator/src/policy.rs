@@ -57,6 +57,7 @@ impl Arriving {
             queued_ms: u64::try_from(now.since(self.published).as_millis()).unwrap_or(u64::MAX),
             deadline_in_ms: None,
             evict_first: Vec::new(),
+            alone: false,
         }
     }
 }

@@ -40,6 +40,10 @@ pub(super) async fn answer(ground: Ground, verb: Verb, request: Request, owner: 
                 let status = ask(&ground, &owner, Query::Profiles).await?;
                 reply::answer(&request, Encoding::Json, &status).await;
             }
+            Verb::Reconciliation => {
+                let status = ask(&ground, &owner, Query::Reconciliation).await?;
+                reply::answer(&request, Encoding::Json, &status).await;
+            }
             Verb::Cancel => {
                 let asked: CancelRequest = decode(&request)?;
                 let told = ask(&ground, &owner, |answer| Query::Cancel(asked.request, answer)).await?;

@@ -5,12 +5,12 @@ mod logprobs;
 use std::time::SystemTime;
 
 use async_nats::service::Request;
-use flotilla_client::{Answer, Events, EventsError, NewRequest, SubmitError, new_request_id, submit};
+use flotilla_client::{Answer, Events, EventsError, NewRequest, SubmitError, new_request_id, submit_traced};
 use flotilla_protocol::assignment::Cancel;
 use flotilla_protocol::codec::encode_internal;
 use flotilla_protocol::event::{Embedding, ErrorCode, FinishReason, Finished, RequestError, Usage};
 use flotilla_protocol::request::{InferenceRequest, Input};
-use flotilla_protocol::{Class, Encoding, ModelName, RequestId, headers};
+use flotilla_protocol::{Class, Encoding, ModelName, RequestId, TraceParent, headers};
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,7 @@ pub(super) async fn answer(ground: Ground, request: Request, process_ends: Cance
 /// What is asked for, with the id that it got here.
 struct Asked {
     new: NewRequest,
+    trace: Option<TraceParent>,
     shape: Shape,
 }
 
@@ -60,7 +61,10 @@ fn parse(ground: &Ground, request: &Request, encoding: Encoding) -> Result<Asked
     let body = &request.message.payload;
     let bytes_max = ground.config.dispatcher.request_bytes_max;
     let decoded = InferenceRequest::decode(&model, encoding, body, bytes_max)?;
+    let found = request.message.headers.as_ref();
+    let trace = found.and_then(|found| TraceParent::parse(found.get(headers::TRACE_PARENT)?.as_str()));
     Ok(Asked {
+        trace,
         shape: match decoded.input {
             Input::Prompt(_) | Input::PromptTokens(_) => Shape::Completion,
             Input::Chat(_) => Shape::Chat,
@@ -103,7 +107,7 @@ async fn ask(
 async fn follow(ground: &Ground, asked: &Asked) -> Result<Answer, RequestError> {
     let events = Events::subscribe(&ground.connection, asked.new.request.clone()).await;
     let mut events = events.map_err(|error| lost(&error))?;
-    submit(&ground.connection, asked.new.clone())
+    submit_traced(&ground.connection, asked.new.clone(), asked.trace.as_ref())
         .await
         .map_err(|error| unqueued(&error))?;
     Answer::collect(&mut events).await.map_err(|error| lost(&error))
@@ -111,7 +115,7 @@ async fn follow(ground: &Ground, asked: &Asked) -> Result<Answer, RequestError> 
 
 fn unqueued(error: &SubmitError) -> RequestError {
     let code = match error {
-        SubmitError::Busy => ErrorCode::QueueFull,
+        SubmitError::Busy { .. } => ErrorCode::QueueFull,
         SubmitError::TooLarge { .. } => ErrorCode::TooLarge,
         SubmitError::NoQueue { .. } | SubmitError::Unconfirmed { .. } => {
             warn!(error = chain(error), "a request was not queued");
@@ -297,6 +301,7 @@ mod tests {
         has_logprobs: bool,
     ) -> Result<Response, RequestError> {
         let asked = Asked {
+            trace: None,
             shape,
             new: NewRequest {
                 request: RequestId::new("r1").unwrap(),

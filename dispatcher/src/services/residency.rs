@@ -1,7 +1,7 @@
 //! Loading and unloading models by order of an operator.
 
 use async_nats::Request;
-use flotilla_client::Catalog;
+use flotilla_client::{Catalog, Unanswered};
 use flotilla_dispatcher_core::{worker_to_load, workers_to_unload};
 use flotilla_protocol::admin::{FleetStatus, ResidencyReply, ResidencyRequest};
 use flotilla_protocol::assignment::{Control, ControlReply};
@@ -20,6 +20,8 @@ use crate::ground::Ground;
 enum ControlFault {
     #[error(transparent)]
     NoAnswer(#[from] async_nats::client::RequestError),
+    #[error(transparent)]
+    Late(#[from] Unanswered),
     #[error("its answer cannot be read: {0}")]
     Unreadable(#[from] DecodeError),
     #[error("{reason}")]
@@ -160,8 +162,9 @@ async fn tell_one(ground: &Ground, worker: &WorkerId, control: &Control) -> Resu
     let limit = ground.config.dispatcher.assign_timeout;
     let request = Request::new().payload(body).timeout(Some(limit));
     let subject = ground.connection.subjects.control(worker);
-    let message = ground.connection.client.send_request(subject, request).await;
-    match decode_internal(&message?.payload)? {
+    let asked = ground.connection.client.send_request(subject, request);
+    let message = ground.connection.within(asked).await??;
+    match decode_internal(&message.payload)? {
         ControlReply::Accepted => Ok(()),
         ControlReply::Refused { reason } => Err(ControlFault::Refused { reason }),
     }

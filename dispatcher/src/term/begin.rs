@@ -1,20 +1,22 @@
 //! How a term begins: listen first, then have everything unacknowledged delivered anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, Stream};
 use flotilla_client::{Catalog, Connection};
-use flotilla_dispatcher_core::{Dispatcher, Settings, StreamSequence};
+use flotilla_dispatcher_core::{Dispatcher, Reconciler, Settings, StreamSequence};
 use flotilla_protocol::event::EVENT_BYTES_MAX;
 use flotilla_protocol::{Class, Epoch, Moment, Strikes};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use super::Term;
 use crate::admission::Desk;
+use crate::backoff::Backoff;
 use crate::courier::Courier;
 use crate::deliveries::Deliveries;
 use crate::error::TermError;
@@ -23,8 +25,10 @@ use crate::intake;
 use crate::lanes::Lanes;
 use crate::listen::Subscriptions;
 use crate::listeners::Listeners;
+use crate::metrics::{Counted, Observed};
 use crate::models::Models;
 use crate::policy::policy_settings;
+use crate::scout::Scout;
 use crate::services::{Ends, Services};
 use crate::topology::class_consumer;
 
@@ -78,14 +82,24 @@ impl Term {
             desk: desk(ground, catalog),
             lanes: Lanes::new(),
             admissions: JoinSet::new(),
+            traces: HashMap::new(),
             listeners: Listeners::new(ground.config.dispatcher.client_lost_after),
             probes: JoinSet::new(),
             extension: JoinSet::new(),
             errands: JoinSet::new(),
+            reconciler: Reconciler::new(ground.config.dispatcher.ack_wait * STUCK_ACK_WAITS),
+            scout: Some(Box::new(Scout::new(&ground.connection))),
+            looks: JoinSet::new(),
+            sweeps: JoinSet::new(),
+            acked: Vec::new(),
+            removed: VecDeque::new(),
             children,
             pulled,
             heard,
             queries,
+            scrapes: ground.telemetry.source(),
+            observed: Observed::new(),
+            counted: Counted::default(),
             ground: ground.clone(),
         })
     }
@@ -118,26 +132,54 @@ async fn recreate_consumers(ground: &Ground) -> Result<StreamSequence, TermError
     let stream = connection.jetstream.get_stream(&name).await;
     let mut stream = stream.map_err(|error| unreadable(error.into()))?;
     for class in Class::ALL {
-        recreate(ground, &stream, class)
+        let failed = |source: async_nats::Error| TermError::Consumer {
+            stream: name.clone(),
+            consumer: class.as_str().to_owned(),
+            source,
+        };
+        remove(&stream, class)
             .await
-            .map_err(|source| TermError::Consumer {
-                stream: name.clone(),
-                consumer: class.as_str().to_owned(),
-                source: source.into(),
-            })?;
+            .map_err(|error| failed(error.into()))?;
+        create(ground, &stream, class)
+            .await
+            .map_err(|error| failed(error.into()))?;
     }
     let info = stream.info().await.map_err(|error| unreadable(error.into()))?;
     Ok(StreamSequence(info.state.last_sequence))
 }
 
-async fn recreate(ground: &Ground, stream: &Stream, class: Class) -> Result<(), ConsumerError> {
+async fn remove(stream: &Stream, class: Class) -> Result<(), ConsumerError> {
     match stream.delete_consumer(class.as_str()).await {
-        Ok(_) => {}
-        Err(error) if is_missing(&error) => {}
-        Err(error) => return Err(error),
+        Ok(_) => Ok(()),
+        Err(error) if is_missing(&error) => Ok(()),
+        Err(error) => Err(error),
     }
-    let wanted = class_consumer(&ground.connection.subjects, &ground.config, class);
-    stream.create_consumer(wanted).await.map(drop)
+}
+
+/// Makes a consumer; on several servers it may take longer than an answer may: they elect a leader of their own for it. Who
+/// removed it again for that would have them begin again, and for ever when they are slow.
+async fn create(ground: &Ground, stream: &Stream, class: Class) -> Result<(), ConsumerError> {
+    let mut backoff = Backoff::new();
+    loop {
+        let wanted = class_consumer(&ground.connection.subjects, &ground.config, class);
+        match stream.create_consumer(wanted).await {
+            Ok(_) => return Ok(()),
+            Err(error) if may_pass(&error) => {
+                warn!(%class, %error, "the consumer is not made yet");
+                backoff.pause().await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether servers elect a leader.
+fn may_pass(error: &ConsumerError) -> bool {
+    match error.kind() {
+        ConsumerErrorKind::TimedOut => true,
+        ConsumerErrorKind::JetStream(error) => error.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE,
+        _ => false,
+    }
 }
 
 fn is_missing(error: &ConsumerError) -> bool {
@@ -179,8 +221,10 @@ fn desk(ground: &Ground, catalog: Catalog) -> Desk {
     }
 }
 
-/// Round trips of a preparation, with some to spare.
-const PREPARE_REQUESTS: u32 = 4;
+/// A message whose delivery was lost is delivered again after one ack wait; after three it is stuck.
+const STUCK_ACK_WAITS: u32 = 3;
+/// Round trips of a preparation, with some to spare for servers that elect a leader.
+const PREPARE_REQUESTS: u32 = 6;
 /// Messages between the intakes and the owner; the rest waits in the pull's own buffer.
 const PULLED_MAX: usize = 16;
 /// Reports and ends between the listeners and the owner: some from each of a thousand workers.

@@ -26,6 +26,7 @@ impl Term {
                 let profiles = self.core.profiles().collect();
                 tell(asker, ProfileStatuses { profiles });
             }
+            Query::Reconciliation(asker) => tell(asker, self.reconciliation()),
             Query::Cancel(request, asker) => {
                 let reply = self.core.handle_cancel(self.now(), &request);
                 tracing::info!(request_id = %request, ?reply, "cancelled by an operator");

@@ -6,6 +6,7 @@ use flotilla_dispatcher::{DispatcherError, run};
 use flotilla_protocol::admin::QueueStatus;
 use flotilla_protocol::event::{ErrorCode, Failed};
 use flotilla_protocol::{Class, Encoding, ModelName};
+use flotilla_telemetry::Telemetry;
 use flotilla_tests::{Flow, PATIENCE};
 use futures_util::StreamExt;
 use tokio::task::JoinHandle;
@@ -28,7 +29,7 @@ async fn start(server: &Server, id: &str) -> Dispatcher {
 fn start_with(config: Config, connection: Connection) -> Dispatcher {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
-    let task = tokio::spawn(async move { run(&config, connection, stop).await });
+    let task = tokio::spawn(async move { run(&config, connection, Telemetry::off(), stop).await });
     Dispatcher { shutdown, task }
 }
 
@@ -182,7 +183,17 @@ async fn endpoints_are_found_while_somebody_leads_and_gone_afterwards() {
         .collect();
     names.sort_unstable();
     let wanted = [
-        "cancel", "fetch", "infer", "load", "profiles", "queue", "unload", "why", "workers",
+        "cancel",
+        "fetch",
+        "infer",
+        "load",
+        "profiles",
+        "queue",
+        "reconciliation",
+        "replay",
+        "unload",
+        "why",
+        "workers",
     ];
     assert_eq!(names, wanted);
     dispatcher.stop().await;

@@ -2,7 +2,7 @@
 
 use flotilla_client::Connection;
 use flotilla_config::{Config, LoadOptions};
-use flotilla_tests::{NatsServer, Proxy, ServerOptions};
+use flotilla_tests::{Gate, NatsServer, Proxy, ServerOptions};
 
 /// A running server with JetStream.
 pub(crate) struct Server(NatsServer);
@@ -38,7 +38,17 @@ impl Server {
     /// A connection with a proxy between.
     pub(crate) async fn connect_through_proxy(&self) -> (Connection, Proxy) {
         let proxy = self.proxy().await;
+        (self.connect_through(&proxy).await, proxy)
+    }
+
+    /// A connection whose messages pass a gate.
+    pub(crate) async fn connect_through_gate(&self, gate: Gate) -> (Connection, Proxy) {
+        let proxy = Proxy::start_gated(self.0.port(), gate).await.unwrap();
+        (self.connect_through(&proxy).await, proxy)
+    }
+
+    async fn connect_through(&self, proxy: &Proxy) -> Connection {
         let config = self.config(&[&format!("nats.url={}", proxy.url())]);
-        (Connection::open(&config.nats, "test").await.unwrap(), proxy)
+        Connection::open(&config.nats, "test").await.unwrap()
     }
 }

@@ -1,7 +1,11 @@
 //! Streams and buckets on a real server.
 
-use async_nats::jetstream::stream::{Config as StreamConfig, RetentionPolicy};
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config as StreamConfig, Republish, RetentionPolicy};
 use flotilla_dispatcher::{TopologyError, ensure_topology};
+use futures_util::StreamExt;
+use tokio::time::timeout;
 
 use crate::server::Server;
 
@@ -13,8 +17,8 @@ async fn topology_is_made_once_and_found_unchanged_afterwards() {
     ensure_topology(&connection, &config).await.unwrap();
     let stream = connection.jetstream.get_stream("FLOTILLA_JOURNAL").await.unwrap();
     let republish = stream.cached_info().config.republish.clone().unwrap();
-    assert_eq!(republish.source, "flotilla.journal.*");
-    assert_eq!(republish.destination, "flotilla.events.{{wildcard(1)}}");
+    assert_eq!(republish.source, "flotilla.journal.>");
+    assert_eq!(republish.destination, "flotilla.events.>");
     ensure_topology(&connection, &config).await.unwrap();
     let again = connection.jetstream.get_stream("FLOTILLA_JOURNAL").await.unwrap();
     assert_eq!(again.cached_info().config, stream.cached_info().config);
@@ -22,6 +26,49 @@ async fn topology_is_made_once_and_found_unchanged_afterwards() {
         let bucket = format!("flotilla_{bucket}");
         connection.jetstream.get_key_value(&bucket).await.expect(&bucket);
     }
+}
+
+/// Until requests had owners, their ids were one token.
+#[tokio::test]
+async fn journals_of_the_version_before_are_kept_and_take_requests_of_owners() {
+    let server = Server::start();
+    let connection = server.connect().await;
+    let config = server.config(&[]);
+    ensure_topology(&connection, &config).await.unwrap();
+    let jetstream = &connection.jetstream;
+    let stream = jetstream.get_stream("FLOTILLA_JOURNAL").await.unwrap();
+    let before = StreamConfig {
+        subjects: vec!["flotilla.journal.*".to_owned()],
+        republish: Some(Republish {
+            source: "flotilla.journal.*".to_owned(),
+            destination: "flotilla.events.{{wildcard(1)}}".to_owned(),
+            headers_only: false,
+        }),
+        ..stream.cached_info().config.clone()
+    };
+    jetstream.update_stream(before).await.unwrap();
+    let store = async |id: &str| {
+        let sent = jetstream.publish(format!("flotilla.journal.{id}"), "".into());
+        sent.await.unwrap().await.map(|ack| ack.sequence)
+    };
+    assert_eq!(store("old").await.unwrap(), 1);
+    ensure_topology(&connection, &config).await.unwrap();
+    let mut events = connection
+        .client
+        .subscribe("flotilla.events.team.new")
+        .await
+        .unwrap();
+    assert_eq!(store("team.new").await.unwrap(), 2);
+    let event = timeout(Duration::from_secs(20), events.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(event.headers.unwrap().get("Nats-Sequence").unwrap().as_str(), "2");
+    let kept = stream
+        .direct_get_last_for_subject("flotilla.journal.old")
+        .await
+        .unwrap();
+    assert_eq!(kept.sequence, 1);
 }
 
 #[tokio::test]

@@ -106,6 +106,8 @@ impl Flotilla {
                     self.orders.push_back(Order::Prefetch { worker, model });
                 }
                 Action::DeadLetter { .. } | Action::CancelOnWorker { .. } | Action::Progress { .. } => {}
+                // Workers report when something changes and are never lost.
+                Action::AskForReport { .. } => {}
                 Action::StepDown { seen } => unreachable!("there is one leader, and epoch {seen} was seen"),
             }
         }

@@ -221,7 +221,8 @@ impl Policy for Aibrix {
             AttemptEnd::Fenced { .. }
             | AttemptEnd::HandedBack { .. }
             | AttemptEnd::ModelUnloadable { .. }
-            | AttemptEnd::Panicked { .. } => {
+            | AttemptEnd::Panicked { .. }
+            | AttemptEnd::JournalBroken { .. } => {
                 self.fail(done.request.clone());
                 None
             }

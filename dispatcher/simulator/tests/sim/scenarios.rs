@@ -95,6 +95,7 @@ pub fn assignment(index: u32, model: &ModelName) -> Assignment {
         queued_ms: 0,
         deadline_in_ms: None,
         evict_first: Vec::new(),
+        alone: false,
     }
 }
 
