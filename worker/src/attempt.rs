@@ -20,18 +20,20 @@ use flotilla_client::{Connection, Journal};
 use flotilla_protocol::assignment::{Assignment, AttemptEnd};
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason, Phase, Progress, RequestError, Usage};
 use flotilla_protocol::request::InferenceRequest;
-use flotilla_protocol::{RequestId, WorkerId, headers};
+use flotilla_protocol::{RequestId, TraceParent, WorkerId, headers};
+use flotilla_telemetry::Histogram;
 use flotilla_worker_core::answer::{Answer, Writer};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{Instrument, Span, debug, error, info, info_span, warn};
 
 use crate::engine::Engine;
 use crate::error::chain;
+use crate::metrics::AnswerTally;
 use crate::model::ModelText;
 use crate::owner::FetchesUnderWay;
-use journal::JournalHand;
+use journal::{JournalFault, JournalHand};
 use opening::Opening;
 use writing::Writing;
 
@@ -52,6 +54,8 @@ pub(crate) struct AttemptContext {
     pub(crate) step_tokens_max: usize,
     /// Files of models on their way here.
     pub(crate) fetches: FetchesUnderWay,
+    /// How long appends take.
+    pub(crate) append_seconds: Histogram,
 }
 
 /// An attempt to run.
@@ -61,6 +65,8 @@ pub(crate) struct NewAttempt {
     pub(crate) assignment: Assignment,
     /// Its body, decoded.
     pub(crate) request: Result<InferenceRequest, RequestError>,
+    /// The trace that it belongs to, if any.
+    pub(crate) trace: Option<TraceParent>,
     /// When the assignment came.
     pub(crate) received: Instant,
     /// Comes when the model is there, or will not be.
@@ -144,10 +150,19 @@ impl TokenCounts {
 
 /// Runs an attempt to its end. Cancelling the future leaves the journal open for the next attempt.
 pub(crate) async fn run(new: NewAttempt, context: Arc<AttemptContext>) -> AttemptEnd {
+    // What is logged of a request is found by its trace.
+    let span = new.trace.as_ref().map_or_else(Span::none, |trace| {
+        info_span!("request", trace_id = trace.trace_id())
+    });
+    run_in_trace(new, context).instrument(span).await
+}
+
+async fn run_in_trace(new: NewAttempt, context: Arc<AttemptContext>) -> AttemptEnd {
     let request = new.assignment.request.clone();
     let (attempt, received) = (new.assignment.attempt, new.received);
     let counts = Arc::clone(&new.counts);
-    let end = Attempt::new(new, context).run().await;
+    let (end, tally) = Attempt::new(new, context).run().await;
+    tally.end(&end);
     let tokens = counts.output.load(Ordering::Relaxed);
     let elapsed_ms = millis(received.elapsed());
     if end == AttemptEnd::Terminal {
@@ -164,6 +179,7 @@ struct Attempt {
     /// What the work says of an answer that is left open.
     left_open: Option<AttemptEnd>,
     clock: Clock,
+    tally: AnswerTally,
 }
 
 /// Where the time went.
@@ -177,7 +193,9 @@ struct Clock {
 
 impl Attempt {
     fn new(new: NewAttempt, context: Arc<AttemptContext>) -> Self {
+        let queued = Duration::from_millis(new.assignment.queued_ms);
         Self {
+            tally: AnswerTally::new(&new.assignment.model, queued, new.received),
             clock: Clock {
                 received: new.received,
                 leased: None,
@@ -190,21 +208,21 @@ impl Attempt {
         }
     }
 
-    async fn run(mut self) -> AttemptEnd {
+    async fn run(mut self) -> (AttemptEnd, AnswerTally) {
         let opening = match self.open().await {
             Ok(opening) => opening,
-            Err(end) => return end,
+            Err(end) => return (end, self.tally),
         };
-        let mut hand = JournalHand::new(&self.new.assignment, &self.context);
+        let mut hand = JournalHand::new(&self.new, &self.context);
         let view = tokio::select! {
             view = hand.view() => view,
-            () = self.new.hand_back.cancelled() => return self.left_open(),
+            () = self.new.hand_back.cancelled() => return (self.left_open(), self.tally),
         };
         let begun = view.map(|view| Answer::begin(self.writer(&opening), view));
         match begun {
             Ok(Ok(answer)) => Writing::new(self, answer, opening, hand).run().await,
-            Ok(Err(refusal)) => journal::refused(refusal),
-            Err(broken) => self.broken(&broken),
+            Ok(Err(refusal)) => (journal::refused(refusal), self.tally),
+            Err(fault) => (self.faulty(&fault), self.tally),
         }
     }
 
@@ -237,13 +255,23 @@ impl Attempt {
         generation::finished(FinishReason::Cancelled, usage, self.timings())
     }
 
-    /// Nobody can continue a journal that our writers cannot have made: a strike leads it to the dead letters.
-    fn broken(&self, broken: &dyn std::error::Error) -> AttemptEnd {
-        let request_id = &self.new.assignment.request;
-        error!(%request_id, error = chain(broken), "a journal is not one that workers write");
-        AttemptEnd::Panicked {
-            message: format!("the journal cannot be continued: {}", chain(broken)),
+    /// An answer that was dropped while it was made is made anew, but not for ever: it costs a strike.
+    fn faulty(&self, fault: &JournalFault) -> AttemptEnd {
+        match fault {
+            JournalFault::Dropped { .. } => {
+                let (request_id, told) = (&self.new.assignment.request, chain(fault));
+                warn!(%request_id, error = told, "an answer was dropped while it was made");
+                AttemptEnd::Panicked { message: told }
+            }
+            JournalFault::Append(_) | JournalFault::Read(_) | JournalFault::Content(_) => self.broken(fault),
         }
+    }
+
+    /// Nobody can continue a journal that our writers cannot have made.
+    fn broken(&self, broken: &dyn std::error::Error) -> AttemptEnd {
+        let (request_id, reason) = (&self.new.assignment.request, chain(broken));
+        error!(%request_id, error = reason, "a journal is not one that workers write");
+        AttemptEnd::JournalBroken { reason }
     }
 
     /// News for who waits; never in the journal, so a lost one costs nothing.
@@ -266,6 +294,9 @@ impl Attempt {
         found.insert(headers::EVENT, event.kind().as_str());
         found.insert(headers::ATTEMPT, assignment.attempt.to_string());
         found.insert(headers::CONTENT_TYPE, assignment.encoding.content_type());
+        if let Some(trace) = &self.new.trace {
+            found.insert(headers::TRACE_PARENT, trace.as_str());
+        }
         let connection = &self.context.connection;
         let subject = connection.subjects.events(&assignment.request);
         let publish = connection.client.publish_with_headers(subject, found, body);

@@ -48,7 +48,7 @@ pub enum WorkerError {
         subject: String,
         /// What the client says.
         #[source]
-        source: async_nats::SubscribeError,
+        source: async_nats::Error,
     },
     /// The connection was closed for good.
     #[error("the connection to NATS was closed")]

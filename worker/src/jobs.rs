@@ -27,7 +27,7 @@ use crate::engine::{
 use crate::model::{OpenError, OpenedModel};
 use crate::simulated::SimulatedModelError;
 use crate::weights::{Enough, LocateError, Weights};
-pub(crate) use inspection::{Inspected, Inspection, KnownText};
+pub(crate) use inspection::{Inspected, Inspection, KnownText, Looks};
 
 /// How a job ended.
 #[derive(Debug)]
@@ -107,9 +107,6 @@ pub(crate) enum JobFault {
     /// The catalog did not answer.
     #[error("the catalog cannot be read")]
     Catalog(#[from] flotilla_client::CatalogError),
-    /// The catalog did not answer in time.
-    #[error("the catalog did not answer within {0:?}")]
-    CatalogTimedOut(Duration),
     /// The files cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -122,6 +119,9 @@ pub(crate) enum JobFault {
     /// They got another name while they were looked at.
     #[error("the model's files are not where they were any more")]
     Moved,
+    /// The disk does not answer.
+    #[error("the model's files were not looked at within {0:?}; does the disk that they lie on answer?")]
+    Silent(Duration),
     /// The files cannot be looked at.
     #[error("the model's files cannot be looked at")]
     Files(#[source] io::Error),

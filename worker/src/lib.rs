@@ -16,6 +16,7 @@ mod identity;
 mod incoming;
 mod jobs;
 mod memory;
+mod metrics;
 mod model;
 mod outbox;
 mod owner;
@@ -31,8 +32,10 @@ mod weights;
 
 pub use engine::EngineEnded;
 pub use error::WorkerError;
+pub use flotilla_weights::METRICS as WEIGHTS_METRICS;
 pub use hardware::Hardware;
 pub use memory::MemoryError;
+pub use metrics::METRICS;
 pub use model::{OpenError, describe};
 pub use run::{run, run_all};
 pub use simulated::SimulationError;

@@ -7,24 +7,27 @@ mod attempts;
 mod devices;
 mod fetches;
 mod inbox;
+mod metrics;
 mod models;
 mod recent;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flotilla_client::{Catalog, Connection};
 use flotilla_protocol::assignment::{Assignment, Cancel, Control, ControlReply, Done};
 use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::request::InferenceRequest;
-use flotilla_protocol::{ModelName, Moment};
+use flotilla_protocol::{ModelName, Moment, TraceParent};
+use flotilla_telemetry::{Ask, Part, Source};
 use flotilla_worker_core::ledger::DeviceIndex;
 use flotilla_worker_core::residency::{DeviceFault, UnloadReason};
 use flotilla_worker_core::worker::{Action, Desk};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, info};
 
@@ -33,7 +36,7 @@ use crate::engine::{Engine, EngineEnded};
 use crate::error::WorkerError;
 use crate::hardware::Hardware;
 use crate::identity::Identity;
-use crate::jobs::JobDone;
+use crate::jobs::{JobDone, Looks};
 use crate::memory::ResidentMemory;
 use crate::outbox::Outbox;
 use crate::stop::Stop;
@@ -44,6 +47,7 @@ use devices::{DeviceNews, Devices};
 pub(crate) use fetches::{Fetches, FetchesUnderWay};
 pub(crate) use inbox::Inbox;
 use inbox::Letter;
+use metrics::count_refusal;
 use models::Models;
 
 /// What the owner needs to know of the configuration.
@@ -55,6 +59,8 @@ pub(crate) struct OwnerSettings {
     pub(crate) slots: usize,
     /// Tokens of one step.
     pub(crate) batch_tokens_max: usize,
+    /// How the files of models are looked at.
+    pub(crate) looks: Looks,
 }
 
 /// What the owner is given at its start.
@@ -77,6 +83,8 @@ pub(crate) struct OwnerParts {
     pub(crate) weights: Option<Weights>,
     /// Files on their way here.
     pub(crate) fetches: Fetches,
+    /// Questions for metrics.
+    pub(crate) scrapes: Source,
 }
 
 /// The state of a worker and everything that changes it.
@@ -102,6 +110,8 @@ pub(crate) struct Owner {
     jobs: JoinSet<JobDone>,
     cancel_loads: CancellationToken,
     _cancel_loads_at_end: DropGuard,
+    scrapes: Source,
+    turns: Interval,
     /// Time zero of the desk.
     origin: Instant,
 }
@@ -114,7 +124,10 @@ enum Happened {
     Job(Result<JobDone, JoinError>),
     Device(DeviceNews),
     Attempt(Finished),
+    Scrape(Ask),
     Due,
+    /// Nothing, for a while.
+    Turn,
     Drain,
     StopNow,
 }
@@ -122,7 +135,11 @@ enum Happened {
 impl Owner {
     pub(crate) fn new(parts: OwnerParts) -> Self {
         let cancel_loads = CancellationToken::new();
+        let mut turns = interval(TURN_EVERY);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
+            scrapes: parts.scrapes,
+            turns,
             settings: parts.settings,
             identity: parts.identity,
             desk: parts.desk,
@@ -152,12 +169,13 @@ impl Owner {
     /// # Errors
     /// [`WorkerError`] when the connection is closed for good: what ran is dropped then and its journals stay open
     /// for other workers. Or when every device has failed: what ran is handed back before.
-    pub(crate) async fn run(mut self, stop: Stop) -> Result<(), WorkerError> {
+    pub(crate) async fn run(mut self, stop: Stop, health: &Part) -> Result<(), WorkerError> {
         let mut is_stopping = false;
         let mut outcome = Ok(());
         loop {
             self.carry_out();
             self.report_if_due();
+            self.note_turn(health);
             if self.desk.is_drained() {
                 break;
             }
@@ -177,6 +195,8 @@ impl Owner {
                     outcome = outcome.and(ended);
                 }
                 Happened::Attempt(finished) => self.handle_finished(finished),
+                Happened::Scrape(ask) => self.answer_scrape(ask),
+                Happened::Turn => {}
                 Happened::Due => self.handle_due(),
                 Happened::Drain => self.drain(),
                 Happened::StopNow => {
@@ -187,7 +207,7 @@ impl Owner {
             }
         }
         self.report();
-        self.outbox.close().await;
+        health.while_waiting(self.outbox.close()).await;
         outcome
     }
 
@@ -228,6 +248,8 @@ impl Owner {
             Some(done) = self.jobs.join_next() => Happened::Job(done),
             news = self.devices.next() => Happened::Device(news),
             finished = self.attempts.next_finished() => Happened::Attempt(finished),
+            ask = self.scrapes.asked() => Happened::Scrape(ask),
+            _ = self.turns.tick() => Happened::Turn,
             () = at(due) => Happened::Due,
             () = stop.now.cancelled(), if !is_stopping => Happened::StopNow,
             () = stop.drain.cancelled(), if is_ready => Happened::Drain,
@@ -293,7 +315,11 @@ impl Owner {
 
     fn handle_letter(&mut self, letter: Letter) {
         match letter {
-            Letter::Assign { assignment, reply } => self.handle_assignment(*assignment, reply),
+            Letter::Assign {
+                assignment,
+                trace,
+                reply,
+            } => self.handle_assignment(*assignment, trace, reply),
             Letter::Cancel(Cancel { request }) => self.attempts.cancel(&request),
             Letter::Control { order, reply } => {
                 let answer = self.handle_order(order);
@@ -305,7 +331,12 @@ impl Owner {
         }
     }
 
-    fn handle_assignment(&mut self, assignment: Assignment, reply: Option<async_nats::Subject>) {
+    fn handle_assignment(
+        &mut self,
+        assignment: Assignment,
+        trace: Option<TraceParent>,
+        reply: Option<async_nats::Subject>,
+    ) {
         let now = self.now();
         let request = InferenceRequest::decode(
             &assignment.model,
@@ -321,12 +352,13 @@ impl Owner {
         let is_held = self.desk.attempt(&assignment.request).is_some();
         let (request_id, attempt) = (&assignment.request, assignment.attempt.0);
         debug!(%request_id, model = %assignment.model, attempt, ?answer, "assignment");
+        count_refusal(&answer);
         if let Some(reply) = reply {
             self.outbox.send(reply, &answer);
         }
         if is_held && !was_held {
             self.attempts
-                .start(assignment, request, Arc::clone(&self.context));
+                .start(assignment, request, trace, Arc::clone(&self.context));
         }
     }
 
@@ -334,6 +366,7 @@ impl Owner {
         let now = self.now();
         info!(?order, "control");
         match order {
+            Control::Report => self.desk.handle_report_asked(),
             Control::Load { .. } if self.desk.state() == WorkerState::Draining => {
                 return ControlReply::Refused {
                     reason: "the worker drains".to_owned(),
@@ -383,6 +416,9 @@ impl Owner {
         self.outbox.send(self.connection.subjects.done(), &done);
     }
 }
+
+/// An owner without anything to do turns so often, as whoever watches it wants to see.
+const TURN_EVERY: Duration = Duration::from_secs(1);
 
 async fn at(moment: Option<Instant>) {
     match moment {

@@ -1,5 +1,7 @@
 //! The worker's entry in the bucket of workers: there while the worker lives.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::kv;
@@ -16,6 +18,7 @@ use crate::start::Objects;
 /// A registration that a task refreshes. Dropped, it expires by itself.
 #[derive(Debug)]
 pub(crate) struct Registered {
+    is_there: Arc<AtomicBool>,
     end: CancellationToken,
     task: AbortOnDropHandle<()>,
     timeout: Duration,
@@ -25,6 +28,7 @@ impl Registered {
     /// Registers, and stays registered; each write may take `timeout`.
     pub(crate) fn start(objects: &Objects, registration: Registration, timeout: Duration) -> Self {
         let end = CancellationToken::new();
+        let is_there = Arc::new(AtomicBool::new(false));
         let ttl = if objects.registration_ttl.is_zero() {
             TTL_DEFAULT
         } else {
@@ -36,12 +40,19 @@ impl Registered {
             refresh_after: ttl / REFRESHES_PER_TTL,
             timeout,
             end: end.clone(),
+            is_there: Arc::clone(&is_there),
         };
         Self {
+            is_there,
             end,
             task: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
             timeout,
         }
+    }
+
+    /// Whether the server has confirmed it since the start.
+    pub(crate) fn is_there(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_there)
     }
 
     /// Removes the entry, if the server can be reached.
@@ -61,6 +72,7 @@ struct Keeper {
     refresh_after: Duration,
     timeout: Duration,
     end: CancellationToken,
+    is_there: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -75,7 +87,7 @@ impl Keeper {
         };
         loop {
             match timeout(self.timeout, self.store.put(key, body.clone())).await {
-                Ok(Ok(_revision)) => {}
+                Ok(Ok(_revision)) => self.is_there.store(true, Ordering::Relaxed),
                 Ok(Err(error)) => warn!(error = chain(&error), "the registration was not refreshed"),
                 Err(_) => warn!("the registration was not refreshed in time"),
             }

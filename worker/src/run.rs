@@ -1,11 +1,14 @@
 //! A worker's life, from its first look at NATS to its last report.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_nats::connection::State;
 use flotilla_client::{Connection, Journal};
 use flotilla_config::{Config, KeepAlive as ConfigKeepAlive, Worker};
 use flotilla_protocol::fleet::Registration;
 use flotilla_protocol::request::KeepAlive;
+use flotilla_telemetry::Telemetry;
 use flotilla_worker_core::residency::{LoadStall, ResidencySettings};
 use flotilla_worker_core::worker::{Desk, DeskSettings};
 use tokio::sync::mpsc;
@@ -16,6 +19,8 @@ use crate::attempt::AttemptContext;
 use crate::error::{WorkerError, chain};
 use crate::hardware::Hardware;
 use crate::identity::Identity;
+use crate::jobs::Looks;
+use crate::metrics::{self, APPEND_SECONDS};
 use crate::outbox::Outbox;
 use crate::owner::{Fetches, Inbox, Owner, OwnerParts, OwnerSettings};
 use crate::registration::Registered;
@@ -36,11 +41,12 @@ use crate::weights::{Sharing, Weights};
 /// [`WorkerError`]: what it needs is missing, the connection was closed for good, or the engine is gone.
 pub async fn run(config: &Config, connection: Connection, stop: Stop) -> Result<(), WorkerError> {
     let hardware = Hardware::open(&config.worker)?;
-    run_all(config, &hardware, &[connection], stop).await
+    run_all(config, &hardware, &[connection], &Telemetry::off(), stop).await
 }
 
 /// Runs as many workers as [`Hardware::worker_count`] says, on connections that they share evenly. They end
-/// together: when one fails, the others are told to stop at once. Otherwise as [`run`].
+/// together: when one fails, the others are told to stop at once. What they do and how they are goes to `telemetry`: one is
+/// ready while it is registered, connected and takes work. Otherwise as [`run`].
 ///
 /// # Errors
 /// The first [`WorkerError`] of any of them.
@@ -51,8 +57,10 @@ pub async fn run_all(
     config: &Config,
     hardware: &Hardware,
     connections: &[Connection],
+    telemetry: &Telemetry,
     stop: Stop,
 ) -> Result<(), WorkerError> {
+    metrics::register();
     let identities = Identity::all(&config.worker, hardware.worker_count())?;
     let mut sites = Vec::new();
     for connection in connections {
@@ -79,6 +87,7 @@ pub async fn run_all(
     let members = members.zip(sites.iter().cycle());
     let members = members.map(|((identity, (changes, offers)), (connection, objects))| Member {
         config: Arc::clone(&config),
+        telemetry: telemetry.clone(),
         hardware: hardware.clone(),
         connection: Connection::clone(connection),
         objects: Arc::clone(objects),
@@ -112,6 +121,7 @@ async fn run_members(members: Vec<Member>, stop: Stop) -> Result<(), WorkerError
 /// One worker that is about to start.
 struct Member {
     config: Arc<Config>,
+    telemetry: Telemetry,
     hardware: Hardware,
     connection: Connection,
     objects: Arc<Objects>,
@@ -125,6 +135,7 @@ impl Member {
     async fn run(self, stop: Stop) -> Result<(), WorkerError> {
         let Self {
             config,
+            telemetry,
             hardware,
             connection,
             objects,
@@ -150,6 +161,7 @@ impl Member {
                 ahead_tokens_max: config.worker.answer_channel_tokens,
                 step_tokens_max: config.worker.batch_tokens_max,
                 fetches: fetches.follow(),
+                append_seconds: APPEND_SECONDS.histogram(&[]),
             },
             outbox: Outbox::open(connection.client.clone(), connection.request_timeout),
             inbox: Inbox::open(&connection, &identity.worker).await?,
@@ -160,17 +172,33 @@ impl Member {
             changes,
             weights,
             fetches,
+            scrapes: telemetry.source(),
         };
         let registration = registration(&identity, &hardware);
         let registered = Registered::start(&objects, registration, connection.request_timeout);
+        let name = format!("worker {}", identity.worker);
+        let health = telemetry.part(name, needs(connection.clone(), registered.is_there()));
         info!(worker_id = %identity.worker, ?device_pages, "worker started");
-        let outcome = Owner::new(parts).run(stop).await;
-        registered.end().await;
+        let outcome = Owner::new(parts).run(stop, &health).await;
+        health.set_not_ready("ends");
+        health.while_waiting(registered.end()).await;
         if let Some(sharing) = sharing {
-            sharing.end().await;
+            health.while_waiting(sharing.end()).await;
         }
         info!(worker_id = %identity.worker, "worker ended");
         outcome
+    }
+}
+
+/// What has to be there, beside the worker's own word, for it to be ready.
+fn needs(
+    connection: Connection,
+    registered: Arc<AtomicBool>,
+) -> impl Fn() -> Result<(), &'static str> + Send + Sync {
+    move || match connection.client.connection_state() {
+        State::Connected if registered.load(Ordering::Relaxed) => Ok(()),
+        State::Connected => Err("not registered"),
+        State::Pending | State::Disconnected => Err("not connected to NATS"),
     }
 }
 
@@ -199,6 +227,7 @@ fn owner_settings(config: &Config) -> OwnerSettings {
         request_bytes_max: config.dispatcher.request_bytes_max,
         slots: config.worker.slots,
         batch_tokens_max: config.worker.batch_tokens_max,
+        looks: Looks::new(config.worker.load_stall_timeout),
     }
 }
 

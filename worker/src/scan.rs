@@ -1,10 +1,13 @@
 //! The folder of models: what is in it and not in the catalog is added.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use flotilla_client::{Catalog, CatalogError};
 use flotilla_protocol::ModelName;
+use flotilla_protocol::catalog::CatalogEntry;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::error::chain;
@@ -60,10 +63,24 @@ async fn add_model(folder: PathBuf, catalog: &Catalog) {
             return;
         }
     };
-    match catalog.add(&entry).await {
+    match add_patiently(catalog, &entry).await {
         Ok(()) => info!(model = %entry.name, folder = shown, "model added to the catalog"),
         Err(CatalogError::Exists { model }) => debug!(%model, "the catalog has the model already"),
         Err(error) => warn!(model = %entry.name, error = chain(&error), "a model could not be added"),
+    }
+}
+
+/// Adds a model also when the servers elect a leader meanwhile: nobody looks at the folder again.
+async fn add_patiently(catalog: &Catalog, entry: &CatalogEntry) -> Result<(), CatalogError> {
+    let begun = Instant::now();
+    loop {
+        match catalog.add(entry).await {
+            Err(error @ CatalogError::Store { .. }) if begun.elapsed() < PATIENCE => {
+                debug!(model = %entry.name, error = chain(&error), "a model cannot be added yet");
+                sleep(RETRY_AFTER).await;
+            }
+            added => return added,
+        }
     }
 }
 
@@ -79,6 +96,11 @@ fn model_folders(models_dir: &Path) -> io::Result<Vec<PathBuf>> {
     folders.sort();
     Ok(folders)
 }
+
+/// How long the servers may take to elect a leader, several times.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,5 @@
-//! What must be there before a worker can work: the journals, the catalog, the relay for weights, the bucket of workers.
+//! What must be there before a worker can work: the journals, the catalog, the bucket of workers. The relay for weights is
+//! waited for as well, but not for ever: it has one copy, and a worker can do without.
 
 use std::time::Duration;
 
@@ -28,10 +29,18 @@ impl Objects {
     pub(crate) async fn wait(connection: &Connection) -> Result<Self, WorkerError> {
         let started = Instant::now();
         let mut announced = false;
+        let mut complete_since = None;
         loop {
-            let missing = match Self::open(connection).await {
-                Ok(objects) => return Ok(objects),
-                Err(missing) => missing,
+            let missing = match connection.within(Self::open(connection)).await {
+                Ok(Ok(objects)) => {
+                    let since: Instant = *complete_since.get_or_insert_with(Instant::now);
+                    match missing_relay(connection).await {
+                        Some(relay) if since.elapsed() < RELAY_PATIENCE => relay,
+                        Some(_) | None => return Ok(objects),
+                    }
+                }
+                Ok(Err(missing)) => missing,
+                Err(_) => "an answer of the server".to_owned(),
             };
             let waited = started.elapsed();
             if waited >= PATIENCE {
@@ -62,11 +71,6 @@ impl Objects {
                 return Err(connection.subjects.bucket("models"));
             }
         };
-        let relay = flotilla_weights::stream_name(&connection.subjects.bucket(flotilla_weights::BUCKET));
-        if let Err(error) = connection.jetstream.get_stream(&relay).await {
-            debug!(stream = relay, error = chain(&error), "a stream is not there");
-            return Err(relay);
-        }
         let bucket = connection.subjects.bucket("workers");
         let missing = |error: &dyn std::error::Error| {
             debug!(bucket, error = chain(error), "a bucket is not there");
@@ -83,6 +87,19 @@ impl Objects {
     }
 }
 
+/// The name of the relay's stream, if that is not there.
+async fn missing_relay(connection: &Connection) -> Option<String> {
+    let relay = flotilla_weights::stream_name(&connection.subjects.bucket(flotilla_weights::BUCKET));
+    match connection.within(connection.jetstream.get_stream(&relay)).await {
+        Ok(Ok(_)) => return None,
+        Ok(Err(error)) => debug!(stream = relay, error = chain(&error), "a stream is not there"),
+        Err(late) => debug!(stream = relay, error = chain(&late), "a stream is not there"),
+    }
+    Some(relay)
+}
+
+/// A dispatcher makes the relay last, a moment after what else is missing.
+const RELAY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a dispatcher may take to make what is missing.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.

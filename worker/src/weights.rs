@@ -20,8 +20,8 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::weights::Root;
 use flotilla_weights::{
     Arrival, ArrivalError, Buffers, Exports, FetchProgress, FilesError, Importer, KnownManifests, MakeError,
-    ModelFiles, RateCap, Receiver, Registry, RegistryError, Relay, RelayError, Sender, Store, StoreError,
-    StoredModel,
+    ModelFiles, RateCap, Receiver, Registry, RegistryError, Relay, RelayBytes, RelayError, Sender, Store,
+    StoreError, StoredModel,
 };
 use flotilla_weights_core::{Manifest, ReceivingSettings, SendingSettings};
 use thiserror::Error;
@@ -50,6 +50,7 @@ pub(crate) struct Weights {
     hash_threads: usize,
     hub: WorkerHub,
     rate: RateCap,
+    in_relay: RelayBytes,
     /// The cap while requests run here.
     serving_bytes_per_s: u64,
 }
@@ -213,6 +214,7 @@ impl Weights {
             incarnation: identity.incarnation,
             machine: machine(),
         };
+        let in_relay = RelayBytes::default();
         let sender = Sender {
             settings: SendingSettings {
                 window_bytes: settings
@@ -225,6 +227,7 @@ impl Weights {
             rate: rate.clone(),
             buffers: buffers.clone(),
             stop: stop.clone(),
+            in_relay: in_relay.clone(),
         };
         let (exports, exporting) = Exports::start(identity.clone(), sender, settings.sends_max).await?;
         let receiver = Receiver {
@@ -249,6 +252,7 @@ impl Weights {
             hash_threads: hash_threads(),
             hub: config.worker.hub.clone(),
             rate,
+            in_relay,
             serving_bytes_per_s: settings.send_bytes_per_s_max,
         };
         let following = tokio::spawn(weights.clone().follow(changes));
@@ -260,6 +264,11 @@ impl Weights {
             _carrier: carrier,
         };
         Ok((weights, sharing))
+    }
+
+    /// Bytes that copies from here have in the relay.
+    pub(crate) fn relay_bytes(&self) -> u64 {
+        self.in_relay.bytes()
     }
 
     /// Slows copies down while requests run here.

@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kv::KvBlock;
 use crate::ledger::{DeviceIndex, Ledger};
+pub use departures::Departed;
 use departures::Departures;
 pub use device::DeviceFault;
 pub use fault::{LoadFailure, ModelFault, Together, Unusable};
@@ -315,6 +316,12 @@ impl Residency {
     #[must_use]
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// Requests whose models are not there yet.
+    pub fn waiting(&self) -> impl Iterator<Item = &RequestId> {
+        let waiters = self.models.values().flat_map(|model| &model.waiters);
+        waiters.map(|lease| &lease.request)
     }
 
     /// When [`Self::handle_timeout`] is due, if ever.

@@ -43,7 +43,8 @@ pub enum Action {
         /// The request.
         request: RequestId,
     },
-    /// The drain's time is over: stop this request and give it back, its journal open.
+    /// The worker drains, and this request waits for its model or the drain's time is over: stop it and give it back,
+    /// its journal open.
     HandBack {
         /// The request.
         request: RequestId,
@@ -99,6 +100,8 @@ struct Run {
     report_seq: u64,
     /// When it is to be stopped; none once that was told.
     deadline: Option<Moment>,
+    /// Nothing runs beside it.
+    alone: bool,
 }
 
 /// What was reported last, to know when the next report is due.
@@ -182,8 +185,7 @@ impl Desk {
         }
         let held = self.runs.get(&assignment.request);
         if let Some(run) = held.filter(|run| run.attempt == assignment.attempt) {
-            let report_seq = run.report_seq;
-            return AssignReply::Accepted { report_seq };
+            return self.accepted(run.report_seq);
         }
         if let Some(refusal) = self.refusal(now, assignment) {
             return AssignReply::Refused(refusal);
@@ -198,13 +200,14 @@ impl Desk {
             deadline: assignment
                 .deadline_in_ms
                 .map(|ms| now + Duration::from_millis(ms)),
+            alone: assignment.alone,
         };
         self.runs.insert(assignment.request.clone(), run);
         self.reporting.changes += 1;
         let (request, model) = (&assignment.request, &assignment.model);
         self.residency.handle_evict_first(model, &assignment.evict_first);
         self.residency.handle_wanted(now, request, model, keep_alive);
-        AssignReply::Accepted { report_seq }
+        self.accepted(report_seq)
     }
 
     /// How far a request is, for the next report; no reason for an early one.
@@ -224,12 +227,16 @@ impl Desk {
         self.residency.handle_released(now, request);
     }
 
-    /// The worker takes no new work. What runs has some time to finish and is handed back after it.
+    /// The worker takes no new work. What runs has some time to finish and is handed back after it; what waits for a
+    /// model is handed back at once, since others have the model, or will, before the time is over.
     pub fn handle_drain(&mut self, now: Moment) {
         if self.intake == Intake::Open {
             let until = now + self.settings.drain_max;
             self.intake = Intake::Draining { until };
             self.reporting.changes += 1;
+            let waiting = self.residency.waiting().cloned();
+            self.stops
+                .extend(waiting.map(|request| Action::HandBack { request }));
         }
     }
 
@@ -274,6 +281,7 @@ impl Desk {
             model: run.model.clone(),
             prompt_tokens: run.prompt_tokens,
             output_tokens: run.output_tokens,
+            alone: run.alone,
         });
         Report {
             worker: self.settings.worker.clone(),
@@ -301,10 +309,11 @@ impl Desk {
         }
     }
 
-    /// How many more requests it takes; 0 while it drains.
+    /// How many more requests it takes; 0 while it drains, and while a request runs alone.
     #[must_use]
     pub fn free_slots(&self) -> u32 {
         match self.intake {
+            Intake::Open if self.runs.values().any(|run| run.alone) => 0,
             Intake::Open => {
                 let held = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
                 self.settings.slots.saturating_sub(held)
@@ -317,6 +326,18 @@ impl Desk {
     #[must_use]
     pub fn attempt(&self, request: &RequestId) -> Option<Attempt> {
         self.runs.get(request).map(|run| run.attempt)
+    }
+
+    /// How many requests it holds.
+    #[must_use]
+    pub fn held_count(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// The newest epoch of a leader that has spoken to it.
+    #[must_use]
+    pub fn epoch_seen(&self) -> Epoch {
+        self.epoch_seen
     }
 
     /// Whether it drains and holds no request any more.
@@ -342,13 +363,26 @@ impl Desk {
                 "{request} holds a model and no slot"
             );
         }
+        let is_shared = self.runs.len() > 1;
+        assert!(
+            !is_shared || self.runs.values().all(|run| !run.alone),
+            "who runs alone has nothing beside it"
+        );
+    }
+
+    fn accepted(&self, report_seq: u64) -> AssignReply {
+        AssignReply::Accepted {
+            report_seq,
+            incarnation: Some(self.settings.incarnation),
+        }
     }
 
     fn refusal(&self, now: Moment, assignment: &Assignment) -> Option<Refusal> {
         if self.state() == WorkerState::Draining {
             return Some(Refusal::Draining);
         }
-        if self.free_slots() == 0 || self.runs.contains_key(&assignment.request) {
+        let has_company = assignment.alone && !self.runs.is_empty();
+        if self.free_slots() == 0 || has_company || self.runs.contains_key(&assignment.request) {
             return Some(Refusal::Full);
         }
         let Unloadable { fault, retry_in } = self.residency.unloadable(now, &assignment.model)?;

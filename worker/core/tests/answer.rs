@@ -567,6 +567,8 @@ fn journals_that_no_writer_makes_are_named() {
             expected: 1
         }
     );
+    let beheaded = broken(|records| drop(records.remove(0)));
+    assert_eq!(beheaded, JournalError::Beginning { sequence: 6 });
     let swapped = broken(|records| records.swap(1, 2));
     assert!(matches!(swapped, JournalError::Offset { .. }), "{swapped}");
     let reread = broken(|records| records.push(records[0].clone()));

@@ -54,6 +54,7 @@ fn assignment(number: u64, attempt: u32, epoch: u64) -> Assignment {
         queued_ms: 0,
         deadline_in_ms: None,
         evict_first: Vec::new(),
+        alone: false,
     }
 }
 
@@ -62,7 +63,10 @@ fn at(ms: u64) -> Moment {
 }
 
 fn accepted(report_seq: u64) -> AssignReply {
-    AssignReply::Accepted { report_seq }
+    AssignReply::Accepted {
+        report_seq,
+        incarnation: Some(7),
+    }
 }
 
 #[test]
@@ -172,9 +176,11 @@ fn a_draining_worker_takes_nothing_and_hands_back_what_is_left_at_the_deadline()
     let mut desk = desk();
     desk.handle_assignment(at(0), &assignment(1, 1, 5), None);
     desk.handle_assignment(at(0), &assignment(2, 1, 5), None);
+    load(&mut desk);
     while desk.poll_action().is_some() {}
     desk.handle_drain(at(10));
     desk.handle_drain(at(5000));
+    assert_eq!(desk.poll_action(), None, "both run");
     let reply = desk.handle_assignment(at(10), &assignment(3, 1, 5), None);
     assert_eq!(reply, AssignReply::Refused(Refusal::Draining));
     assert_eq!(
@@ -196,6 +202,26 @@ fn a_draining_worker_takes_nothing_and_hands_back_what_is_left_at_the_deadline()
     assert_eq!(desk.poll_action(), Some(Action::HandBack { request: request(2) }));
     assert_eq!(desk.poll_action(), None);
     desk.handle_ended(at(30_020), &request(2));
+    assert!(desk.is_drained());
+}
+
+#[test]
+fn a_draining_worker_hands_back_at_once_what_waits_for_its_model() {
+    let mut desk = desk();
+    desk.handle_assignment(at(0), &assignment(1, 1, 5), None);
+    load(&mut desk);
+    let other = Assignment {
+        model: ModelName::new("other").unwrap(),
+        ..assignment(2, 1, 5)
+    };
+    desk.handle_assignment(at(1), &other, None);
+    while desk.poll_action().is_some() {}
+    desk.handle_drain(at(10));
+    assert_eq!(desk.poll_action(), Some(Action::HandBack { request: request(2) }));
+    assert_eq!(desk.poll_action(), None, "the other runs");
+    desk.handle_ended(at(11), &request(2));
+    assert!(!desk.is_drained());
+    desk.handle_ended(at(12), &request(1));
     assert!(desk.is_drained());
 }
 
@@ -257,6 +283,13 @@ fn a_report_tells_for_how_many_tokens_a_model_has_room_from_its_load_on() {
     assert_eq!(desk.report(at(1)).models[0].kv_tokens_max, Some(928));
 }
 
+/// Brings the model into the device.
+fn load(desk: &mut Desk) {
+    let residency = desk.residency_mut();
+    residency.handle_inspected(at(0), &model(), Ok(needs()));
+    residency.handle_loaded(at(1), &model(), Ok(()), Duration::from_millis(1));
+}
+
 fn needs() -> ModelNeeds {
     ModelNeeds {
         weights_pages: 10,
@@ -270,19 +303,64 @@ fn needs() -> ModelNeeds {
     }
 }
 
+#[test]
+fn a_request_that_runs_alone_has_nothing_beside_it() {
+    let mut desk = desk();
+    let full = AssignReply::Refused(Refusal::Full);
+    let alone = |number| Assignment {
+        alone: true,
+        ..assignment(number, 2, 5)
+    };
+    assert_eq!(
+        desk.handle_assignment(at(0), &assignment(1, 1, 5), None),
+        accepted(0)
+    );
+    assert_eq!(
+        desk.handle_assignment(at(0), &alone(2), None),
+        full,
+        "another runs"
+    );
+    desk.handle_ended(at(1), &request(1));
+    assert_eq!(desk.handle_assignment(at(1), &alone(2), None), accepted(0));
+    assert_eq!(
+        desk.handle_assignment(at(1), &alone(2), None),
+        accepted(0),
+        "the answer was lost"
+    );
+    assert_eq!(desk.handle_assignment(at(1), &assignment(3, 1, 5), None), full);
+    let report = desk.report(at(1));
+    assert_eq!((report.free_slots, report.running[0].alone), (0, true));
+    desk.handle_ended(at(2), &request(2));
+    assert_eq!(desk.free_slots(), SLOTS);
+    assert_eq!(
+        desk.handle_assignment(at(2), &assignment(3, 1, 5), None),
+        accepted(1)
+    );
+    desk.check_invariants();
+}
+
 #[derive(Debug, Clone)]
 enum Step {
-    Assign { number: u64, attempt: u32, epoch: u64 },
-    End { number: u64 },
+    Assign {
+        number: u64,
+        attempt: u32,
+        epoch: u64,
+        alone: bool,
+    },
+    End {
+        number: u64,
+    },
     Drain,
-    Wait { ms: u64 },
+    Wait {
+        ms: u64,
+    },
     Report,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..8_u64, 1..3_u32, 0..3_u64)
-            .prop_map(|(number, attempt, epoch)| Step::Assign { number, attempt, epoch }),
+        6 => (0..8_u64, 1..3_u32, 0..3_u64, prop::bool::weighted(0.2))
+            .prop_map(|(number, attempt, epoch, alone)| Step::Assign { number, attempt, epoch, alone }),
         3 => (0..8_u64).prop_map(|number| Step::End { number }),
         1 => prop::bool::weighted(0.2).prop_map(|drains| if drains { Step::Drain } else { Step::Report }),
         2 => (0..2000_u64).prop_map(|ms| Step::Wait { ms }),
@@ -296,13 +374,18 @@ proptest! {
         let mut desk = desk();
         let (mut now, mut epoch_seen, mut reports) = (at(0), Epoch(0), 0);
         let mut held = std::collections::BTreeMap::new();
+        let mut runs_alone = None;
         for step in steps {
             match step {
-                Step::Assign { number, attempt, epoch } => {
-                    match desk.handle_assignment(now, &assignment(number, attempt, epoch), None) {
-                        AssignReply::Accepted { report_seq } => {
+                Step::Assign { number, attempt, epoch, alone } => {
+                    let assignment = Assignment { alone, ..assignment(number, attempt, epoch) };
+                    match desk.handle_assignment(now, &assignment, None) {
+                        AssignReply::Accepted { report_seq, .. } => {
                             prop_assert!(Epoch(epoch) >= epoch_seen && report_seq <= reports);
                             let before = held.insert(request(number), Attempt(attempt));
+                            if alone && before.is_none() {
+                                runs_alone = Some(request(number));
+                            }
                             prop_assert!(before.is_none_or(|before| before == Attempt(attempt)));
                             prop_assert!(desk.state() == WorkerState::Ready || before.is_some());
                         }
@@ -310,7 +393,9 @@ proptest! {
                             prop_assert!(Epoch(epoch) < epoch_seen && seen == epoch_seen);
                         }
                         AssignReply::Refused(Refusal::Full) => {
-                            prop_assert!(held.len() == SLOTS as usize || held.contains_key(&request(number)));
+                            let has_company = alone && !held.is_empty();
+                            let is_full = held.len() == SLOTS as usize || held.contains_key(&request(number));
+                            prop_assert!(is_full || has_company || runs_alone.is_some());
                         }
                         AssignReply::Refused(Refusal::Draining) => {
                             prop_assert_eq!(desk.state(), WorkerState::Draining);
@@ -324,6 +409,7 @@ proptest! {
                 Step::End { number } => {
                     desk.handle_ended(now, &request(number));
                     held.remove(&request(number));
+                    runs_alone = runs_alone.filter(|alone| *alone != request(number));
                 }
                 Step::Drain => desk.handle_drain(now),
                 Step::Wait { ms } => {
@@ -334,6 +420,11 @@ proptest! {
                     let report = desk.report(now);
                     reports += 1;
                     prop_assert_eq!(report.seq, reports);
+                    prop_assert_eq!(
+                        report.running.iter().filter(|run| run.alone).map(|run| &run.request).collect::<Vec<_>>(),
+                        runs_alone.iter().collect::<Vec<_>>()
+                    );
+                    prop_assert!(runs_alone.is_none() || report.running.len() == 1);
                     let running = report.running.into_iter().map(|run| (run.request, run.attempt));
                     prop_assert_eq!(running.collect::<std::collections::BTreeMap<_, _>>(), held.clone());
                     prop_assert!(!desk.is_report_due(now));

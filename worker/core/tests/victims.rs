@@ -285,5 +285,6 @@ fn assignment(evict_first: Vec<ModelName>) -> Assignment {
         queued_ms: 0,
         deadline_in_ms: None,
         evict_first,
+        alone: false,
     }
 }

@@ -101,6 +101,7 @@ impl Generation {
         match self.model.engine.join(run).await {
             Ok(run) => {
                 attempt.clock.joined = Some(Instant::now());
+                attempt.tally.joined(self.prompt.tokens.len());
                 self.stage = Stage::Running { run, text };
                 Taken::default()
             }

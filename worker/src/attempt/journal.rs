@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_client::{AppendError, Entry, Journal, NewEntry, ReadError};
-use flotilla_protocol::assignment::{Assignment, AttemptEnd};
+use flotilla_protocol::assignment::AttemptEnd;
 use flotilla_protocol::event::Event;
-use flotilla_protocol::{Attempt, Encoding, RequestId, Strikes, WorkerId};
+use flotilla_protocol::{Attempt, Encoding, RequestId, Strikes, TraceParent, WorkerId};
+use flotilla_telemetry::Histogram;
 use flotilla_worker_core::answer::{Answer, Append, BeginError, JournalError, JournalView, Record};
 use thiserror::Error;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-use super::AttemptContext;
+use super::{AttemptContext, NewAttempt};
 use crate::error::chain;
+use crate::metrics::APPENDS_FAILED;
 
 /// An append or a read under way.
 pub(super) type Io = Pin<Box<dyn Future<Output = Result<Settled, JournalFault>> + Send>>;
@@ -44,6 +46,15 @@ pub(super) enum JournalFault {
     /// What is stored is not an event of ours.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// What was stored is not there any more.
+    #[error(
+        "its entry {sequence} is gone: the journal stream has dropped it for size or age while the request ran; raise \
+         nats.journal_max_bytes"
+    )]
+    Dropped {
+        /// The last entry of ours.
+        sequence: u64,
+    },
     /// What is stored is not an answer that our writers make.
     #[error(transparent)]
     Content(#[from] JournalError),
@@ -68,12 +79,16 @@ struct Hand {
     worker: WorkerId,
     incarnation: u64,
     strikes: Strikes,
+    alone: bool,
     encoding: Encoding,
     timeout: Duration,
+    trace: Option<TraceParent>,
+    append_seconds: Histogram,
 }
 
 impl JournalHand {
-    pub(super) fn new(assignment: &Assignment, context: &AttemptContext) -> Self {
+    pub(super) fn new(new: &NewAttempt, context: &AttemptContext) -> Self {
+        let assignment = &new.assignment;
         Self {
             hand: Arc::new(Hand {
                 journal: context.journal.clone(),
@@ -82,9 +97,12 @@ impl JournalHand {
                 worker: context.worker.clone(),
                 incarnation: context.incarnation,
                 strikes: assignment.strikes,
+                alone: assignment.alone,
                 encoding: assignment.encoding,
                 // The client has a limit of its own, which does not count a send queue that is full.
                 timeout: context.connection.request_timeout * 2,
+                trace: new.trace.clone(),
+                append_seconds: context.append_seconds.clone(),
             }),
             pause: Duration::ZERO,
             conflicts: 0,
@@ -122,9 +140,14 @@ impl JournalHand {
     /// Begins a read of everything after a sequence.
     pub(super) fn read(&self, after_sequence: u64) -> Io {
         let (hand, pause) = (Arc::clone(&self.hand), self.pause);
+        // Refused again, although nothing was found that is newer.
+        let doubts = self.conflicts > 1 && after_sequence > 0;
         Box::pin(async move {
             rest(pause).await;
-            hand.read(after_sequence).await
+            match hand.read(after_sequence).await? {
+                Settled::Read(entries) if doubts && entries.is_empty() => hand.look_for(after_sequence).await,
+                settled => Ok(settled),
+            }
         })
     }
 
@@ -170,25 +193,48 @@ impl Hand {
             worker: Some(&self.worker),
             incarnation: Some(self.incarnation),
             strikes: self.strikes,
+            alone: self.alone,
             encoding: self.encoding,
             event,
         };
         let (request_id, attempt) = (&self.request, self.attempt.0);
-        match timeout(self.timeout, self.journal.append(entry)).await {
-            Ok(Ok(sequence)) => Ok(Settled::Stored(sequence)),
+        let begun = Instant::now();
+        let appended = self.journal.append_traced(entry, self.trace.as_ref());
+        match timeout(self.timeout, appended).await {
+            Ok(Ok(sequence)) => {
+                self.append_seconds.record(begun.elapsed().as_secs_f64());
+                Ok(Settled::Stored(sequence))
+            }
             Ok(Err(error @ AppendError::Conflict { .. })) => {
+                APPENDS_FAILED.increment(&["conflict"], 1);
                 debug!(%request_id, attempt, %error, "an append met another entry; reading the journal");
                 Ok(Settled::Conflict)
             }
             Ok(Err(error @ AppendError::Encode { .. })) => Err(error.into()),
             Ok(Err(error @ (AppendError::Unknown { .. } | AppendError::Refused { .. }))) => {
                 let error = chain(&error);
+                APPENDS_FAILED.increment(&["unconfirmed"], 1);
                 warn!(%request_id, attempt, error, "an append is not confirmed; looking it up");
                 Ok(Settled::NotStored)
             }
             Err(_) => {
+                APPENDS_FAILED.increment(&["unconfirmed"], 1);
                 warn!(%request_id, attempt, "an append was not answered; looking it up");
                 Ok(Settled::NotStored)
+            }
+        }
+    }
+
+    /// Finds out why an append is refused as if there were another entry, where none is newer than our last one: that one may
+    /// be gone.
+    async fn look_for(&self, sequence: u64) -> Result<Settled, JournalFault> {
+        match self.journal.has_dropped(&self.request, sequence).await {
+            Ok(true) => Err(JournalFault::Dropped { sequence }),
+            Ok(false) => Ok(Settled::Read(Vec::new())),
+            Err(error) => {
+                let (request_id, error) = (&self.request, chain(&error));
+                warn!(%request_id, error, "nobody can say what the journal stream holds; trying again");
+                Ok(Settled::NotRead)
             }
         }
     }
@@ -239,7 +285,8 @@ fn record(entry: Entry) -> Record {
     }
 }
 
-const FIRST_ATTEMPT: Attempt = Attempt(1);
+/// Nobody has written a journal before it.
+pub(super) const FIRST_ATTEMPT: Attempt = Attempt(1);
 /// First pause after a failure: a new stream leader is chosen within some of these.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause: a connection that is back is used within this.

@@ -52,6 +52,7 @@ impl Vectors {
         match self.engine.embed(new).await {
             Ok(run) => {
                 attempt.clock.joined = Some(Instant::now());
+                attempt.tally.joined(self.prompt_tokens);
                 self.stage = Stage::Running(run);
                 Taken::default()
             }

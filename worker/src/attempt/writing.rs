@@ -8,10 +8,11 @@ use flotilla_worker_core::answer::{Action, Answer, Ended};
 use tokio::time::{Instant, sleep_until};
 
 use super::generation::{End, Taken};
-use super::journal::{Io, JournalFault, JournalHand, Settled};
+use super::journal::{FIRST_ATTEMPT, Io, JournalFault, JournalHand, Settled};
 use super::opening::Opening;
 use super::work::Work;
 use super::{Attempt, count, deadline_exceeded};
+use crate::metrics::AnswerTally;
 
 /// An attempt that may write.
 pub(super) struct Writing {
@@ -38,15 +39,17 @@ enum Happened {
 }
 
 impl Writing {
-    pub(super) fn new(attempt: Attempt, mut answer: Answer, opening: Opening, hand: JournalHand) -> Self {
+    pub(super) fn new(mut attempt: Attempt, mut answer: Answer, opening: Opening, hand: JournalHand) -> Self {
         let work = match opening {
             Opening::Make { prepared, model } => Some(Work::new(prepared, model)),
             Opening::Fail(event) => {
+                attempt.tally.finish(&event);
                 answer.handle_end(event);
                 None
             }
             Opening::Cancel => {
                 let end = attempt.cancelled(Usage::new(0, count(answer.stored_tokens())));
+                attempt.tally.finish(&end);
                 answer.handle_end(end);
                 None
             }
@@ -62,14 +65,14 @@ impl Writing {
     }
 
     /// Writes until nothing more may or need be written.
-    pub(super) async fn run(mut self) -> AttemptEnd {
+    pub(super) async fn run(mut self) -> (AttemptEnd, AnswerTally) {
         loop {
             if let Some(end) = self.carry_out().await {
-                return end;
+                return (end, self.attempt.tally);
             }
             let happened = self.wait().await;
             if let Some(end) = self.handle(happened) {
-                return end;
+                return (end, self.attempt.tally);
             }
         }
     }
@@ -138,7 +141,7 @@ impl Writing {
                 self.io = None;
                 self.hand.settle(&mut self.answer, settled);
             }
-            Happened::Settled(Err(fault)) => return Some(self.attempt.broken(&fault)),
+            Happened::Settled(Err(fault)) => return Some(self.attempt.faulty(&fault)),
             Happened::Made(taken) => {
                 let making = self.work.take();
                 self.absorb(making.expect("what was made was made by some work"), taken);
@@ -159,6 +162,8 @@ impl Writing {
     fn absorb(&mut self, mut making: Work, taken: Taken) {
         self.answer
             .handle_tokens(&taken.token_ids, &taken.logprobs, &taken.text);
+        let is_first = self.attempt.new.assignment.attempt == FIRST_ATTEMPT;
+        self.attempt.tally.tokens(taken.token_ids.len(), is_first);
         if !taken.token_ids.is_empty() {
             self.attempt.clock.first_token.get_or_insert_with(Instant::now);
         }
@@ -167,10 +172,9 @@ impl Writing {
             None => self.work = Some(making),
             Some(End::Finished(reason)) => {
                 self.answer.handle_tokens(&[], &[], &making.held_back_text());
-                self.answer
-                    .handle_end(making.finished(reason, self.attempt.timings()));
+                self.end_with(making.finished(reason, self.attempt.timings()));
             }
-            Some(End::Failed(event)) => self.answer.handle_end(event),
+            Some(End::Failed(event)) => self.end_with(event),
             Some(End::LeftOpen(end)) => {
                 self.attempt.left_open = Some(end);
                 self.answer.handle_stop();
@@ -185,6 +189,11 @@ impl Writing {
         {
             self.answer.handle_tokens(&[], &[], &making.held_back_text());
         }
+        self.end_with(event);
+    }
+
+    fn end_with(&mut self, event: Event) {
+        self.attempt.tally.finish(&event);
         self.answer.handle_end(event);
     }
 

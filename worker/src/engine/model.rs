@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::time::Instant;
 
+use flotilla_protocol::ModelName;
 use flotilla_worker_core::batch::{Batch, Outcome, PlanEntry, SequenceId};
 use flotilla_worker_core::kv::{KvBudget, SlabChange};
 use flotilla_worker_engine::{
@@ -19,6 +21,7 @@ use super::shape::Shape;
 use super::turns::{SharedDevice, StepFault, run_in_turns};
 use super::{Joining, RunEnd, end};
 use crate::error::chain;
+use crate::metrics::StepTally;
 
 /// A model that makes text.
 #[derive(Debug)]
@@ -30,6 +33,7 @@ pub(super) struct EngineModel {
     /// Kept between steps for their memory; empty there.
     buffers: RoundBuffers,
     steps: Vec<SequenceStep<'static>>,
+    tally: StepTally,
 }
 
 /// How the tokens of a request are drawn.
@@ -43,13 +47,14 @@ struct Drawing {
 }
 
 impl EngineModel {
-    pub(super) fn new(loaded: LoadedDecoder) -> Self {
+    pub(super) fn new(name: &ModelName, loaded: LoadedDecoder) -> Self {
         Self {
             loaded,
             runs: Runs::default(),
             changes: VecDeque::new(),
             buffers: RoundBuffers::default(),
             steps: Vec::new(),
+            tally: StepTally::new(name),
         }
     }
 
@@ -148,6 +153,7 @@ impl EngineModel {
             runs,
             buffers,
             steps,
+            tally,
             ..
         } = self;
         let LoadedDecoder {
@@ -156,6 +162,7 @@ impl EngineModel {
             devices,
         } = loaded;
         let mut is_lost = false;
+        let begun = Instant::now();
         let run = |entries: &[PlanEntry<'_>], drawn: &mut Vec<Option<u32>>| {
             let ran = run_step((decoder, devices), runs, steps, entries, drawn);
             is_lost |= matches!(ran, Err(StepFault::Lost(_)));
@@ -165,6 +172,7 @@ impl EngineModel {
             // No request is to blame: all learn that their model is gone.
             Some(_) if is_lost => Round::Lost,
             Some(outcomes) => {
+                tally.count(buffers.size, begun.elapsed());
                 let has_failed = |outcome: &Outcome| matches!(outcome, Outcome::Panicked { .. });
                 let is_total = !outcomes.is_empty() && outcomes.iter().all(has_failed);
                 for outcome in outcomes {

@@ -11,10 +11,13 @@ use flotilla_worker_core::kv::KvBudget;
 use tracing::warn;
 
 use crate::error::chain;
+use crate::metrics::StepSize;
 
 /// Memory that rounds lend each other; between rounds nobody looks at what is in it.
 #[derive(Debug, Default)]
 pub(super) struct RoundBuffers {
+    /// The size of the last step.
+    pub(super) size: StepSize,
     entries: Vec<PlanEntry<'static>>,
     drawn: Vec<Option<u32>>,
 }
@@ -30,6 +33,7 @@ pub(super) fn advance<'b, E: Error>(
     mut run: impl FnMut(&[PlanEntry<'_>], &mut Vec<Option<u32>>) -> Result<(), E>,
 ) -> Option<&'b [Outcome]> {
     let plan = batch.plan()?;
+    buffers.size = StepSize::of(&plan);
     let drawn = &mut buffers.drawn;
     let mut entries = recycled(mem::take(&mut buffers.entries));
     entries.extend(plan.entries());

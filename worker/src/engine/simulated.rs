@@ -191,7 +191,7 @@ impl Device {
                 };
                 self.unload(&model);
                 let at = self.models.partition_point(|resident| resident.name < model);
-                let runs = SimulatedRuns::new(*loaded);
+                let runs = SimulatedRuns::new(&model, *loaded);
                 self.models.insert(at, Resident { name: model, runs });
                 // Who asked and left finds the model loaded all the same.
                 let _ = done.send(());

@@ -66,10 +66,10 @@ enum Kind {
 }
 
 impl Kind {
-    fn new(loaded: LoadedModel) -> Self {
+    fn new(name: &ModelName, loaded: LoadedModel) -> Self {
         match loaded {
-            LoadedModel::Text(loaded) => Self::Text(Box::new(EngineModel::new(*loaded))),
-            LoadedModel::Vectors(loaded) => Self::Vectors(Box::new(VectorsModel::new(*loaded))),
+            LoadedModel::Text(loaded) => Self::Text(Box::new(EngineModel::new(name, *loaded))),
+            LoadedModel::Vectors(loaded) => Self::Vectors(Box::new(VectorsModel::new(name, *loaded))),
             LoadedModel::Simulated(_) => {
                 unreachable!("who has this engine refuses simulated models when they are inspected")
             }
@@ -169,7 +169,7 @@ impl Thread {
         match command {
             Command::Install { model, loaded, done } => {
                 self.unload(&model, Keep::Nowhere);
-                let kind = Kind::new(*loaded);
+                let kind = Kind::new(&model, *loaded);
                 self.models.push(Resident { name: model, kind });
                 // Who asked and left finds the model loaded all the same.
                 let _ = done.send(());

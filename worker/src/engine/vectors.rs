@@ -1,7 +1,9 @@
 //! One loaded encoder on the engine's thread: the texts that wait for it, and where their vectors go.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
+use flotilla_protocol::ModelName;
 use flotilla_worker_core::texts::{PlannedText, TextsId};
 use flotilla_worker_engine::{Backend, CpuBackend, EncoderModel, StepError};
 use tokio::sync::oneshot;
@@ -11,12 +13,14 @@ use super::health::Round;
 use super::load::LoadedEncoder;
 use super::round::caught;
 use super::{JoiningTexts, VectorsEnd, VectorsReply};
+use crate::metrics::{StepSize, StepTally};
 
 /// A model that makes vectors.
 #[derive(Debug)]
 pub(super) struct VectorsModel {
     loaded: LoadedEncoder,
     running: BTreeMap<TextsId, Running>,
+    tally: StepTally,
 }
 
 #[derive(Debug)]
@@ -29,8 +33,9 @@ struct Running {
 }
 
 impl VectorsModel {
-    pub(super) fn new(loaded: LoadedEncoder) -> Self {
+    pub(super) fn new(name: &ModelName, loaded: LoadedEncoder) -> Self {
         Self {
+            tally: StepTally::new(name),
             loaded,
             running: BTreeMap::new(),
         }
@@ -64,8 +69,15 @@ impl VectorsModel {
         if plan.is_empty() {
             return Round::Idle;
         }
+        let begun = Instant::now();
         let round = match self.encode(&plan) {
             Ok(vectors) => {
+                let tokens = plan
+                    .iter()
+                    .map(|text| self.loaded.queue.tokens(*text).len())
+                    .sum();
+                self.tally
+                    .count(StepSize::of_texts(plan.len(), tokens), begun.elapsed());
                 let made = plan.iter().zip(vectors);
                 made.for_each(|(text, vector)| self.keep(*text, vector));
                 Round::Worked

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_client::Catalog;
+use flotilla_client::{Catalog, CatalogError};
 use flotilla_protocol::ModelName;
 use flotilla_protocol::catalog::{CatalogEntry, ModelSource, Quantize};
 use flotilla_weights::{Arrival, ComingFiles, FetchProgress};
 use flotilla_worker_core::residency::ModelNeeds;
 use flotilla_worker_engine::StepLimits;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{JobDone, JobFault};
 use crate::error::chain;
@@ -46,6 +47,47 @@ pub(crate) struct Inspection {
     pub(crate) weights: Option<Weights>,
     /// How far they are.
     pub(crate) progress: FetchProgress,
+    /// How long they may take to be looked at when they are here.
+    pub(crate) looks: Looks,
+}
+
+/// Looks at files, each for a limited time. A thread that waits for a disk cannot be ended, so that there are only so many of
+/// them. Clones share the limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Looks {
+    limit: Duration,
+    turns: Arc<Semaphore>,
+}
+
+impl Looks {
+    /// Looks that may take so long each, the wait for their turn included.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            turns: Arc::new(Semaphore::new(LOOKS_AT_ONCE_MAX)),
+        }
+    }
+
+    /// Runs something that reads files.
+    ///
+    /// # Errors
+    /// [`JobFault::Silent`], or it broke.
+    async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JobFault> {
+        let looked = async {
+            let turn = Arc::clone(&self.turns).acquire_owned().await;
+            let turn = turn.expect("the turns are never closed");
+            let work = move || {
+                let _turn = turn;
+                work()
+            };
+            spawn_blocking(work).await
+        };
+        let looked = timeout(self.limit, looked).await;
+        Ok(looked.map_err(|_| JobFault::Silent(self.limit))??)
+    }
 }
 
 /// The text side of a model, and what it was made of.
@@ -137,21 +179,32 @@ impl Inspection {
         let entry = match &self.entry {
             Some(entry) => Arc::clone(entry),
             // The dispatcher may know of a new model before this worker's watch does.
-            None => timeout(self.catalog_timeout, self.catalog.entry(&self.model))
-                .await
-                .map_err(|_| JobFault::CatalogTimedOut(self.catalog_timeout))??
-                .map(Arc::new)
-                .ok_or(JobFault::NotInCatalog)?,
+            None => self.find().await?,
         };
         let limits = self.limits(&entry);
         match self.hardware.kind() {
             HardwareKind::Cpu(_) => {
                 let weights = self.weights.map(|weights| (weights, self.progress));
-                inspect_files(&entry, limits, self.known, weights).await
+                inspect_files(&entry, limits, self.known, weights, &self.looks).await
             }
             HardwareKind::Simulated(simulation) => {
-                inspect_simulated(Arc::clone(simulation), entry, limits).await
+                inspect_simulated(Arc::clone(simulation), entry, limits, &self.looks).await
             }
+        }
+    }
+
+    /// Asks the catalog until it answers: servers that are away or elect a leader are no fault of the model. Who waits for
+    /// the model may have a deadline of its own.
+    async fn find(&self) -> Result<Arc<CatalogEntry>, JobFault> {
+        loop {
+            let fault = match timeout(self.catalog_timeout, self.catalog.entry(&self.model)).await {
+                Ok(Ok(found)) => return found.map(Arc::new).ok_or(JobFault::NotInCatalog),
+                Ok(Err(error @ CatalogError::NotAnEntry { .. })) => return Err(error.into()),
+                Ok(Err(error)) => chain(&error),
+                Err(_) => "no answer in time".to_owned(),
+            };
+            warn!(model = %self.model, error = fault, "the catalog cannot be read yet");
+            sleep(AGAIN_AFTER).await;
         }
     }
 
@@ -180,6 +233,7 @@ async fn inspect_files(
     limits: StepLimits,
     known: Option<KnownText>,
     weights: Option<(Weights, FetchProgress)>,
+    looks: &Looks,
 ) -> Found {
     let located = locate(entry, weights).await?;
     let coming = located.arrival().cloned().map(ComingFiles::new);
@@ -203,7 +257,8 @@ async fn inspect_files(
         }
         arrival.whole().await?;
     }
-    spawn_blocking(move || files.open(&CancellationToken::new()).map_err(|failed| failed.0)).await?
+    let open = move || files.open(&CancellationToken::new()).map_err(|failed| failed.0);
+    looks.look(open).await?
 }
 
 /// The files of a model, as far as a look at them needs.
@@ -269,6 +324,7 @@ async fn inspect_simulated(
     simulation: Arc<Simulation>,
     entry: Arc<CatalogEntry>,
     limits: StepLimits,
+    looks: &Looks,
 ) -> Found {
     let inspect = move |simulation: &Simulation, entry: &CatalogEntry| {
         let (model, text) = SimulatedModel::open(simulation, entry, limits)?;
@@ -280,7 +336,12 @@ async fn inspect_simulated(
         ModelSource::Folder(_) | ModelSource::Hub(_) => {
             let reader = Arc::clone(&simulation);
             let _turn = simulation.turn_to_read().await;
-            spawn_blocking(move || inspect(&reader, &entry)).await?
+            looks.look(move || inspect(&reader, &entry)).await?
         }
     }
 }
+
+/// Far more than look at once while disks answer.
+const LOOKS_AT_ONCE_MAX: usize = 32;
+/// How soon the catalog is asked again.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);

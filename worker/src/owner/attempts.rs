@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use flotilla_protocol::assignment::{Assignment, AttemptEnd};
 use flotilla_protocol::event::RequestError;
 use flotilla_protocol::request::InferenceRequest;
-use flotilla_protocol::{Attempt, RequestId};
+use flotilla_protocol::{Attempt, RequestId, TraceParent};
 use flotilla_worker_core::worker::Progress;
 use tokio::sync::oneshot;
 use tokio::task::{self, JoinSet};
@@ -51,6 +51,7 @@ impl Attempts {
         &mut self,
         assignment: Assignment,
         request: Result<InferenceRequest, RequestError>,
+        trace: Option<TraceParent>,
         context: Arc<AttemptContext>,
     ) {
         let (lease, lease_answer) = oneshot::channel();
@@ -66,6 +67,7 @@ impl Attempts {
         let new = NewAttempt {
             assignment,
             request,
+            trace,
             received: Instant::now(),
             lease: lease_answer,
             cancel: held.cancel.clone(),

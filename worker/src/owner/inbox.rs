@@ -2,9 +2,9 @@
 
 use async_nats::{Message, Subject, Subscriber};
 use flotilla_client::Connection;
-use flotilla_protocol::WorkerId;
 use flotilla_protocol::assignment::{Assignment, Cancel, Control};
 use flotilla_protocol::codec::decode_internal;
+use flotilla_protocol::{TraceParent, WorkerId, headers};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tracing::warn;
@@ -27,6 +27,8 @@ pub(crate) enum Letter {
     Assign {
         /// The request.
         assignment: Box<Assignment>,
+        /// The trace that it belongs to, if any.
+        trace: Option<TraceParent>,
         /// Where the answer goes.
         reply: Option<Subject>,
     },
@@ -78,7 +80,8 @@ impl Inbox {
                 message = self.assign.next() => {
                     let message = message?;
                     let reply = message.reply.clone();
-                    decoded(&message).map(|assignment| Letter::Assign { assignment, reply })
+                    let trace = trace(&message);
+                    decoded(&message).map(|assignment| Letter::Assign { assignment, trace, reply })
                 }
             };
             if letter.is_some() {
@@ -89,8 +92,17 @@ impl Inbox {
 }
 
 async fn subscribe(connection: &Connection, subject: String) -> Result<Subscriber, WorkerError> {
-    let subscribed = connection.client.subscribe(subject.clone()).await;
-    subscribed.map_err(|source| WorkerError::Subscribe { subject, source })
+    let subscribed = connection.within(connection.client.subscribe(subject.clone()));
+    let source = match subscribed.await {
+        Ok(Ok(subscriber)) => return Ok(subscriber),
+        Ok(Err(error)) => error.into(),
+        Err(late) => late.into(),
+    };
+    Err(WorkerError::Subscribe { subject, source })
+}
+
+fn trace(message: &Message) -> Option<TraceParent> {
+    TraceParent::parse(message.headers.as_ref()?.get(headers::TRACE_PARENT)?.as_str())
 }
 
 fn decoded<T: DeserializeOwned>(message: &Message) -> Option<T> {

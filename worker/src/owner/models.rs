@@ -29,6 +29,7 @@ use crate::jobs::{
     Inspected, Inspection, JobDone, JobFault, Running, fetch_files, follow_arrival, load_model,
     load_model_in_parts, load_simulated, prefetch_model, resize_kv, unload_model,
 };
+use crate::metrics::count_load;
 use crate::model::OpenedModel;
 use crate::simulated::HostTier;
 use crate::watch::Change;
@@ -39,7 +40,7 @@ pub(super) struct Models {
     /// Those that were inspected and not loaded yet.
     inspected: HashMap<ModelName, Arc<Inspected>>,
     /// Loads under way.
-    loading: HashMap<ModelName, LoadWatch>,
+    loading: HashMap<ModelName, Load>,
     /// What requests need of the loaded ones.
     ready: HashMap<ModelName, ReadyModel>,
     /// The files of those with weights, loaded or in host memory.
@@ -50,6 +51,13 @@ pub(super) struct Models {
     images: HashMap<ModelName, Vec<CpuImage>>,
     /// The host memory of a simulated machine.
     host: HostTier,
+}
+
+/// A load under way.
+#[derive(Debug)]
+struct Load {
+    watch: LoadWatch,
+    source: LoadSource,
 }
 
 impl Models {
@@ -63,7 +71,7 @@ impl Models {
             Some(None) => LoadFiles::OnTheirWay,
             Some(Some(at)) => LoadFiles::Here(Moment::after_origin(at.saturating_duration_since(origin))),
         };
-        self.loading.iter().map(move |(model, watch)| {
+        self.loading.iter().map(move |(model, Load { watch, .. })| {
             let progress = LoadProgress {
                 placed_bytes: watch.placed_bytes(),
                 files: files(watch),
@@ -91,8 +99,8 @@ impl Models {
     }
 
     fn cancel_load(&self, model: &ModelName) {
-        if let Some(watch) = self.loading.get(model) {
-            watch.cancel.cancel();
+        if let Some(load) = self.loading.get(model) {
+            load.watch.cancel.cancel();
         }
     }
 }
@@ -180,6 +188,7 @@ impl Owner {
             hardware: self.hardware.clone(),
             weights: self.weights.clone(),
             progress,
+            looks: self.settings.looks.clone(),
         };
         self.jobs.spawn(inspection.run());
     }
@@ -211,7 +220,7 @@ impl Owner {
                 watch
             }
         };
-        self.models.loading.insert(model, watch);
+        self.models.loading.insert(model, Load { watch, source });
     }
 
     /// Loads a model whole on its device, or each of its parts on its own.
@@ -408,6 +417,7 @@ impl Owner {
         let now = self.now();
         let inspected = self.models.inspected.remove(model);
         let inspected = inspected.expect("a model is inspected before it is loaded");
+        let weights_bytes = inspected.weights_bytes();
         let result = result.map_err(|fault| load_failure(model, &fault));
         let result = result.map(|Running { engine, ended }| {
             if let Some(ended) = ended {
@@ -420,10 +430,14 @@ impl Owner {
                 .ready
                 .insert(model.clone(), ReadyModel { text, engine });
         });
-        let watch = self.models.loading.remove(model);
-        if let Some(watch) = watch.filter(|_| result.is_err()) {
-            let placed_bytes = watch.placed_bytes();
-            info!(%model, placed_bytes, "a load that ended early gives its memory back");
+        if let Some(Load { watch, source }) = self.models.loading.remove(model) {
+            let came_meanwhile = watch.coming().is_some();
+            let counted = result.as_ref().map(|()| weights_bytes);
+            count_load(counted, source, came_meanwhile, elapsed);
+            if result.is_err() {
+                let placed_bytes = watch.placed_bytes();
+                info!(%model, placed_bytes, "a load that ended early gives its memory back");
+            }
         }
         self.desk
             .residency_mut()

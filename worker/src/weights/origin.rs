@@ -12,7 +12,7 @@ use flotilla_protocol::hub::HubModel;
 use flotilla_protocol::weights::{Claim, Generation, Root};
 use flotilla_weights::{
     ArrivalError, ComingModel, FetchProgress, HeldDownload, ImportError, MakeError, Registry, RegistryError,
-    StoreError, StoredModel, make_manifest,
+    StoreError, StoredModel, WEIGHTS_BYTES, make_manifest,
 };
 use flotilla_weights_core::Manifest;
 use thiserror::Error;
@@ -211,6 +211,7 @@ impl Weights {
         hub.download(&repository, coming.folder(), progress)
             .await
             .map_err(failed)?;
+        WEIGHTS_BYTES.increment(&["hub", "in"], bytes);
         let manifest = self.manifest_of_downloaded(coming.folder().to_owned()).await?;
         let stored = blocking(move || coming.finish(Arc::new(manifest))).await?;
         info!(model = %entry.name, origin = %commit, bytes, root = %stored.files().manifest().root(), "downloaded");

@@ -121,6 +121,7 @@ impl Fleet {
                 worker: Some(&elsewhere),
                 incarnation: Some(7),
                 strikes: Strikes(0),
+                alone: false,
                 encoding: Encoding::Json,
                 event,
             };
@@ -148,6 +149,7 @@ pub fn assignment(request: &str, model: &str, body: &str) -> Assignment {
         queued_ms: 5,
         deadline_in_ms: None,
         evict_first: Vec::new(),
+        alone: false,
     }
 }
 

@@ -126,6 +126,7 @@ async fn attempt_that_is_older_than_the_journals_writes_nothing() {
         worker: Some(&elsewhere),
         incarnation: Some(7),
         strikes: Strikes(2),
+        alone: false,
         encoding: Encoding::Json,
         event: &newer,
     };

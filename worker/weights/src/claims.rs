@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
-use flotilla_client::Connection;
+use flotilla_client::{Connection, newest_entry};
 use flotilla_protocol::WorkerId;
 use flotilla_protocol::codec::{decode_internal, encode_internal};
 use flotilla_protocol::weights::{Claim, Holding, Root};
@@ -17,6 +17,7 @@ use crate::relay::CopyName;
 /// The buckets of claims and holders.
 #[derive(Debug, Clone)]
 pub struct Registry {
+    connection: Connection,
     claims: kv::Store,
     holders: kv::Store,
     /// How often an entry is to be renewed.
@@ -78,19 +79,21 @@ impl Registry {
     pub async fn open(connection: &Connection) -> Result<Self, RegistryError> {
         let open = async |name: &str| {
             let bucket = connection.subjects.bucket(name);
-            let store = connection.jetstream.get_key_value(&bucket).await;
+            let store = connection.within(connection.jetstream.get_key_value(&bucket));
+            let store = store.await.map_err(|late| failed("open", &bucket)(late.into()))?;
             store.map_err(|error| RegistryError::Missing {
                 bucket,
                 source: error.into(),
             })
         };
         let claims = open(CLAIMS).await?;
-        let status = claims.status().await;
+        let status = connection.within(claims.status()).await;
         let expires_after = match status {
-            Ok(status) if !status.max_age().is_zero() => status.max_age(),
+            Ok(Ok(status)) if !status.max_age().is_zero() => status.max_age(),
             _ => EXPIRY_DEFAULT,
         };
         Ok(Self {
+            connection: connection.clone(),
             claims,
             holders: open(HOLDERS).await?,
             renew_every: expires_after / RENEWALS,
@@ -171,7 +174,8 @@ impl Registry {
     async fn take_entry(&self, key: String, claim: Claim) -> Result<Result<HeldEntry, Claim>, RegistryError> {
         let body = encode(&claim);
         loop {
-            match self.claims.create(&key, body.clone()).await {
+            let created = self.claims.create(&key, body.clone());
+            match self.answered("create the claim of", &key, created).await? {
                 Ok(revision) => {
                     return Ok(Ok(HeldEntry { claim, key, revision }));
                 }
@@ -186,19 +190,23 @@ impl Registry {
     }
 
     async fn claim_at(&self, key: &str) -> Result<Option<Claim>, RegistryError> {
-        let found = self.claims.get(key).await;
-        let found = found.map_err(|error| failed("read the claim of", key)(error.into()))?;
-        Ok(found.and_then(|body| decode(key, &body)))
+        let found = self
+            .done("read the claim of", key, newest_entry(&self.claims, key))
+            .await?;
+        let found = found.filter(|entry| entry.operation == Operation::Put);
+        Ok(found.and_then(|entry| decode(key, &entry.value)))
     }
 
     async fn renew_entry(&self, held: &mut HeldEntry) -> Result<bool, RegistryError> {
         let key = &held.key;
-        match self.claims.update(key, encode(&held.claim), held.revision).await {
+        let updated = self.claims.update(key, encode(&held.claim), held.revision);
+        match self.answered("renew the claim of", key, updated).await? {
             Ok(revision) => held.revision = revision,
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
                 // The answer to an earlier renewal may have been lost.
-                let entry = self.claims.entry(key).await;
-                let entry = entry.map_err(|error| failed("read the claim of", key)(error.into()))?;
+                let entry = self
+                    .done("read the claim of", key, newest_entry(&self.claims, key))
+                    .await?;
                 match entry.filter(|entry| entry.operation == Operation::Put) {
                     Some(entry) if decode(key, &entry.value) == Some(held.claim.clone()) => {
                         held.revision = entry.revision;
@@ -212,11 +220,8 @@ impl Registry {
     }
 
     async fn release_entry(&self, held: HeldEntry) -> Result<(), RegistryError> {
-        let deleted = self
-            .claims
-            .delete_expect_revision(&held.key, Some(held.revision))
-            .await;
-        deleted.map_err(|error| failed("give back the claim of", &held.key)(error.into()))
+        let deleted = self.claims.delete_expect_revision(&held.key, Some(held.revision));
+        self.done("give back the claim of", &held.key, deleted).await
     }
 
     /// Every copy that somebody sends.
@@ -225,7 +230,7 @@ impl Registry {
     /// [`RegistryError`].
     pub async fn copies(&self) -> Result<BTreeSet<CopyName>, RegistryError> {
         let mut copies = BTreeSet::new();
-        for key in keys(&self.claims, ">").await? {
+        for key in self.keys(&self.claims, ">").await? {
             let Ok(root) = key.parse() else { continue };
             copies.extend(self.claim_of(root).await?.map(|claim| CopyName {
                 root,
@@ -240,7 +245,8 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn take_turn_to_sweep(&self, worker: &WorkerId) -> Result<bool, RegistryError> {
-        match self.claims.create(SWEEP_KEY, encode(worker)).await {
+        let created = self.claims.create(SWEEP_KEY, encode(worker));
+        match self.answered("create", SWEEP_KEY, created).await? {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(failed("create", SWEEP_KEY)(error.into())),
@@ -253,9 +259,8 @@ impl Registry {
     /// [`RegistryError`].
     pub async fn hold(&self, root: Root, holding: &Holding) -> Result<(), RegistryError> {
         let key = holder_key(root, &holding.worker);
-        let put = self.holders.put(&key, encode(holding)).await;
-        put.map(drop)
-            .map_err(|error| failed("write the holder", &key)(error.into()))
+        let put = self.holders.put(&key, encode(holding));
+        self.done("write the holder", &key, put).await.map(drop)
     }
 
     /// Says that a worker does not hold a root any more.
@@ -264,8 +269,8 @@ impl Registry {
     /// [`RegistryError`]: the entry expires by itself.
     pub async fn let_go(&self, root: Root, worker: &WorkerId) -> Result<(), RegistryError> {
         let key = holder_key(root, worker);
-        let deleted = self.holders.delete(&key).await;
-        deleted.map_err(|error| failed("remove the holder", &key)(error.into()))
+        self.done("remove the holder", &key, self.holders.delete(&key))
+            .await
     }
 
     /// Who holds a root.
@@ -274,12 +279,44 @@ impl Registry {
     /// [`RegistryError`].
     pub async fn holders_of(&self, root: Root) -> Result<Vec<Holding>, RegistryError> {
         let mut holders = Vec::new();
-        for key in keys(&self.holders, &format!("{root}.>")).await? {
-            let found = self.holders.get(&key).await;
-            let found = found.map_err(|error| failed("read the holder", &key)(error.into()))?;
+        for key in self.keys(&self.holders, &format!("{root}.>")).await? {
+            let found = self.done("read the holder", &key, self.holders.get(&key)).await?;
             holders.extend(found.and_then(|body| decode(&key, &body)));
         }
         Ok(holders)
+    }
+
+    /// The keys of entries, some of which may have been deleted.
+    async fn keys(&self, store: &kv::Store, wanted: &str) -> Result<Vec<String>, RegistryError> {
+        let subjects = store
+            .stream
+            .info_with_subjects(format!("{}{wanted}", store.prefix));
+        let subjects = self.done("list", wanted, subjects).await?;
+        let subjects: Vec<(String, usize)> = self.done("list", wanted, subjects.try_collect()).await?;
+        let key = |(subject, _): (String, usize)| subject.strip_prefix(&store.prefix).map(str::to_owned);
+        Ok(subjects.into_iter().filter_map(key).collect())
+    }
+
+    /// What the server answers in time.
+    async fn answered<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, RegistryError> {
+        let answer = self.connection.within(answer).await;
+        answer.map_err(|late| failed(operation, key)(late.into()))
+    }
+
+    /// What the server did in time.
+    async fn done<T, E: Into<async_nats::Error>>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, RegistryError> {
+        let answer = self.answered(operation, key, answer).await?;
+        answer.map_err(|error| failed(operation, key)(error.into()))
     }
 }
 
@@ -292,19 +329,6 @@ impl HeldClaim {
             generation: self.entry.claim.generation,
         }
     }
-}
-
-/// The keys of entries, some of which may have been deleted.
-async fn keys(store: &kv::Store, wanted: &str) -> Result<Vec<String>, RegistryError> {
-    let subjects = store
-        .stream
-        .info_with_subjects(format!("{}{wanted}", store.prefix))
-        .await;
-    let subjects = subjects.map_err(|error| failed("list", wanted)(error.into()))?;
-    let subjects: Result<Vec<(String, usize)>, _> = subjects.try_collect().await;
-    let subjects = subjects.map_err(|error| failed("list", wanted)(error.into()))?;
-    let key = |(subject, _): (String, usize)| subject.strip_prefix(&store.prefix).map(str::to_owned);
-    Ok(subjects.into_iter().filter_map(key).collect())
 }
 
 fn holder_key(root: Root, worker: &WorkerId) -> String {

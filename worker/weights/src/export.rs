@@ -72,11 +72,7 @@ impl Exports {
     ) -> Result<(Self, AbortOnDropHandle<()>), RelayError> {
         let connection = sender.relay.connection();
         let subject = connection.subjects.copy_ask(&identity.worker);
-        let asks = connection.client.subscribe(subject.clone()).await;
-        let asks = asks.map_err(|error| RelayError::Read {
-            subject,
-            source: error.into(),
-        })?;
+        let asks = sender.relay.subscribe(subject).await?;
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let exporter = Exporter {
             identity,
@@ -201,7 +197,7 @@ impl Exporter {
         let Some(reply) = message.reply.clone() else {
             return;
         };
-        let client = self.sender.relay.connection().client.clone();
+        let relay = self.sender.relay.clone();
         let answer = match decode_internal::<CopyAsk>(&message.payload) {
             Ok(ask) => self.answer(&ask),
             Err(error) => {
@@ -211,7 +207,7 @@ impl Exporter {
         };
         self.answers.spawn(async move {
             let body = encode_internal(&answer.wait().await).expect("a reply can be encoded");
-            if let Err(error) = client.publish(reply, body).await {
+            if let Err(error) = relay.tell(reply, body).await {
                 debug!(%error, "an ask for weights was not answered");
             }
         });

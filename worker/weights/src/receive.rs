@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::buffers::{Buffer, Buffers};
 use crate::error::FilesError;
+use crate::metrics::{VERIFY_FAILURES, WEIGHTS_BYTES};
 use crate::relay::{CopyName, CopyObject, LiveChunks, Part, Relay, RelayError};
 use crate::store::PartialModel;
 
@@ -83,13 +84,9 @@ impl Receiver {
     /// [`RelayError`].
     pub async fn listen(&self, name: CopyName) -> Result<Listening, RelayError> {
         let live = self.relay.live(name, self.buffers.clone()).await?;
-        let connection = self.relay.connection();
-        let subject = connection.subjects.copy_news(name.root, name.generation);
-        let news = connection.client.subscribe(subject.clone()).await;
-        let news = news.map_err(|error| RelayError::Read {
-            subject,
-            source: error.into(),
-        })?;
+        let subjects = &self.relay.connection().subjects;
+        let news = subjects.copy_news(name.root, name.generation);
+        let news = self.relay.subscribe(news).await?;
         Ok(Listening { name, live, news })
     }
 
@@ -231,8 +228,11 @@ impl Copy {
     fn kept(&mut self, kept: Kept) -> Result<(), ReceiveError> {
         let (segment, good) = kept.map_err(ReceiveError::Keep)?;
         if good {
+            let bytes = self.manifest.segments()[segment].bytes;
+            WEIGHTS_BYTES.increment(&["relay", "in"], bytes);
             self.core.handle_verified(self.now(), segment);
         } else {
+            VERIFY_FAILURES.increment(&[], 1);
             warn!(segment, root = %self.name.root, "a segment came with wrong bytes");
             self.core.handle_bad(self.now(), segment);
         }
@@ -247,12 +247,11 @@ impl Copy {
             missing,
             stays,
         };
-        let connection = self.receiver.relay.connection();
-        let subject = connection
-            .subjects
-            .copy_have(self.name.root, self.name.generation);
+        let relay = &self.receiver.relay;
+        let subjects = &relay.connection().subjects;
+        let subject = subjects.copy_have(self.name.root, self.name.generation);
         let body = encode_internal(&have).expect("a set can be encoded");
-        if let Err(error) = connection.client.publish(subject, body).await {
+        if let Err(error) = relay.tell(subject, body).await {
             debug!(%error, "a sender was not told what is here");
         }
     }

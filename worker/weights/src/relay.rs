@@ -10,12 +10,14 @@ mod live;
 mod put;
 mod sweep;
 
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{GetStreamErrorKind, PublishError};
+use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::stream::{PurgeError, Stream};
-use flotilla_client::Connection;
+use async_nats::{Subject, Subscriber};
+use bytes::Bytes;
+use flotilla_client::{Connection, is_missing_stream};
 use flotilla_protocol::weights::{Generation, Root, SegmentId};
 use thiserror::Error;
+use tracing::warn;
 
 pub use live::{LiveChunks, Part};
 pub use sweep::Swept;
@@ -24,8 +26,9 @@ pub use sweep::Swept;
 #[derive(Debug, Clone)]
 pub struct Relay {
     connection: Connection,
-    stream: Stream,
+    stream: Stream<()>,
     bucket: String,
+    bytes_max: Option<u64>,
     chunk_bytes: usize,
 }
 
@@ -121,7 +124,8 @@ pub enum RelayError {
 }
 
 impl Relay {
-    /// Opens the bucket of the connection's namespace.
+    /// Opens the bucket of the connection's namespace. A bucket whose server is away is opened all the same: it is made
+    /// anew elsewhere, and not needed before something is copied.
     ///
     /// # Errors
     /// [`RelayError`]: it is missing, or the server takes too small messages.
@@ -132,14 +136,31 @@ impl Relay {
         if chunk_bytes < CHUNK_BYTES_MIN {
             return Err(RelayError::PayloadTooSmall { max_payload });
         }
-        let stream = match connection.jetstream.get_stream(stream_name(&bucket)).await {
+        let name = stream_name(&bucket);
+        let bytes_max = match connection.within(connection.jetstream.get_stream(&name)).await {
+            Ok(Ok(stream)) => u64::try_from(stream.cached_info().config.max_bytes).ok(),
+            Ok(Err(error)) if is_missing_stream(&error) => return Err(RelayError::Missing { bucket }),
+            Ok(Err(error)) => {
+                warn!(%error, "the relay for weights does not answer; copies wait for it");
+                None
+            }
+            Err(error) => {
+                warn!(%error, "the relay for weights does not answer; copies wait for it");
+                None
+            }
+        };
+        let stream = match connection.jetstream.get_stream_no_info(name).await {
             Ok(stream) => stream,
-            Err(error) => return Err(unopened(bucket, error)),
+            Err(error) => {
+                let source = error.into();
+                return Err(RelayError::Open { bucket, source });
+            }
         };
         Ok(Self {
             connection,
             stream,
             bucket,
+            bytes_max,
             chunk_bytes,
         })
     }
@@ -150,10 +171,33 @@ impl Relay {
         &self.connection
     }
 
-    /// Most bytes that it holds; `None` for as many as the server has room for.
+    /// Most bytes that it holds; `None` for as many as the server has room for, and when that could not be told.
     #[must_use]
-    pub fn bytes_max(&self) -> Option<u64> {
-        u64::try_from(self.stream.cached_info().config.max_bytes).ok()
+    pub const fn bytes_max(&self) -> Option<u64> {
+        self.bytes_max
+    }
+
+    /// Listens to a subject.
+    pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber, RelayError> {
+        let subscribed = self.connection.client.subscribe(subject.clone());
+        match self.connection.within(subscribed).await {
+            Ok(Ok(subscriber)) => Ok(subscriber),
+            Ok(Err(error)) => Err(RelayError::Read {
+                subject,
+                source: error.into(),
+            }),
+            Err(_) => Err(RelayError::Late { subject }),
+        }
+    }
+
+    /// Tells other parts something; nobody knows whether they hear it.
+    pub(crate) async fn tell(
+        &self,
+        subject: impl Into<Subject>,
+        body: Bytes,
+    ) -> Result<(), async_nats::Error> {
+        let told = self.connection.client.publish(subject.into(), body);
+        Ok(self.connection.within(told).await??)
     }
 
     fn chunk_subject(&self, name: CopyName, object: CopyObject) -> String {
@@ -166,15 +210,10 @@ impl Relay {
     }
 }
 
-fn unopened(bucket: String, error: async_nats::jetstream::context::GetStreamError) -> RelayError {
-    match error.kind() {
-        GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-            RelayError::Missing { bucket }
-        }
-        _ => RelayError::Open {
-            bucket,
-            source: error.into(),
-        },
+/// No answer about this came in time.
+fn late(subject: &str) -> RelayError {
+    RelayError::Late {
+        subject: subject.to_owned(),
     }
 }
 

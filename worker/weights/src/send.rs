@@ -19,6 +19,7 @@ use crate::buffers::Buffers;
 use crate::claims::{HeldClaim, Registry};
 use crate::error::FilesError;
 use crate::files::ModelFiles;
+use crate::metrics::{RELAY_REFUSALS, RelayBytes, RelayShare, WEIGHTS_BYTES};
 use crate::rate::RateCap;
 use crate::relay::{CopyObject, Relay, RelayError};
 
@@ -37,6 +38,8 @@ pub struct Sender {
     pub buffers: Buffers,
     /// Ends every copy.
     pub stop: CancellationToken,
+    /// What all copies have in the relay.
+    pub in_relay: RelayBytes,
 }
 
 /// What became of a copy.
@@ -63,6 +66,7 @@ struct Copy {
     /// Whether the manifest is on its way into the relay again.
     describes: bool,
     sent: (u64, u64),
+    in_relay: RelayShare,
 }
 
 enum Done {
@@ -104,6 +108,7 @@ impl Sender {
         let segment_bytes = manifest.segments().iter().map(|segment| segment.bytes).collect();
         let copy = Copy {
             core: Sending::new(self.settings, segment_bytes, Moment::default()),
+            in_relay: self.in_relay.share(),
             sender: self,
             files,
             held,
@@ -120,11 +125,7 @@ impl Sender {
         let name = held.copy();
         let connection = self.relay.connection();
         let subject = connection.subjects.copy_have(name.root, name.generation);
-        let receivers = connection.client.subscribe(subject.clone()).await;
-        let receivers = receivers.map_err(|error| RelayError::Read {
-            subject,
-            source: error.into(),
-        })?;
+        let receivers = self.relay.subscribe(subject).await?;
         self.relay
             .put(name, CopyObject::Manifest, manifest.json().clone())
             .await?;
@@ -227,7 +228,10 @@ impl Copy {
     fn done(&mut self, done: Done) {
         let now = self.now();
         match done {
-            Done::Deleted { segment } => self.core.handle_deleted(segment),
+            Done::Deleted { segment } => {
+                self.in_relay.take_out(self.bytes_of(segment));
+                self.core.handle_deleted(segment);
+            }
             Done::Described(described) => {
                 self.describes = false;
                 if let Err(error) = described {
@@ -241,8 +245,11 @@ impl Copy {
                 segment,
                 outcome: Ok(()),
             } => {
+                let bytes = self.bytes_of(segment);
                 self.sent.0 += 1;
-                self.sent.1 += self.files.manifest().segments()[segment].bytes;
+                self.sent.1 += bytes;
+                self.in_relay.add(bytes);
+                WEIGHTS_BYTES.increment(&["relay", "out"], bytes);
                 self.core.handle_stored(now, segment);
             }
             Done::Put {
@@ -251,6 +258,7 @@ impl Copy {
             } => {
                 match failed {
                     PutFailed::Relay(error) => {
+                        RELAY_REFUSALS.increment(&[], 1);
                         warn!(
                             segment,
                             error = &error as &dyn std::error::Error,
@@ -269,6 +277,10 @@ impl Copy {
                 self.core.handle_refused(now, segment);
             }
         }
+    }
+
+    fn bytes_of(&self, segment: usize) -> u64 {
+        self.files.manifest().segments()[segment].bytes
     }
 
     fn heard(&mut self, payload: &[u8]) {
@@ -306,10 +318,10 @@ impl Copy {
             stored: self.core.stored(),
             end,
         };
-        let connection = self.sender.relay.connection();
-        let subject = connection.subjects.copy_news(name.root, name.generation);
+        let relay = &self.sender.relay;
+        let subject = relay.connection().subjects.copy_news(name.root, name.generation);
         let body = encode_internal(&news).expect("news can be encoded");
-        if let Err(error) = connection.client.publish(subject, body).await {
+        if let Err(error) = relay.tell(subject, body).await {
             debug!(%error, "news of a copy were not published");
         }
     }

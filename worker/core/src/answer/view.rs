@@ -45,6 +45,15 @@ pub enum JournalError {
         /// Sequence of the later record.
         sequence: u64,
     },
+    /// It does not begin with an attempt.
+    #[error(
+        "record {sequence} is no beginning: the journal stream has dropped what was before it, for size or age; raise \
+         nats.journal_max_bytes"
+    )]
+    Beginning {
+        /// Sequence of the first record.
+        sequence: u64,
+    },
     /// A token is missing or doubled.
     #[error("record {sequence} begins with token {offset}, token {expected} is next")]
     Offset {
@@ -213,6 +222,9 @@ impl JournalView {
         }
         if self.terminal.is_some() {
             return Err(JournalError::AfterEnd { sequence });
+        }
+        if self.last_sequence == 0 && matches!(record.event, Event::Tokens(_)) {
+            return Err(JournalError::Beginning { sequence });
         }
         let is_newest = attempt == self.attempt && record.worker == self.worker;
         match record.event {

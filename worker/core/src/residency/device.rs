@@ -81,7 +81,8 @@ impl Residency {
         }
         let reason = reason.to_owned();
         let departure = DepartureReason::DeviceFailed { reason };
-        self.departures.note(now, model, device, departure);
+        let resident_for = now.since(ready.since);
+        self.departures.note(now, model, device, departure, resident_for);
         self.give_up_home(model, ready.home);
     }
 

@@ -84,6 +84,8 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) home: Home,
+    /// When it became ready.
+    pub(super) since: Moment,
     /// Requests that hold it, each with its ticket.
     pub(super) leases: BTreeMap<RequestId, u64>,
     /// Ticket of the last use.
@@ -269,6 +271,7 @@ impl Ready {
     pub(super) fn new(home: Home, used: u64, stay: KeepAlive) -> Self {
         Self {
             home,
+            since: Moment::default(),
             leases: BTreeMap::new(),
             used,
             stay,

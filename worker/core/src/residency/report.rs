@@ -8,6 +8,7 @@ use flotilla_protocol::fleet::{
 use flotilla_protocol::{ModelName, Moment};
 
 use super::Residency;
+use super::departures::Departed;
 use super::kv::Pool;
 use super::model::{Model, State};
 use super::shard::{Home, Shard};
@@ -27,6 +28,12 @@ impl Residency {
     #[must_use]
     pub fn departure_reports(&self, now: Moment) -> Vec<DepartureReport> {
         self.departures.reports(now)
+    }
+
+    /// The next departure to count; call until `None`.
+    #[must_use]
+    pub fn poll_departure(&mut self) -> Option<Departed> {
+        self.departures.poll()
     }
 
     /// Each device's ledger.

@@ -48,6 +48,7 @@ impl Residency {
     /// Opens a model that was just loaded to those who wait for it. When nobody does any more, it is idle.
     pub(super) fn open(&mut self, now: Moment, model: &ModelName, mut ready: Ready, stay: Stay) {
         let (default, residency_max) = (self.settings.keep_alive, self.settings.min_residency_max);
+        ready.since = now;
         let entry = self.model_mut(model);
         let load_time = entry.load_time.unwrap_or_default();
         ready.guard_until(now + load_time.min(residency_max));
@@ -90,7 +91,9 @@ impl Residency {
         let State::Ready(ready) = state else {
             panic!("only a ready model is told to leave: {state:?}");
         };
-        self.departures.note(now, model, ready.home.first(), reason);
+        let resident_for = now.since(ready.since);
+        self.departures
+            .note(now, model, ready.home.first(), reason, resident_for);
         let is_idle = ready.leases.is_empty();
         entry.state = State::Draining(ready);
         if is_idle {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flotilla_protocol::ModelName;
 use flotilla_worker_core::batch::{Batch, SequenceId};
 use flotilla_worker_core::kv::KvBudget;
 use flotilla_worker_engine::Logprobs;
@@ -9,6 +10,7 @@ use flotilla_worker_engine::Logprobs;
 use super::LoadedSimulated;
 use crate::engine::runs::{Kept, Runs};
 use crate::engine::{Joining, RunEnd, end};
+use crate::metrics::{StepSize, StepTally};
 
 /// A simulated model and its requests.
 #[derive(Debug)]
@@ -16,6 +18,7 @@ pub(super) struct SimulatedRuns {
     loaded: LoadedSimulated,
     runs: Runs<RequestSeed>,
     step: Step,
+    tally: StepTally,
 }
 
 /// All that the tokens of a request depend on beside their positions.
@@ -44,11 +47,12 @@ struct Step {
 }
 
 impl SimulatedRuns {
-    pub(super) fn new(loaded: LoadedSimulated) -> Self {
+    pub(super) fn new(name: &ModelName, loaded: LoadedSimulated) -> Self {
         Self {
             loaded,
             runs: Runs::default(),
             step: Step::default(),
+            tally: StepTally::new(name),
         }
     }
 
@@ -103,11 +107,10 @@ impl SimulatedRuns {
             let draw = |index| drawing.draw(seed, drawn_at as u64, index);
             entry.sample.map(draw)
         }));
-        Some(
-            timing
-                .steps
-                .step(in_u32(plan.prefill_tokens()), in_u32(plan.decoding_count())),
-        )
+        let steps = &timing.steps;
+        let takes = steps.step(in_u32(plan.prefill_tokens()), in_u32(plan.decoding_count()));
+        self.tally.count(StepSize::of(&plan), takes);
+        Some(takes)
     }
 
     /// Ends the step that was begun. Of a model that came anew under its name meanwhile there is none.

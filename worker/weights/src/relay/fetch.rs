@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{CopyName, CopyObject, OFFSET_HEADER, Relay, RelayError, stream_name};
+use super::{CopyName, CopyObject, OFFSET_HEADER, Relay, RelayError, late, stream_name};
 
 impl Relay {
     /// Reads the chunks of a segment into a buffer of its length. `false` when it is not there, or not whole; the buffer's
@@ -30,14 +30,9 @@ impl Relay {
         let wanted =
             json!({"seq": 1, "next_by_subj": subject, "batch": batch, "max_bytes": bytes + MARGIN_BYTES});
         self.batch(&subject, &wanted, &mut |message| {
-            let offset = message
-                .headers
-                .as_ref()
-                .and_then(|headers| headers.get(OFFSET_HEADER));
-            let offset = offset.and_then(|offset| offset.as_str().parse::<usize>().ok());
-            let Some(place) =
-                offset.and_then(|offset| buffer.get_mut(offset..)?.get_mut(..message.payload.len()))
-            else {
+            let place = offset(&message)
+                .and_then(|offset| buffer.get_mut(offset..)?.get_mut(..message.payload.len()));
+            let Some(place) = place else {
                 return;
             };
             place.copy_from_slice(&message.payload);
@@ -63,7 +58,9 @@ impl Relay {
         let wanted =
             json!({"seq": 1, "next_by_subj": subject, "batch": batch, "max_bytes": bytes_max + MARGIN_BYTES});
         self.batch(&subject, &wanted, &mut |message| {
-            if found.len() + message.payload.len() <= bytes_max {
+            // A chunk that lies there twice has been stored twice.
+            let is_next = offset(&message).is_none_or(|offset| offset == found.len());
+            if is_next && found.len() + message.payload.len() <= bytes_max {
                 found.extend_from_slice(&message.payload);
             }
         })
@@ -84,24 +81,27 @@ impl Relay {
             source,
         };
         let inbox = client.new_inbox();
-        let answers = client.subscribe(inbox.clone()).await;
-        let mut answers = answers.map_err(|error| unread(error.into()))?;
+        let mut answers = self.subscribe(inbox.clone()).await?;
         let ask = format!("$JS.API.DIRECT.GET.{}", stream_name(&self.bucket));
-        let asked = client
-            .publish_with_reply(ask, inbox, wanted.to_string().into())
-            .await;
+        let asked = client.publish_with_reply(ask, inbox, wanted.to_string().into());
+        let asked = self.connection.within(asked).await.map_err(|_| late(subject))?;
         asked.map_err(|error| unread(error.into()))?;
+        let mut last_sequence = None;
         loop {
-            let message = timeout(SILENCE_MAX, answers.next())
-                .await
-                .map_err(|_| RelayError::Late {
-                    subject: subject.to_owned(),
-                })?;
+            let message = timeout(SILENCE_MAX, answers.next()).await;
+            let message = message.map_err(|_| late(subject))?;
             let Some(message) = message else {
                 return Err(unread("the connection was closed".into()));
             };
             match message.status {
-                None => take(message),
+                None => {
+                    // What a network says twice is no second chunk.
+                    let sequence = sequence(&message);
+                    if sequence > last_sequence {
+                        last_sequence = sequence;
+                        take(message);
+                    }
+                }
                 // "EOB" after the last one, "Message Not Found" when there is none.
                 Some(status) if [204, 404].into_iter().any(|code| status.as_u16() == code) => return Ok(()),
                 Some(StatusCode::NO_RESPONDERS) => {
@@ -118,6 +118,30 @@ impl Relay {
     }
 }
 
+/// Where in its object a chunk begins, if it says so.
+fn offset(message: &Message) -> Option<usize> {
+    message
+        .headers
+        .as_ref()?
+        .get(OFFSET_HEADER)?
+        .as_str()
+        .parse()
+        .ok()
+}
+
+/// The place in the stream of a message that was read back.
+fn sequence(message: &Message) -> Option<u64> {
+    message
+        .headers
+        .as_ref()?
+        .get(SEQUENCE_HEADER)?
+        .as_str()
+        .parse()
+        .ok()
+}
+
+/// On messages that the server read back.
+const SEQUENCE_HEADER: &str = "Nats-Sequence";
 /// A healthy server sends a message of a batch within milliseconds.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Headers and subjects count as bytes of a batch.

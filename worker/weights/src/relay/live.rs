@@ -51,17 +51,11 @@ impl Relay {
     /// [`RelayError::Read`].
     pub async fn live(&self, name: CopyName, buffers: Buffers) -> Result<LiveChunks, RelayError> {
         let subject = format!("$O.{}.C.{}.{}.*", self.bucket, name.root, name.generation);
-        match self.connection.client.subscribe(subject.clone()).await {
-            Ok(subscriber) => Ok(LiveChunks {
-                subscriber,
-                open: BTreeMap::new(),
-                buffers,
-            }),
-            Err(error) => Err(RelayError::Read {
-                subject,
-                source: error.into(),
-            }),
-        }
+        Ok(LiveChunks {
+            subscriber: self.subscribe(subject).await?,
+            open: BTreeMap::new(),
+            buffers,
+        })
     }
 }
 

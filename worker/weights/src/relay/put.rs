@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::background::in_background;
 
-use super::{CopyName, CopyObject, OFFSET_HEADER, Relay, RelayError, base64_url, nuid, object_name};
+use super::{CopyName, CopyObject, OFFSET_HEADER, Relay, RelayError, base64_url, late, nuid, object_name};
 
 impl Relay {
     /// Puts an object in, all its chunks at a time, and then its description, from which on it is there. Dropped
@@ -69,9 +69,11 @@ impl Relay {
 
     /// Removes whatever lies under a subject.
     pub(super) async fn purge(&self, subject: String) -> Result<(), RelayError> {
-        match self.stream.purge().filter(&subject).await {
-            Ok(_) => Ok(()),
-            Err(source) => Err(RelayError::Remove { subject, source }),
+        let purged = self.stream.purge().filter(&subject).into_future();
+        match self.connection.within(purged).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(source)) => Err(RelayError::Remove { subject, source }),
+            Err(_) => Err(late(&subject)),
         }
     }
 
@@ -83,19 +85,22 @@ impl Relay {
     ) -> Result<PublishAckFuture, RelayError> {
         let jetstream = &self.connection.jetstream;
         let published = jetstream.publish_with_headers(subject.to_owned(), headers, payload);
-        published.await.map_err(|source| RelayError::Write {
+        let published = self.connection.within(published).await;
+        let published = published.map_err(|_| late(subject))?;
+        published.map_err(|source| RelayError::Write {
             subject: subject.to_owned(),
             source,
         })
     }
 
     async fn stored(&self, subject: &str, ack: PublishAckFuture) -> Result<(), RelayError> {
-        match ack.await {
-            Ok(_) => Ok(()),
-            Err(error) if is_full(&error) => Err(RelayError::Full {
+        match self.connection.within(ack.into_future()).await {
+            Err(_) => Err(late(subject)),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if is_full(&error) => Err(RelayError::Full {
                 bucket: self.bucket.clone(),
             }),
-            Err(source) => Err(RelayError::Write {
+            Ok(Err(source)) => Err(RelayError::Write {
                 subject: subject.to_owned(),
                 source,
             }),

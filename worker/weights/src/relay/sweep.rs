@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 
-use super::{CopyName, Relay, RelayError};
+use super::{CopyName, Relay, RelayError, late};
 
 /// What a sweep found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,9 +65,15 @@ impl Relay {
             subject: subject.clone(),
             source,
         };
-        let subjects = self.stream.info_with_subjects(&subject).await;
+        let subjects = self
+            .connection
+            .within(self.stream.info_with_subjects(&subject))
+            .await;
+        let subjects = subjects.map_err(|_| late(&subject))?;
         let subjects = subjects.map_err(|error| unread(error.into()))?;
-        subjects.try_collect().await.map_err(|error| unread(error.into()))
+        let subjects = self.connection.within(subjects.try_collect()).await;
+        let subjects = subjects.map_err(|_| late(&subject))?;
+        subjects.map_err(|error| unread(error.into()))
     }
 
     /// The subjects of descriptions, and the copy that each was written by.
@@ -79,7 +85,8 @@ impl Relay {
         let mut descriptions = Vec::new();
         for (subject, _) in self.subjects("M").await? {
             // It may have gone since it was listed, or be of somebody else and of any form.
-            let Ok(message) = self.stream.direct_get_last_for_subject(&subject).await else {
+            let found = self.stream.direct_get_last_for_subject(&subject);
+            let Ok(message) = self.connection.within(found).await.map_err(|_| late(&subject))? else {
                 continue;
             };
             let described = serde_json::from_slice::<Description>(&message.payload).ok();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 mod arrivals;
+mod exchanges;
 mod faults;
 mod stock;
 mod world;

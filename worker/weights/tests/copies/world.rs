@@ -8,14 +8,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use flotilla_client::Connection;
-use flotilla_config::{Config, LoadOptions};
+use flotilla_config::{Config, LoadOptions, Nats};
 use flotilla_dispatcher::ensure_topology;
 use flotilla_protocol::WorkerId;
 use flotilla_protocol::weights::Root;
 use flotilla_tests::{NatsServer, ServerOptions};
 use flotilla_weights::{
-    Buffers, Exports, Identity, Importer, ModelFiles, RateCap, Receiver, Registry, Relay, Sender, Store,
-    make_manifest,
+    Buffers, Exports, Identity, Importer, ModelFiles, RateCap, Receiver, Registry, Relay, RelayBytes, Sender,
+    Store, make_manifest,
 };
 use flotilla_weights_core::{Manifest, ReceivingSettings, SendingSettings};
 use tempfile::TempDir;
@@ -92,6 +92,11 @@ impl World {
         }
     }
 
+    /// The port that clients connect to.
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
     /// Where clients connect.
     pub fn url(&self) -> String {
         self.server.url()
@@ -102,9 +107,16 @@ impl World {
     }
 
     pub async fn worker_with(&self, traits: Traits) -> Worker {
-        let connection = Connection::open_for_weights(&self.config.nats, traits.name)
-            .await
-            .unwrap();
+        self.worker_at(self.server.url(), traits).await
+    }
+
+    /// One that reaches the server by another way.
+    pub async fn worker_at(&self, url: String, traits: Traits) -> Worker {
+        let nats = Nats {
+            url: vec![url],
+            ..self.config.nats.clone()
+        };
+        let connection = Connection::open_for_weights(&nats, traits.name).await.unwrap();
         let relay = Relay::open(connection.clone()).await.unwrap();
         let registry = Registry::open(&connection).await.unwrap();
         let (stop, rate, buffers) = (
@@ -130,6 +142,7 @@ impl World {
             rate: rate.clone(),
             buffers: buffers.clone(),
             stop: stop.clone(),
+            in_relay: RelayBytes::default(),
         };
         let (exports, exporting) = Exports::start(identity.clone(), sender, 4).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
