@@ -1,6 +1,6 @@
 //! Asking the leading dispatcher.
 
-use async_nats::client::{RequestError, RequestErrorKind};
+use async_nats::client::RequestErrorKind;
 use flotilla_client::Connection;
 use flotilla_protocol::codec::{EncodeError, INTERNAL_BYTES_MAX};
 use flotilla_protocol::event::Failed;
@@ -25,7 +25,7 @@ pub(crate) enum AdminError {
         subject: String,
         /// What the client says.
         #[source]
-        source: RequestError,
+        source: async_nats::Error,
     },
     /// The dispatcher refuses.
     #[error("the dispatcher refuses {verb} ({status}): {message}")]
@@ -70,13 +70,20 @@ pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
     let body = Encoding::Json
         .encode(question)
         .map_err(|source| AdminError::Encode { verb, source })?;
-    let answer = connection.client.request(subject.clone(), body).await;
-    let message = answer.map_err(|source| match source.kind() {
-        RequestErrorKind::NoResponders => AdminError::NoLeader { subject },
+    let answer = connection.within(connection.client.request(subject.clone(), body));
+    let no_answer = |source| AdminError::NoAnswer {
+        subject: subject.clone(),
+        source,
+    };
+    let answer = answer.await.map_err(|late| no_answer(late.into()))?;
+    let message = answer.map_err(|error| match error.kind() {
+        RequestErrorKind::NoResponders => AdminError::NoLeader {
+            subject: subject.clone(),
+        },
         RequestErrorKind::TimedOut
         | RequestErrorKind::InvalidSubject
         | RequestErrorKind::MaxPayloadExceeded
-        | RequestErrorKind::Other => AdminError::NoAnswer { subject, source },
+        | RequestErrorKind::Other => no_answer(error.into()),
     })?;
     if let Some(refusal) = refusal(verb, &message) {
         return Err(refusal);

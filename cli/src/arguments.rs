@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, cancel, child, config, dead, journal, models, profile, role, run, simulate, top, up, why,
+    bench, cancel, child, config, dead, health, journal, models, profile, role, run, simulate, top, up, why,
 };
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
@@ -112,6 +112,8 @@ pub(crate) enum Command {
     Config(config::ConfigCommand),
     /// Checks server, streams, fleet and machine, and says what to mend
     Doctor,
+    /// Whether a role on this machine is ready, for health checks of containers
+    Health(health::HealthArguments),
     /// Measures
     #[command(subcommand)]
     Bench(bench::BenchCommand),

@@ -23,10 +23,9 @@ pub(crate) async fn cancel(
         let body = encode_internal(&Cancel { request })?;
         let mut headers = async_nats::HeaderMap::new();
         headers.insert(headers::CONTENT_TYPE, Encoding::MessagePack.content_type());
-        client
-            .publish_with_headers(connection.subjects.cancel(), headers, body)
-            .await
-            .context("cannot cancel the request")?;
+        let told = client.publish_with_headers(connection.subjects.cancel(), headers, body);
+        let told = async { Ok::<(), anyhow::Error>(connection.within(told).await??) };
+        told.await.context("cannot cancel the request")?;
     }
     timeout(FLUSH_MAX, client.flush())
         .await

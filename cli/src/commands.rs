@@ -6,6 +6,7 @@ pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod dead;
 pub(crate) mod doctor;
+pub(crate) mod health;
 pub(crate) mod journal;
 pub(crate) mod models;
 pub(crate) mod profile;
@@ -66,6 +67,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Dead(command) => dead::run(context, command).await,
         Command::Config(command) => config::run(context, &command),
         Command::Doctor => doctor::run(context).await,
+        Command::Health(arguments) => health::run(context, &arguments),
         Command::Bench(command) => bench::run(context, command).await,
         Command::Simulate(arguments) => simulate::run(context, &arguments),
         Command::Child(arguments) => child::run(&arguments),

@@ -139,6 +139,8 @@ mod tests {
             nats_server_pid: 2,
             dispatcher_pid: 3,
             worker_pids: Vec::new(),
+            dispatcher_http: None,
+            worker_http: Vec::new(),
         };
         let found = overrides(&load(flags), &up);
         found.into_iter().map(|(key, _)| key).collect()

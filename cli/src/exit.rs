@@ -64,7 +64,7 @@ impl Exit {
             return Some(Self::of_admin(error));
         }
         match cause.downcast_ref::<SubmitError>() {
-            Some(SubmitError::Busy | SubmitError::TooLarge { .. }) => return Some(Self::Refused),
+            Some(SubmitError::Busy { .. } | SubmitError::TooLarge { .. }) => return Some(Self::Refused),
             Some(SubmitError::NoQueue { .. } | SubmitError::Unconfirmed { .. }) => return Some(Self::Failed),
             None => {}
         }
@@ -78,7 +78,12 @@ impl Exit {
             return Some(Self::Refused);
         }
         if let Some(DispatcherError::Topology(error)) = cause.downcast_ref()
-            && matches!(**error, TopologyError::Unanswered { .. })
+            && matches!(
+                **error,
+                TopologyError::Unanswered { .. }
+                    | TopologyError::Unavailable { .. }
+                    | TopologyError::Offline { .. }
+            )
         {
             return Some(Self::Unreachable);
         }
@@ -102,10 +107,10 @@ impl Exit {
     fn of_connect(error: &ConnectError) -> Self {
         match error {
             ConnectError::Unreachable { .. } => Self::Unreachable,
-            ConnectError::File { .. } | ConnectError::Namespace(_) => Self::Usage,
-            ConnectError::Version { .. } | ConnectError::TooOld { .. } | ConnectError::NoJetStream { .. } => {
-                Self::Failed
-            }
+            ConnectError::File { .. } | ConnectError::Namespace(_) | ConnectError::Owner(_) => Self::Usage,
+            ConnectError::Version { .. }
+            | ConnectError::KnownBad { .. }
+            | ConnectError::NoJetStream { .. } => Self::Failed,
         }
     }
 
@@ -196,7 +201,8 @@ mod tests {
         assert_eq!(Exit::of(&request_error(ErrorCode::InvalidRequest)), Exit::Refused);
         assert_eq!(Exit::of(&request_error(ErrorCode::QueueFull)), Exit::Refused);
         assert_eq!(Exit::of(&request_error(ErrorCode::Internal)), Exit::Failed);
-        assert_eq!(Exit::of(&SubmitError::Busy.into()), Exit::Refused);
+        let reason = "maximum messages exceeded".to_owned();
+        assert_eq!(Exit::of(&SubmitError::Busy { reason }.into()), Exit::Refused);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod embedded;
 mod server;
 mod up_file;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,9 +22,10 @@ use tokio::time::{Instant, interval};
 
 use crate::admin::{self, Nothing};
 use crate::commands::role::{DISPATCHER_DRAIN_MAX, WORKER_END_MAX};
+use crate::http;
 pub(crate) use child::{Child, Death};
 pub(crate) use embedded::{DEMO_MODELS, INSTANT_MODEL, extract};
-pub(crate) use server::{Port, PrivateServer, find_server};
+pub(crate) use server::{Port, PortError, PrivateServer, find_server};
 pub(crate) use up_file::UpFile;
 
 /// What a fleet is to be.
@@ -50,6 +52,7 @@ pub(crate) struct Fleet {
     server: Child,
     dispatcher: Child,
     workers: Vec<Child>,
+    http: HttpPlan,
     drain_max: Duration,
 }
 
@@ -63,15 +66,22 @@ impl Fleet {
         let mut nats = config.nats.clone();
         nats.url = vec![url.clone()];
         let connection = server::connect(&mut server, &nats).await?;
-        let dispatcher = Child::start(&role(plan, "dispatcher", &url, "dispatcher", &[])?)?;
+        let http = HttpPlan::new(plan, config)?;
+        let settings: Vec<String> = http
+            .dispatcher
+            .iter()
+            .map(|at| format!("dispatcher.http.listen={at}"))
+            .collect();
+        let dispatcher = Child::start(&role(plan, "dispatcher", &url, "dispatcher", &settings)?)?;
         let workers = (1..=plan.workers)
-            .map(|number| start_worker(plan, config, &url, number))
+            .map(|number| start_worker(plan, config, &http, &url, number))
             .collect::<anyhow::Result<Vec<Child>>>()?;
         let mut fleet = Self {
             url,
             server,
             dispatcher,
             workers,
+            http,
             drain_max: config.worker.drain_timeout + WORKER_END_MAX,
         };
         fleet.wait_until_ready(&connection).await?;
@@ -92,6 +102,8 @@ impl Fleet {
             nats_server_pid: self.server.pid(),
             dispatcher_pid: self.dispatcher.pid(),
             worker_pids: self.workers.iter().map(Child::pid).collect(),
+            dispatcher_http: self.http.dispatcher.map(url_of),
+            worker_http: self.http.workers.iter().copied().map(url_of).collect(),
         }
     }
 
@@ -171,7 +183,53 @@ impl Fleet {
     }
 }
 
-fn start_worker(plan: &FleetPlan, config: &Config, url: &str, number: usize) -> anyhow::Result<Child> {
+/// Where the roles tell their metrics; each has a port of its own.
+#[derive(Debug)]
+struct HttpPlan {
+    dispatcher: Option<SocketAddr>,
+    /// Empty where the workers do not.
+    workers: Vec<SocketAddr>,
+}
+
+impl HttpPlan {
+    /// Ports that are free at this moment, from the usual ones on.
+    fn new(plan: &FleetPlan, config: &Config) -> Result<Self, PortError> {
+        let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut workers = Vec::new();
+        let mut from = http::WORKER_PORT;
+        let count = if config.worker.http.enabled {
+            plan.workers
+        } else {
+            0
+        };
+        for _ in 0..count {
+            let port = Port::From(from).choose()?;
+            from = port.saturating_add(1);
+            workers.push(at(port));
+        }
+        let dispatcher = config
+            .dispatcher
+            .http
+            .enabled
+            .then(|| Port::From(http::DISPATCHER_PORT).choose());
+        Ok(Self {
+            dispatcher: dispatcher.transpose()?.map(at),
+            workers,
+        })
+    }
+}
+
+fn url_of(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+fn start_worker(
+    plan: &FleetPlan,
+    config: &Config,
+    http: &HttpPlan,
+    url: &str,
+    number: usize,
+) -> anyhow::Result<Child> {
     let stem = config.worker.id.as_deref().unwrap_or("worker");
     let name = format!("{stem}-{number}");
     let mut settings = vec![
@@ -179,6 +237,8 @@ fn start_worker(plan: &FleetPlan, config: &Config, url: &str, number: usize) -> 
         format!("worker.models_dir={}", plan.models_dir.display()),
         format!("worker.data_dir={}", plan.folder.join(&name).display()),
     ];
+    let listen = http.workers.get(number - 1);
+    settings.extend(listen.map(|at| format!("worker.http.listen={at}")));
     if config.worker.cpu.memory_bytes.is_none() && plan.workers > 1 {
         // They share the machine's memory.
         #[expect(clippy::cast_precision_loss, reason = "a few workers at most")]

@@ -7,6 +7,7 @@ mod commands;
 mod context;
 mod exit;
 mod fleet;
+mod http;
 mod output;
 mod stop;
 mod table;

@@ -1,8 +1,11 @@
-//! `flotilla doctor`: looks at everything that a fleet needs, changes nothing, and says what to mend.
+//! `flotilla doctor`: looks at everything that a fleet needs, changes nothing that stays, and says what to mend.
 
+mod account;
 mod fleet;
+mod guarantee;
 mod machine;
 mod server;
+mod store;
 mod streams;
 
 use serde::Serialize;
@@ -85,6 +88,7 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<Exit> {
         Ok(connection) => {
             findings.extend(server::check(&connection, &context.config).await);
             findings.extend(streams::check(&connection, &context.config).await);
+            findings.push(store::check(&connection).await);
             findings.extend(fleet::check(&connection).await);
         }
     }

@@ -9,6 +9,7 @@ use flotilla_worker::{Hardware, Stop};
 use crate::commands::UsageError;
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::http::{DISPATCHER_PORT, Site, WORKER_PORT};
 use crate::stop::{Asks, StdinWatch, run_until_asked};
 
 /// Arguments of a role.
@@ -75,12 +76,26 @@ impl WorkerArguments {
 /// # Errors
 /// When it cannot connect, fails, or was stopped before it had drained.
 pub(crate) async fn dispatcher(context: &Context, arguments: &RoleArguments) -> anyhow::Result<Exit> {
+    let http = &context.config.dispatcher.http;
+    let site = Site {
+        role: "dispatcher",
+        metrics: [
+            flotilla_dispatcher::METRICS,
+            flotilla_dispatcher::JETSTREAM_METRICS,
+        ]
+        .concat(),
+        enabled: http.enabled,
+        listen: http.listen,
+        port: DISPATCHER_PORT,
+    };
+    let (telemetry, _server) = site.open()?;
     let connection = context
         .connect(&name("dispatcher", context.config.dispatcher.id.as_deref()))
         .await?;
     let asks = Asks::default();
     let shutdown = asks.drain.clone();
-    let role = async { Ok(flotilla_dispatcher::run(&context.config, connection, shutdown).await?) };
+    let role =
+        async { Ok(flotilla_dispatcher::run(&context.config, connection, telemetry, shutdown).await?) };
     run_until_asked(role, asks, arguments.stdin(), DISPATCHER_DRAIN_MAX).await?;
     Ok(Exit::Ok)
 }
@@ -92,6 +107,14 @@ pub(crate) async fn dispatcher(context: &Context, arguments: &RoleArguments) -> 
 pub(crate) async fn worker(context: &Context, arguments: &WorkerArguments) -> anyhow::Result<Exit> {
     let config = &context.config.worker;
     arguments.check(config.engine)?;
+    let site = Site {
+        role: "worker",
+        metrics: [flotilla_worker::METRICS, flotilla_worker::WEIGHTS_METRICS].concat(),
+        enabled: config.http.enabled,
+        listen: config.http.listen,
+        port: WORKER_PORT,
+    };
+    let (telemetry, _server) = site.open()?;
     let hardware = Hardware::open(config)?;
     let name = name("worker", config.id.as_deref());
     let mut connections = Vec::new();
@@ -103,7 +126,9 @@ pub(crate) async fn worker(context: &Context, arguments: &WorkerArguments) -> an
         drain: stop.drain.clone(),
         now: Some(stop.now.clone()),
     };
-    let role = async { Ok(flotilla_worker::run_all(&context.config, &hardware, &connections, stop).await?) };
+    let role = async {
+        Ok(flotilla_worker::run_all(&context.config, &hardware, &connections, &telemetry, stop).await?)
+    };
     let drain_max = config.drain_timeout + WORKER_END_MAX;
     run_until_asked(role, asks, arguments.role.stdin(), drain_max).await?;
     Ok(Exit::Ok)

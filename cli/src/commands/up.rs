@@ -188,6 +188,15 @@ fn announce(context: &Context, fleet: &Fleet, up: &UpFile) -> anyhow::Result<()>
             child.log().display()
         ))?;
     }
+    if let Some(http) = &up.dispatcher_http {
+        output::line(format_args!(
+            "\nMetrics and health (/metrics, /livez, /readyz):\n  {:<12} {http}",
+            "dispatcher"
+        ))?;
+    }
+    for (number, http) in (1..).zip(&up.worker_http) {
+        output::line(format_args!("  {:<12} {http}", format!("worker-{number}")))?;
+    }
     let models = fleet::DEMO_MODELS.map(|model| model.name).join(", ");
     output::line(format_args!(
         "\nDemo models: {models}. Requests go to {namespace}.request.<class>.<model>. Try, in this folder:\n\n  \

@@ -21,6 +21,12 @@ pub(crate) struct UpFile {
     pub(crate) dispatcher_pid: u32,
     /// Process ids of its workers.
     pub(crate) worker_pids: Vec<u32>,
+    /// Where its dispatcher tells its metrics, if it does.
+    #[serde(default)]
+    pub(crate) dispatcher_http: Option<String>,
+    /// Where its workers tell theirs, if they do.
+    #[serde(default)]
+    pub(crate) worker_http: Vec<String>,
 }
 
 impl UpFile {
@@ -65,6 +71,8 @@ mod tests {
             nats_server_pid: 2,
             dispatcher_pid: 3,
             worker_pids: vec![4, 5],
+            dispatcher_http: Some("http://127.0.0.1:9470".into()),
+            worker_http: vec!["http://127.0.0.1:9480".into()],
         };
         up.write(&path).unwrap();
         assert_eq!(UpFile::read(&path), Some(up));

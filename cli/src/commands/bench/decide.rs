@@ -333,6 +333,7 @@ impl Stand {
                 model: assignment.model,
                 prompt_tokens: 50,
                 output_tokens: 10,
+                alone: false,
             });
             report.free_slots -= 1;
             self.running.push_back(Running {
@@ -340,7 +341,10 @@ impl Stand {
                 request: request.clone(),
                 attempt,
             });
-            let reply = AssignOutcome::Replied(AssignReply::Accepted { report_seq });
+            let reply = AssignOutcome::Replied(AssignReply::Accepted {
+                report_seq,
+                incarnation: None,
+            });
             self.core
                 .handle_assign_reply(self.now, &worker, &request, attempt, reply);
         }

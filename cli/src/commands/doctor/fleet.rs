@@ -4,7 +4,7 @@ use flotilla_client::Connection;
 use flotilla_protocol::admin::{FleetStatus, QueueStatus};
 use flotilla_protocol::fleet::WorkerState;
 
-use super::Finding;
+use super::{Finding, account};
 use crate::admin::{self, Nothing};
 use crate::table::bytes;
 
@@ -30,6 +30,7 @@ pub(super) async fn check(connection: &Connection) -> Vec<Finding> {
             "see the dispatcher's log",
         )),
     }
+    findings.push(account::check(connection).await);
     findings
 }
 

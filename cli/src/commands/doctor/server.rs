@@ -6,7 +6,7 @@ use flotilla_client::{Connection, VERSION_MIN};
 use flotilla_config::{Config, Storage};
 use serde_json::Value;
 
-use super::Finding;
+use super::{Finding, guarantee};
 use crate::table::bytes;
 
 /// Everything about the server. The connection itself has refused one that is too old.
@@ -18,7 +18,7 @@ pub(super) async fn check(connection: &Connection, config: &Config) -> Vec<Findi
         ),
         payload(connection, config),
         limits(connection, config).await,
-        durability(config),
+        guarantee::check(connection).await,
         clock(connection).await,
     ]
 }
@@ -70,34 +70,6 @@ async fn limits(connection: &Connection, config: &Config) -> Finding {
             "jetstream",
             format!("{told}, and the streams want {}", bytes(wanted)),
             "raise the account's limit, or lower nats.requests_max_bytes and nats.journal_max_bytes",
-        ),
-    }
-}
-
-/// What the settings promise. A server does not tell a client how often it syncs its files.
-fn durability(config: &Config) -> Finding {
-    let nats = &config.nats;
-    match (nats.storage, nats.replicas) {
-        (Storage::Memory, 1) => Finding::warn(
-            "durability",
-            "survives: end of a client yes, end of the server no (storage memory, 1 replica)",
-            "set nats.storage=file",
-        ),
-        (Storage::Memory, replicas) => Finding::warn(
-            "durability",
-            format!("survives: end of one server yes, of all no (storage memory, {replicas} replicas)"),
-            "set nats.storage=file",
-        ),
-        (Storage::File, 1) => Finding::warn(
-            "durability",
-            "survives: process kill yes, machine loss no (1 replica); after a power failure the last \
-             acknowledged messages may be missing (the server syncs every 2 min unless told otherwise)",
-            "for machine loss run three servers and set nats.replicas=3; for power failure set \
-             sync_interval: always in the server's jetstream block",
-        ),
-        (Storage::File, replicas) => Finding::ok(
-            "durability",
-            format!("survives: process kill yes, loss of one machine yes ({replicas} replicas)"),
         ),
     }
 }
@@ -165,12 +137,5 @@ mod tests {
             judge_skew(Duration::from_millis(90), precise).verdict,
             Verdict::Ok
         );
-    }
-
-    #[test]
-    fn one_replica_on_disk_promises_a_process_kill_and_no_more() {
-        let finding = durability(&Config::default());
-        assert_eq!(finding.verdict, Verdict::Warn);
-        assert!(finding.found.contains("process kill yes, machine loss no"));
     }
 }

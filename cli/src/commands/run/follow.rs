@@ -1,7 +1,7 @@
 //! One request from its publish to its end, told on the terminal.
 
 use flotilla_client::{
-    Answer, AnswerBuilder, Connection, Delivered, Events, NewRequest, new_request_id, submit,
+    Answer, AnswerBuilder, Connection, Delivered, Events, NewRequest, new_request_id_of, submit,
 };
 use flotilla_protocol::event::{Event, Phase, Progress};
 use flotilla_protocol::{Class, Encoding, ModelName, RequestId};
@@ -38,7 +38,7 @@ impl<'a> Asked<'a> {
         class: Class,
         body: &[u8],
     ) -> anyhow::Result<Self> {
-        let request = new_request_id();
+        let request = new_request_id_of(connection);
         let events = Events::subscribe(connection, request.clone()).await?;
         let new = NewRequest {
             request: request.clone(),

@@ -6,7 +6,7 @@ use flotilla_client::Connection;
 use flotilla_config::Nats;
 use flotilla_protocol::WorkerId;
 use flotilla_weights::{
-    Buffers, Exports, Identity, Importer, RateCap, Receiver, Registry, Relay, Sender, Store,
+    Buffers, Exports, Identity, Importer, RateCap, Receiver, Registry, Relay, RelayBytes, Sender, Store,
 };
 use flotilla_weights_core::{ReceivingSettings, SendingSettings};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -77,6 +77,7 @@ impl Worker {
             rate: RateCap::new(None),
             buffers: buffers.clone(),
             stop: stop.clone(),
+            in_relay: RelayBytes::default(),
         };
         let (exports, exporting) = Exports::start(identity.clone(), sender, 1).await?;
         let importer = Importer {
