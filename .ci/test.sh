@@ -10,11 +10,13 @@ FLOTILLA_TEST_PYTHON=$(deploy/python-env.sh nats-py==2.16.0)
 export NATS_SERVER FLOTILLA_TEST_PYTHON
 FLOTILLA_TEST_MINILM=$(.ci/minilm.sh)
 if [ -n "$FLOTILLA_TEST_MINILM" ]; then export FLOTILLA_TEST_MINILM; else unset FLOTILLA_TEST_MINILM; fi
+FLOTILLA_TEST_PROMTOOL=$(.ci/promtool.sh)
+if [ -n "$FLOTILLA_TEST_PROMTOOL" ]; then export FLOTILLA_TEST_PROMTOOL; else unset FLOTILLA_TEST_PROMTOOL; fi
 ensure_components
 choose_runner
 # Tests that this machine cannot run are left out, and it is said which.
-chosen=()
-.ci/containers.sh || chosen=("${without_containers[@]}")
+.ci/containers.sh || leave_out containers links::
+.ci/images.sh || leave_out deploy fleet::fleet_of_containers
 
 step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check

@@ -12,18 +12,25 @@ ensure_components() {
     fi
 }
 
-# Sets `runner` to nextest, or to cargo's own where that cannot be had, and `without_containers` to what makes it leave out
-# tests/containers.
+# Sets `runner` to nextest, or to cargo's own where that cannot be had, and with `leave_out BINARY PREFIX` `chosen` to what
+# makes it leave out tests: those of a binary, or, as cargo knows no binaries, those whose names begin so.
 choose_runner() {
     runner=(cargo test --no-fail-fast)
-    without_containers=(-- --skip links::)
+    chosen=()
+    leave_out() {
+        [ "${#chosen[@]}" -gt 0 ] || chosen=(--)
+        chosen+=(--skip "$2")
+    }
     if ! cargo nextest --version >/dev/null 2>&1; then
         echo 'installing cargo-nextest' >&2
         cargo install cargo-nextest --locked || echo 'cargo-nextest cannot be installed; using cargo test' >&2
     fi
     if cargo nextest --version >/dev/null 2>&1; then
         runner=(cargo nextest run)
-        without_containers=(-E 'not binary(containers)')
+        leave_out() {
+            local kept="${chosen[1]:+${chosen[1]} & }not binary($1)"
+            chosen=(-E "$kept")
+        }
         if [ -n "${CI:-}" ]; then runner+=(--profile ci); fi
     fi
 }

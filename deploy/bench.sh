@@ -29,6 +29,18 @@ bench_weights() {
     "$flotilla" bench weights "$@"
 }
 
+# Real processes are killed: what they said goes to a file, and is shown when the benchmark fails.
+bench_pauses() {
+    local log=$target/pauses.log
+    NATS_SERVER=$(deploy/setup-nats-server.sh)
+    export NATS_SERVER
+    cargo build --release -p flotilla-tests --bin pauses
+    "$target/release/pauses" "$@" 2>"$log" || {
+        tail -n 40 "$log" >&2
+        return 1
+    }
+}
+
 bench_decide() { "$flotilla" bench decide "$@"; }
 
 # Placement policies against each other and the bound, on the traces that are built in.
@@ -54,7 +66,7 @@ bench_engine() {
 
 cargo build --release -p flotilla-cli
 if [ $# = 0 ]; then
-    for name in dispatch decide swap weights engine simulate; do
+    for name in dispatch decide swap weights pauses engine simulate; do
         say "$name"
         "bench_$name"
     done
@@ -63,6 +75,6 @@ fi
 name=$1
 shift
 case $name in
-    dispatch | decide | swap | weights | engine | simulate) "bench_$name" "$@" ;;
+    dispatch | decide | swap | weights | pauses | engine | simulate) "bench_$name" "$@" ;;
     *) exec "$flotilla" bench "$name" "$@" ;;
 esac
