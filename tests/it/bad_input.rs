@@ -189,7 +189,10 @@ async fn full_queue_is_a_busy_signal_and_recovers() -> Result<()> {
         .await
         .unwrap_err();
     assert!(
-        matches!(error.downcast_ref::<SubmitError>(), Some(SubmitError::Busy)),
+        matches!(
+            error.downcast_ref::<SubmitError>(),
+            Some(SubmitError::Busy { .. })
+        ),
         "{error:#}"
     );
     fleet.restart_worker(0)?;

@@ -1,12 +1,16 @@
-//! `flotilla bench engine` on a model so small that it takes no time: real runs, whose figures mean nothing.
+//! Benchmarks in short: real runs, whose figures mean nothing.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::Result;
 use flotilla_tests::flotilla_binary;
+use flotilla_tests::pauses::{self, PausesOptions};
 use serde_json::Value;
 
+use crate::points::QUICK;
+
+/// On a model so small that it takes no time.
 fn bench_engine(folder: &Path, more: &[&str]) -> Result<Output> {
     let small = "bench engine --json --shape tiny --threads 2 --rounds 2 --memory-mib 4 --prefill 40 \
         --decode 1 --decode 3 --decode-context 20 --decode-steps 5 --folder";
@@ -73,5 +77,30 @@ fn a_context_beyond_the_shapes_positions_is_refused_before_anything_is_written()
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("positions for 256 tokens"), "{errors}");
     assert!(!folder.path().join("tiny").exists());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_pause_is_measured() -> Result<()> {
+    let options = PausesOptions {
+        rounds: 1,
+        settings: QUICK.map(str::to_owned).to_vec(),
+    };
+    let figures = pauses::run(&options).await?.figures();
+    assert_eq!(figures["rounds"], 1);
+    for name in [
+        "worker_killed_pause",
+        "leader_killed_first_token",
+        "leader_killed_pause",
+        "leader_killed_pause_before",
+        "leader_stopped_first_token",
+        "leader_stopped_pause",
+        "leader_stopped_pause_before",
+    ] {
+        for of in ["p50", "p99", "max"] {
+            let figure = figures[&format!("{name}_ms_{of}")].as_f64();
+            assert!(figure > Some(0.0), "{name} {of}: {figure:?}");
+        }
+    }
     Ok(())
 }

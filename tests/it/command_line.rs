@@ -81,7 +81,7 @@ async fn operators_commands_show_the_fleet() -> Result<()> {
     stdout(&flotilla(&fleet, &["doctor"])?)?;
     let config = stdout(&flotilla(&fleet, &["config", "show"])?)?;
     assert!(
-        config.contains("nats.url") && config.contains(&fleet.server.url()),
+        config.contains("nats.url") && config.contains(&fleet.cluster.url()),
         "{config}"
     );
     Ok(())

@@ -53,6 +53,7 @@ async fn append_whose_answer_is_lost_is_given_up_when_the_connection_is_back() -
             worker: None,
             incarnation: None,
             strikes: Strikes(0),
+            alone: false,
             encoding: Encoding::Json,
             event: &event,
         };

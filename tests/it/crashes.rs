@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use flotilla_client::{Answer, AnswerBuilder, Journal};
 use flotilla_protocol::assignment::Assignment;
 use flotilla_protocol::codec::encode_internal;
-use flotilla_protocol::event::{ErrorCode, Event, EventKind};
+use flotilla_protocol::event::{ErrorCode, Event};
 use flotilla_protocol::{Attempt, Class, Encoding, Epoch, ModelName, Strikes, WorkerId};
 use flotilla_tests::{Fleet, Question, eventually, write_encoder};
 use serde_json::json;
@@ -192,61 +192,124 @@ async fn two_hundred_requests_under_random_kills_end_exactly_once() -> Result<()
         assert!(answer.end.is_ok(), "{:?}", answer.end);
         assert_journal_is_whole(&fleet, &question, &answer).await?;
     }
-    let requests = fleet.connection.jetstream.get_stream("FLOTILLA_REQUESTS").await?;
-    eventually("every request to be acked", async || {
-        (requests.get_info().await.ok()?.state.messages == 0).then_some(())
-    })
-    .await;
+    fleet.wait_for_an_empty_queue().await;
     Ok(())
 }
 
+/// Whichever worker computes one request dies. It takes its neighbours with it twice, and nobody after that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn request_whose_workers_die_three_times_is_a_dead_letter() -> Result<()> {
+async fn only_the_request_that_kills_its_workers_is_a_dead_letter() -> Result<()> {
     let models = slow_models()?;
     let mut fleet = Fleet::builder()
         .models_dir(models.path())
+        .workers(2)
         .set("dispatcher.worker_lost_after_ms=1500")
         .set("worker.report_interval_ms=300")
         .start()
         .await?;
     let body = json!({"prompt": "w5 w9", "max_tokens": 900, "temperature": 1.0, "seed": 3});
-    let question = Question::new("slow", body);
-    let mut events = fleet.submit(&question).await?;
-    for attempt in 1..=3 {
-        loop {
-            let delivered = events.next().await?.context("the stream goes on")?;
-            if delivered.event.kind() == EventKind::Tokens && delivered.attempt == Attempt(attempt) {
-                break;
-            }
-        }
-        fleet.workers[0].kill()?;
-        fleet.restart_worker(0)?;
+    let poison = Question::new("slow", body);
+    let mut events = fleet.submit(&poison).await?;
+    let mut neighbours = Vec::new();
+    for seed in 0..12 {
+        let question = question(seed);
+        let mut events = fleet.submit(&question).await?;
+        let answer = tokio::spawn(async move { Answer::collect(&mut events).await });
+        neighbours.push((question, answer));
     }
+    let mut killed = Attempt(0);
     let error = loop {
         let delivered = events.next().await?.context("the stream goes on")?;
-        if let Event::Failed(failed) = delivered.event {
-            break failed.error;
+        match delivered.event {
+            Event::Failed(failed) => break failed.error,
+            Event::Tokens(_) if delivered.attempt > killed => {
+                killed = delivered.attempt;
+                let (worker, beside) = computing(&fleet, &poison, killed).await;
+                assert!(
+                    killed < Attempt(3) || beside == 0,
+                    "{beside} run beside a suspect"
+                );
+                fleet.workers[worker].kill()?;
+                fleet.restart_worker(worker)?;
+            }
+            _ => {}
         }
     };
     assert_eq!(error.code, ErrorCode::Poisoned, "{error}");
-    let dead = fleet.connection.jetstream.get_stream("FLOTILLA_DEAD").await?;
+    assert_eq!(killed, Attempt(3), "each death is a strike");
+    assert!(error.message.contains("3 strikes"), "{error}");
+    for (question, answer) in neighbours {
+        let answer = tokio::time::timeout(Duration::from_secs(120), answer).await???;
+        assert!(answer.end.is_ok(), "{:?}", answer.end);
+        assert_journal_is_whole(&fleet, &question, &answer).await?;
+    }
+    let mut dead = fleet.connection.jetstream.get_stream("FLOTILLA_DEAD").await?;
+    assert_eq!(dead.info().await?.state.messages, 1);
     let letter = dead
         .get_last_raw_message_by_subject("flotilla.dead.interactive.slow")
         .await?;
+    let header = |name: &str| letter.headers.get(name).map(|value| value.as_str().to_owned());
     assert_eq!(
-        letter
-            .headers
-            .get("Flotilla-Dead-Request")
-            .context("the id")?
-            .as_str(),
-        question.request.as_str()
+        header("Flotilla-Dead-Request").as_deref(),
+        Some(poison.request.as_str())
     );
+    assert_eq!(header("Flotilla-Dead-Reason"), Some(error.message));
     assert_eq!(
         letter.payload,
-        question.body.to_string().into_bytes(),
+        poison.body.to_string().into_bytes(),
         "the original can be replayed"
     );
     Ok(())
+}
+
+/// A worker that was killed was waited for as long as one that may only be late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_worker_is_lost_because_its_connection_is_gone() -> Result<()> {
+    let models = slow_models()?;
+    let mut fleet = Fleet::builder()
+        .models_dir(models.path())
+        // Silence alone would take so long; the reason of the strike says that it did not.
+        .set("dispatcher.worker_lost_after_ms=8000")
+        .set("dispatcher.strikes_max=1")
+        .start()
+        .await?;
+    let body = json!({"prompt": "w5 w9", "max_tokens": 900, "temperature": 1.0, "seed": 3});
+    let question = Question::new("slow", body);
+    let mut events = fleet.submit(&question).await?;
+    worker_of(&fleet, &question, 0).await;
+    // Who only ran when it died is a suspect first.
+    fleet.workers[0].kill()?;
+    fleet.restart_worker(0)?;
+    computing(&fleet, &question, Attempt(2)).await;
+    fleet.workers[0].kill()?;
+    let answer = Answer::collect(&mut events).await?;
+    let error = answer.end.expect_err("its worker died with it");
+    assert_eq!(error.code, ErrorCode::Poisoned, "{error}");
+    assert!(
+        error.message.contains("worker w0 had no connection any more"),
+        "{error}"
+    );
+    Ok(())
+}
+
+/// The worker that has this attempt by its own report, and how many it runs beside it.
+async fn computing(fleet: &Fleet, question: &Question, attempt: Attempt) -> (usize, usize) {
+    eventually("a worker to report the attempt", async || {
+        let workers = fleet.status().await.ok()?.workers;
+        let found = workers.into_iter().find(|worker| {
+            let mut running = worker.report.running.iter();
+            running.any(|it| it.request == question.request && it.attempt == attempt)
+        })?;
+        let worker = found
+            .report
+            .worker
+            .as_str()
+            .trim_start_matches('w')
+            .parse()
+            .ok()?;
+        Some((worker, found.report.running.len() - 1))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -272,11 +335,7 @@ async fn standby_leads_when_the_leader_is_killed_and_running_work_does_not_notic
     );
     let second = fleet.ask(&question(2)).await?;
     assert!(second.end.is_ok(), "the standby serves new requests");
-    let requests = fleet.connection.jetstream.get_stream("FLOTILLA_REQUESTS").await?;
-    eventually("both requests to be acked", async || {
-        (requests.get_info().await.ok()?.state.messages == 0).then_some(())
-    })
-    .await;
+    fleet.wait_for_an_empty_queue().await;
     assert_journal_is_whole(&fleet, &first, &answer).await
 }
 
@@ -304,8 +363,8 @@ async fn server_that_is_killed_and_comes_back_loses_no_request() -> Result<()> {
         ));
     }
     worker_of(&fleet, &pending[0].0, 0).await;
-    fleet.server.kill()?;
-    fleet.server.restart()?;
+    fleet.server().kill()?;
+    fleet.server().restart()?;
     for (question, task) in pending {
         let answer = tokio::time::timeout(Duration::from_secs(120), task).await???;
         assert!(answer.end.is_ok(), "{:?}", answer.end);
@@ -331,6 +390,7 @@ async fn leader_overtakes_an_epoch_that_its_lease_does_not_know() -> Result<()> 
         queued_ms: 0,
         deadline_in_ms: None,
         evict_first: Vec::new(),
+        alone: false,
     };
     let subject = fleet.connection.subjects.assign(&WorkerId::new("w0")?);
     fleet

@@ -140,6 +140,7 @@ async fn the_largest_vectors_that_are_admitted_go_through_a_journal() -> Result<
                 worker: Some(&worker),
                 incarnation: Some(7),
                 strikes: Strikes(0),
+                alone: false,
                 encoding,
                 event: &event,
             })

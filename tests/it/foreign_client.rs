@@ -12,7 +12,7 @@ async fn python_client_gets_right_answers_by_the_public_contract() -> Result<()>
     let python = std::env::var("FLOTILLA_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let output = Command::new(python)
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/it/foreign_client.py"))
-        .arg(fleet.server.url())
+        .arg(fleet.cluster.url())
         .output()
         .context("cannot run Python; `make test` sets it up")?;
     let said = String::from_utf8_lossy(&output.stdout);

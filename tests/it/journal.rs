@@ -1,10 +1,15 @@
 //! The journal on a real server: what is refused, what is republished, and how a reader mends gaps.
 
+use std::pin::pin;
+
 use anyhow::{Context, Result};
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::Config as StreamConfig;
 use flotilla_client::{AppendError, Events, EventsError, Journal, NewEntry, new_request_id};
 use flotilla_protocol::event::{Accepted, Event, FinishReason, Finished, Timings, Tokens, Usage};
 use flotilla_protocol::{Attempt, Encoding, ModelName, RequestId, Strikes, WorkerId};
 use flotilla_tests::{Fleet, eventually};
+use futures_util::StreamExt;
 
 async fn fleet_without_workers() -> Result<(Fleet, Journal)> {
     let fleet = Fleet::builder().workers(0).start().await?;
@@ -48,6 +53,7 @@ fn entry<'a>(request: &'a RequestId, worker: &'a WorkerId, after: u64, event: &'
         worker: Some(worker),
         incarnation: Some(7),
         strikes: Strikes(2),
+        alone: false,
         encoding: Encoding::Json,
         event,
     }
@@ -176,6 +182,53 @@ async fn reader_that_missed_events_gets_every_one_once_and_in_order() -> Result<
     Ok(())
 }
 
+/// Who hears of an event may read a copy of the journal that lacks it, and then waited as if nothing were missing.
+#[tokio::test]
+async fn reader_that_heard_of_more_than_a_copy_holds_asks_again_sooner_than_one_that_did_not() -> Result<()> {
+    let fleet = Fleet::builder().dispatchers(0).workers(0).start().await?;
+    let connection = &fleet.connection;
+    // Does not republish: neither of the two hears of what is stored.
+    let stream = StreamConfig {
+        name: connection.subjects.journal_stream(),
+        subjects: vec![connection.subjects.journal_all()],
+        allow_direct: true,
+        ..Default::default()
+    };
+    connection.jetstream.create_stream(stream).await?;
+    let (told, untold, worker) = (new_request_id(), new_request_id(), WorkerId::new("w0")?);
+    let mut ahead = Events::subscribe(connection, told.clone()).await?;
+    let mut other = Events::subscribe(connection, untold.clone()).await?;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Sequence", "2");
+    headers.insert("Nats-Last-Sequence", "1");
+    let subject = connection.subjects.events(&told);
+    connection
+        .client
+        .publish_with_headers(subject, headers, "".into())
+        .await?;
+    // They wait from the same moment on.
+    let (mut ahead, mut other) = (pin!(ahead.next()), pin!(other.next()));
+    let mut reads = connection
+        .client
+        .subscribe("$JS.API.DIRECT.GET.FLOTILLA_JOURNAL")
+        .await?;
+    tokio::select! {
+        early = &mut ahead => panic!("nothing is stored: {early:?}"),
+        early = &mut other => panic!("nothing is stored: {early:?}"),
+        asked = reads.next() => asked.map(drop).context("the gap is looked for")?,
+    }
+    let journal = Journal::new(connection);
+    for request in [&untold, &told] {
+        journal.append(entry(request, &worker, 0, &tokens(0))).await?;
+    }
+    tokio::select! {
+        biased;
+        late = &mut other => panic!("this one had nothing to look for: {late:?}"),
+        found = &mut ahead => assert_eq!(found?.context("an event")?.event, tokens(0)),
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn reader_that_missed_the_last_event_finds_it_after_a_silence() -> Result<()> {
     let (fleet, journal) = fleet_without_workers().await?;
@@ -232,7 +285,7 @@ async fn event_that_is_not_stored_is_not_believed() -> Result<()> {
     let (request, worker) = (new_request_id(), WorkerId::new("w0")?);
     let mut events = Events::subscribe(&fleet.connection, request.clone()).await?;
     let forged = finished(9);
-    let mut found = async_nats::HeaderMap::new();
+    let mut found = HeaderMap::new();
     found.insert("Flotilla-Event", forged.kind().as_str());
     let subject = fleet.connection.subjects.events(&request);
     let body = forged.encode(Encoding::Json)?;

@@ -1,5 +1,6 @@
 //! Integration tests: real processes around a real nats-server.
 
+mod alerts;
 mod answers;
 mod arriving;
 mod bad_input;
@@ -8,6 +9,7 @@ mod bad_starts;
 mod benchmarks;
 mod chaos;
 mod chat;
+mod clusters;
 mod command_line;
 mod connections;
 mod crashes;
@@ -20,13 +22,21 @@ mod hub;
 mod journal;
 mod load;
 mod long_tail;
+mod matrix;
+mod metrics;
 mod model;
+mod overload;
+mod points;
 mod profile_runs;
 mod profiles;
 mod reality;
+mod reconciliation;
 mod sampling;
+mod security;
 mod services;
 mod shapes;
 mod simulated;
 mod slow;
+mod soak;
+mod tracing;
 mod weights;

@@ -4,7 +4,7 @@
 //! `/proc/self/cwd`, which is another place for every process.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use flotilla_client::{Answer, Catalog};
@@ -12,7 +12,7 @@ use flotilla_protocol::catalog::{CatalogEntry, ModelSource};
 use flotilla_protocol::fleet::ModelState;
 use flotilla_protocol::{ModelName, WorkerId};
 use flotilla_tests::copies::{self, copied_bytes};
-use flotilla_tests::{Fleet, ModelFolderBuilder, Question, Signal, eventually};
+use flotilla_tests::{Fleet, ModelFolderBuilder, Question, Signal, copy_folder, eventually};
 use flotilla_worker::describe;
 use futures_util::StreamExt;
 use serde_json::json;
@@ -61,15 +61,6 @@ pub(crate) async fn give(fleet: &Fleet, model: &ModelFolderBuilder, workers: &[&
     };
     Catalog::open(&fleet.connection).await?.add(&entry).await?;
     Ok(entry.facts.weights_bytes)
-}
-
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for file in fs::read_dir(from)? {
-        let file = file?;
-        fs::copy(file.path(), to.join(file.file_name()))?;
-    }
-    Ok(())
 }
 
 pub(crate) async fn wait_until_offered(fleet: &Fleet, holders: usize) -> Result<()> {
@@ -227,8 +218,8 @@ async fn copy_outlives_a_server_that_forgets_the_relay() -> Result<()> {
         .admin("load", &json!({"model": MODEL, "worker": "w1"}))
         .await?;
     wait_for_a_third(&fleet, bytes).await;
-    fleet.server.kill()?;
-    fleet.server.restart()?;
+    fleet.server().kill()?;
+    fleet.server().restart()?;
     assert_eq!(
         answer_of(&fleet, "w1").await?.token_ids,
         answer_of(&fleet, "w0").await?.token_ids

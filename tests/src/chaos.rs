@@ -2,7 +2,8 @@
 //!
 //! Everything that is drawn follows from one seed: the questions, the faults, and the points at which they happen.
 //! A point is a number of tokens that the clients have got, not a time, so that a seed that failed can be run again
-//! with the same faults in about the same places. Two dispatchers, two workers with simulated devices, one server.
+//! with the same faults in about the same places. Two dispatchers, two workers with simulated devices, one server or
+//! three that are a cluster.
 //!
 //! Each answer is compared with the undisturbed one of its question; each journal is read when its answer is there
 //! and once more at the end. What is wrong is a [`Problem`]; with one, the logs of all parts are merged into one
@@ -13,7 +14,7 @@ mod conductor;
 mod journals;
 mod plan;
 mod questions;
-mod random;
+mod servers;
 mod summary;
 mod timeline;
 
@@ -26,10 +27,10 @@ use flotilla_client::{Catalog, Connection};
 use tempfile::TempDir;
 
 pub use clients::Problem;
-pub use plan::{Fault, Part, Planned, plan};
+pub use plan::{Aim, Fault, Kept, Part, Planned, Scope, When, plan};
 pub use summary::Summary;
 
-use crate::{Fleet, eventually, simulated_model, write_profile};
+use crate::{Fleet, connect, eventually, simulated_model, write_profile};
 use clients::Clients;
 use conductor::Conductor;
 use questions::{MODELS, Questions};
@@ -44,6 +45,8 @@ pub struct ChaosOptions {
     pub requests: usize,
     /// Faults in all.
     pub faults: usize,
+    /// Servers; several are a cluster.
+    pub servers: usize,
     /// Requests under way at once.
     pub clients: usize,
     /// How soon the fleet gives a silent part up.
@@ -104,6 +107,7 @@ impl ChaosOptions {
             seed,
             requests,
             faults: (requests / 150).max(8),
+            servers: 1,
             clients: 48,
             pace: Pace::Default,
             log_level: "info".to_owned(),
@@ -167,6 +171,7 @@ impl Arena {
         let mut builder = Fleet::builder()
             .dispatchers(2)
             .workers(2)
+            .servers(options.servers)
             .proxied()
             .set("worker.engine=simulated")
             .set(&format!("worker.simulated.profile={}", profile.display()))
@@ -196,19 +201,20 @@ impl Arena {
         let tokens: u64 = (0..options.requests)
             .map(|number| questions.of(number).tokens())
             .sum();
-        let planned = plan(
-            options.seed,
-            options.faults,
+        let scope = Scope {
+            servers: options.servers,
+            faults: options.faults,
             tokens,
-            options.pace.given_up_after(),
-        );
+            given_up_after: options.pace.given_up_after(),
+        };
+        let planned = plan(options.seed, scope);
         let clients = Clients::new(
             self.fleet.connection.clone(),
             self.observer.clone(),
             questions,
             options,
         );
-        let mut conductor = Conductor::new(&mut self.fleet, &mut self.notes, planned);
+        let mut conductor = Conductor::new(&mut self.fleet, self.observer.clone(), &mut self.notes, planned);
         let began = Instant::now();
         let told = conductor.lead(clients).await?;
         self.notes.pauses(&told.0);
@@ -216,12 +222,20 @@ impl Arena {
         if let Err(error) = self.wait_for_an_empty_queue().await {
             summary.problems.push((0, Problem::Stuck(error.to_string())));
         }
-        summary.read_journals_again(&self.observer).await;
+        for server in &self.fleet.cluster.servers {
+            // Whoever asks a server is answered out of that server's own copy.
+            summary.read_journals_again(&connect(&server.url()).await?).await;
+        }
         Ok(summary)
     }
 
-    /// Every request was acked.
+    /// Every server has all that was stored, and every request was acked.
     async fn wait_for_an_empty_queue(&self) -> Result<()> {
+        let settled = eventually("all servers", async || {
+            self.fleet.cluster.is_current().await.then_some(())
+        });
+        let settled = tokio::time::timeout(crate::PATIENCE, settled).await;
+        settled.context("the servers do not get even")?;
         let jetstream = &self.observer.jetstream;
         let stream = self.observer.subjects.requests_stream();
         let messages = async || {

@@ -1,41 +1,31 @@
 //! A whole fleet for one test: server, dispatchers and workers as real processes.
 
+mod asking;
+mod builder;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use async_nats::Message;
 use flotilla_client::{Answer, Connection, Events, NewRequest, new_request_id, submit, submit_to};
-use flotilla_config::{Config, LoadOptions};
 use flotilla_protocol::admin::FleetStatus;
 use flotilla_protocol::{Class, Encoding, ModelName, RequestId, WorkerId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use asking::collect;
+pub use asking::{admin, ask_worker, connect, connect_as, status};
+pub use builder::FleetBuilder;
+use builder::Users;
+
+use crate::cluster::Cluster;
+use crate::eventually;
+use crate::exchanges::Exchanges;
 use crate::process::Process;
-use crate::proxy::Proxy;
-use crate::server::{NatsServer, ServerOptions};
-use crate::{demo_models_dir, eventually};
-
-/// What a test wants of its fleet.
-#[derive(Debug)]
-pub struct FleetBuilder {
-    server: ServerOptions,
-    dispatchers: usize,
-    workers: usize,
-    models_dir: PathBuf,
-    settings: Vec<String>,
-    network: Network,
-}
-
-/// How the parts reach the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Network {
-    Direct,
-    /// Each through a proxy of its own.
-    Proxied,
-}
+use crate::proxies::Proxies;
+use crate::server::NatsServer;
 
 /// A running fleet; everything ends when it is dropped.
 #[derive(Debug)]
@@ -46,14 +36,17 @@ pub struct Fleet {
     pub workers: Vec<Process>,
     /// A connection for the test's own requests.
     pub connection: Connection,
-    /// The server.
-    pub server: NatsServer,
-    /// What lies between a part and the server, by the part's name; that of [`Fleet::connection`] is `client`.
-    /// Empty unless [`FleetBuilder::proxied`].
-    pub proxies: BTreeMap<String, Proxy>,
+    /// The server, or several.
+    pub cluster: Cluster,
+    /// What lies between a part and the servers, by the part's name; that of [`Fleet::connection`] is `client`.
+    /// Only those with a gate unless [`FleetBuilder::proxied`].
+    pub proxies: BTreeMap<String, Proxies>,
+    /// The same, empty unless [`FleetBuilder::with_exchanges`].
+    pub exchanges: BTreeMap<String, Exchanges>,
     folder: TempDir,
     models_dir: PathBuf,
     settings: Vec<String>,
+    users: Users,
 }
 
 /// A request that a test asks.
@@ -92,7 +85,8 @@ impl Question {
     }
 
     /// As it is published.
-    pub(crate) fn as_new(&self) -> NewRequest {
+    #[must_use]
+    pub fn as_new(&self) -> NewRequest {
         NewRequest {
             request: self.request.clone(),
             class: self.class,
@@ -103,90 +97,16 @@ impl Question {
     }
 }
 
-impl FleetBuilder {
-    /// The server's options.
-    #[must_use]
-    pub fn server(mut self, options: ServerOptions) -> Self {
-        self.server = options;
-        self
-    }
-
-    /// How many dispatchers.
-    #[must_use]
-    pub fn dispatchers(mut self, count: usize) -> Self {
-        self.dispatchers = count;
-        self
-    }
-
-    /// How many workers.
-    #[must_use]
-    pub fn workers(mut self, count: usize) -> Self {
-        self.workers = count;
-        self
-    }
-
-    /// The folder whose subfolders are the models; the demonstration models by default.
-    #[must_use]
-    pub fn models_dir(mut self, folder: &Path) -> Self {
-        self.models_dir = folder.to_owned();
-        self
-    }
-
-    /// A setting for every process, as `key=value`.
-    #[must_use]
-    pub fn set(mut self, setting: &str) -> Self {
-        self.settings.push(setting.to_owned());
-        self
-    }
-
-    /// Every part that is started with the fleet, and the test's own connection, reaches the server through a
-    /// [`Proxy`] of its own.
-    #[must_use]
-    pub fn proxied(mut self) -> Self {
-        self.network = Network::Proxied;
-        self
-    }
-
-    /// Starts everything and waits until every worker has reported.
-    ///
-    /// # Errors
-    /// When a part does not start.
-    pub async fn start(self) -> Result<Fleet> {
-        let server = NatsServer::start(&self.server)?;
-        let proxies = self.proxies(&server).await?;
-        let url = proxies.get(CLIENT).map_or_else(|| server.url(), Proxy::url);
-        let connection = connect(&url).await?;
-        let mut fleet = Fleet {
-            dispatchers: Vec::new(),
-            workers: Vec::new(),
-            connection,
-            server,
-            proxies,
-            folder: tempfile::tempdir()?,
-            models_dir: self.models_dir,
-            settings: self.settings,
-        };
-        for _ in 0..self.dispatchers {
-            fleet.add_dispatcher()?;
-        }
-        for _ in 0..self.workers {
-            fleet.add_worker()?;
-        }
-        fleet.wait_until_up(self.workers).await?;
-        Ok(fleet)
-    }
-
-    async fn proxies(&self, server: &NatsServer) -> Result<BTreeMap<String, Proxy>> {
-        let mut proxies = BTreeMap::new();
-        if self.network == Network::Proxied {
-            let dispatchers = (0..self.dispatchers).map(dispatcher_name);
-            let workers = (0..self.workers).map(worker_name);
-            for name in dispatchers.chain(workers).chain([CLIENT.to_owned()]) {
-                proxies.insert(name, Proxy::start(server.port()).await?);
-            }
-        }
-        Ok(proxies)
-    }
+/// Where a part reaches the servers.
+fn url(
+    cluster: &Cluster,
+    proxies: &BTreeMap<String, Proxies>,
+    exchanges: &BTreeMap<String, Exchanges>,
+    name: &str,
+) -> String {
+    let network = proxies.get(name).map(Proxies::url);
+    let network = network.or_else(|| exchanges.get(name).map(Exchanges::url));
+    network.unwrap_or_else(|| cluster.url())
 }
 
 fn dispatcher_name(index: usize) -> String {
@@ -201,14 +121,7 @@ impl Fleet {
     /// One dispatcher, one worker, the demonstration models.
     #[must_use]
     pub fn builder() -> FleetBuilder {
-        FleetBuilder {
-            server: ServerOptions::default(),
-            dispatchers: 1,
-            workers: 1,
-            models_dir: demo_models_dir(),
-            settings: Vec::new(),
-            network: Network::Direct,
-        }
+        FleetBuilder::default()
     }
 
     /// The folder of logs and data.
@@ -217,11 +130,16 @@ impl Fleet {
         self.folder.path()
     }
 
+    /// The server, or the first of several.
+    pub fn server(&mut self) -> &mut NatsServer {
+        &mut self.cluster.servers[0]
+    }
+
     /// Arguments that make a command of ours talk to this fleet.
     #[must_use]
     pub fn arguments(&self, command: &[&str]) -> Vec<String> {
         let mut arguments: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
-        arguments.extend(["--nats".to_owned(), self.server.url()]);
+        arguments.extend(["--nats".to_owned(), self.cluster.url()]);
         arguments
     }
 
@@ -297,12 +215,12 @@ impl Fleet {
     }
 
     fn role(&self, role: &str, name: &str, settings: &[String]) -> Result<Process> {
-        let url = self
-            .proxies
-            .get(name)
-            .map_or_else(|| self.server.url(), Proxy::url);
+        let url = url(&self.cluster, &self.proxies, &self.exchanges, name);
         let mut arguments = vec![role.to_owned(), "--nats".to_owned(), url];
-        for setting in settings.iter().chain(&self.settings) {
+        // Tests that run at once must not take each other's ports.
+        arguments.extend(["--set".to_owned(), format!("{role}.http.listen=127.0.0.1:0")]);
+        let user = self.users.settings(role);
+        for setting in user.iter().chain(settings).chain(&self.settings) {
             arguments.extend(["--set".to_owned(), setting.clone()]);
         }
         let home = self.home(name);
@@ -316,8 +234,12 @@ impl Fleet {
         self.folder.path().join(name)
     }
 
-    /// Waits for the workers' reports, and fails at once when a process ends instead.
+    /// Waits for the workers' reports, and fails at once when a process ends instead. Without a dispatcher nobody hears
+    /// reports.
     async fn wait_until_up(&mut self, workers: usize) -> Result<()> {
+        if self.dispatchers.is_empty() {
+            return Ok(());
+        }
         let processes: Vec<&mut Process> = self.dispatchers.iter_mut().chain(&mut self.workers).collect();
         let processes = RefCell::new(processes);
         let connection = &self.connection;
@@ -345,12 +267,33 @@ impl Fleet {
         .await;
     }
 
+    /// Waits until every request was acknowledged.
+    ///
+    /// # Panics
+    /// When that does not happen in time.
+    pub async fn wait_for_an_empty_queue(&self) {
+        let stream = self.connection.subjects.requests_stream();
+        eventually("every request to be acked", async || {
+            let stream = self.connection.jetstream.get_stream(&stream).await.ok()?;
+            (stream.cached_info().state.messages == 0).then_some(())
+        })
+        .await;
+    }
+
     /// One more connection of the test's own, with no proxy between.
     ///
     /// # Errors
     /// When the server does not answer.
     pub async fn connect_directly(&self) -> Result<Connection> {
-        connect(&self.server.url()).await
+        connect_as(&self.cluster.url(), self.users.settings(OPERATOR)).await
+    }
+
+    /// The same to one server of several.
+    ///
+    /// # Errors
+    /// When that one does not answer.
+    pub async fn connect_to(&self, server: usize) -> Result<Connection> {
+        connect_as(&self.cluster.servers[server].url(), self.users.settings(OPERATOR)).await
     }
 
     /// The dispatcher's view of the workers.
@@ -379,6 +322,16 @@ impl Fleet {
         Ok(events)
     }
 
+    /// Publishes a request that only one worker may have; its body must have a `deadline_ms`.
+    ///
+    /// # Errors
+    /// When it is not stored.
+    pub async fn submit_to(&self, question: &Question, worker: &WorkerId) -> Result<Events> {
+        let events = Events::subscribe(&self.connection, question.request.clone()).await?;
+        submit_to(&self.connection, question.as_new(), worker).await?;
+        Ok(events)
+    }
+
     /// Publishes a request and waits for the whole answer.
     ///
     /// # Errors
@@ -397,59 +350,7 @@ impl Fleet {
     }
 }
 
-/// Publishes a request that only one worker may have, and waits for the whole answer; its body must have a
-/// `deadline_ms`.
-///
-/// # Errors
-/// When it is not stored, or its events cannot be followed.
-pub async fn ask_worker(connection: &Connection, question: &Question, worker: &WorkerId) -> Result<Answer> {
-    let mut events = Events::subscribe(connection, question.request.clone()).await?;
-    submit_to(connection, question.as_new(), worker).await?;
-    collect(question, &mut events).await
-}
-
-async fn collect(question: &Question, events: &mut Events) -> Result<Answer> {
-    let answer = tokio::time::timeout(crate::PATIENCE * 2, Answer::collect(events));
-    answer
-        .await
-        .with_context(|| format!("{} has no end", question.request))?
-        .map_err(Into::into)
-}
-
-/// The dispatcher's view of the workers.
-///
-/// # Errors
-/// When no dispatcher leads.
-pub async fn status(connection: &Connection) -> Result<FleetStatus> {
-    let message = admin(connection, "workers", &json!({})).await?;
-    Ok(serde_json::from_slice(&message.payload)?)
-}
-
-/// Asks an endpoint for operators.
-///
-/// # Errors
-/// When nobody answers.
-pub async fn admin(connection: &Connection, verb: &str, body: &Value) -> Result<Message> {
-    let subject = connection.subjects.admin(verb);
-    connection
-        .client
-        .request(subject, body.to_string().into())
-        .await
-        .context("no leader answers")
-}
-
-/// A connection for a test's own requests.
-///
-/// # Errors
-/// When there is no server.
-pub async fn connect(url: &str) -> Result<Connection> {
-    let options = LoadOptions {
-        flags: vec![format!("nats.url={url}")],
-        ..LoadOptions::default()
-    };
-    let config = Config::load(&options)?;
-    Ok(Connection::open(&config.nats, "test").await?)
-}
-
+/// The user of the test's own connection.
+const OPERATOR: &str = "operator";
 /// The proxy of the test's own connection.
 const CLIENT: &str = "client";

@@ -4,21 +4,38 @@
 //! conditions with a deadline ([`eventually`]); none of them sleeps for a fixed time.
 
 pub mod chaos;
+mod cluster;
 pub mod copies;
+mod exchanges;
 mod fleet;
+mod gate;
 mod hub;
+mod known;
 mod models;
+pub mod pauses;
 mod process;
+mod proxies;
 mod proxy;
+mod random;
+mod scrape;
 mod server;
 mod simulated;
+pub mod soak;
 
-pub use fleet::{Fleet, FleetBuilder, Question, admin, ask_worker, connect, status};
+pub use cluster::{Cluster, server_name};
+pub use exchanges::{Disturbance, Exchanges, Fault, Refusal, Rule, Side};
+pub use fleet::{Fleet, FleetBuilder, Question, admin, ask_worker, connect, connect_as, status};
+pub use gate::{Gate, Passing, Verdict, Way};
 pub use hub::{HubOptions, HubRequest, HubServer};
-pub use models::{ModelFolderBuilder, Spelling, demo_models_dir, golden_encoder, write_encoder};
+pub use models::{ModelFolderBuilder, Spelling, copy_folder, demo_models_dir, golden_encoder, write_encoder};
 pub use process::{Process, Signal, flotilla_binary};
+pub use proxies::{Proxies, Wire};
 pub use proxy::{Flow, Proxy};
-pub use server::{NatsServer, ServerOptions, free_port, nats_server_binary, nats_server_configuration};
+pub use scrape::{Scrape, get};
+pub use server::{
+    Membership, NatsServer, ServerOptions, USERS, deployed_nats_file, free_port, nats_server_binary,
+    nats_server_configuration, settings_of_user,
+};
 pub use simulated::{sample_profile, simulated_model, write_profile};
 
 use std::future::Future;

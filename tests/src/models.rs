@@ -14,6 +14,19 @@ pub fn demo_models_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo-models")
 }
 
+/// Copies the files of a model's folder.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}
+
 /// A golden sentence encoder of the engine's tests, without a tokenizer.
 #[must_use]
 pub fn golden_encoder(name: &str) -> PathBuf {

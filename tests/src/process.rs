@@ -67,6 +67,23 @@ pub(crate) fn send_signal(process: u32, signal: Signal) -> Result<()> {
     Ok(())
 }
 
+/// Sets the soft limit on the length of what a process writes.
+pub(crate) fn limit_files(process: u32, bytes: Option<u64>) -> Result<()> {
+    let soft = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
+    let status = Command::new("prlimit")
+        .args([
+            "--pid",
+            &process.to_string(),
+            &format!("--fsize={soft}:unlimited"),
+        ])
+        .status()
+        .context("there is no prlimit, which util-linux has")?;
+    if !status.success() {
+        bail!("the limits of process {process} cannot be changed");
+    }
+    Ok(())
+}
+
 /// A child process whose output goes to a file; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -91,7 +108,10 @@ impl Process {
     pub fn flotilla_at_home(name: &str, folder: &Path, home: &Path, arguments: &[String]) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(flotilla_binary())
+        // A write beyond a limit on files fails, as on a disk that is full, and does not end the process.
+        let child = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+            .arg(flotilla_binary())
             .args(arguments)
             .current_dir(home)
             .stdin(Stdio::null())
@@ -122,6 +142,14 @@ impl Process {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Lets it write no further than so many bytes into any file, as a disk does that is full; `None` for no limit any more.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        limit_files(self.id(), bytes)
     }
 
     /// Kills it without warning.

@@ -1,7 +1,7 @@
 //! A TCP proxy between one part and the server, for faults of a network: cut, stall, delay, reset.
 //!
-//! It moves bytes and knows nothing of NATS. Each connection has a task for each direction; all of them follow
-//! the proxy's one [`Condition`], which tests change.
+//! It moves bytes and, unless it has a [`Gate`], knows nothing of NATS. Each connection has a task for each direction;
+//! all of them follow the proxy's one [`Condition`], which tests change.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+
+use crate::gate::{Gate, Sieve, Way};
 
 /// What one direction does with bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,18 @@ impl Proxy {
     /// # Errors
     /// When there is no port to listen on.
     pub async fn start(server_port: u16) -> Result<Self> {
+        Self::start_with(server_port, None).await
+    }
+
+    /// The same with a gate that every message passes.
+    ///
+    /// # Errors
+    /// When there is no port to listen on.
+    pub async fn start_gated(server_port: u16, gate: Gate) -> Result<Self> {
+        Self::start_with(server_port, Some(gate)).await
+    }
+
+    async fn start_with(server_port: u16, gate: Option<Gate>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .context("no port for a proxy")?;
@@ -77,7 +91,7 @@ impl Proxy {
         });
         let server = SocketAddr::from(([127, 0, 0, 1], server_port));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, server, condition.subscribe()));
+        tasks.spawn(accept(listener, server, condition.subscribe(), gate));
         Ok(Self {
             condition,
             port,
@@ -89,6 +103,12 @@ impl Proxy {
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The port of [`Proxy::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Sets what both directions do, for connections that are there and for new ones.
@@ -132,7 +152,12 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, condition: watch::Receiver<Condition>) {
+async fn accept(
+    listener: TcpListener,
+    server: SocketAddr,
+    condition: watch::Receiver<Condition>,
+    gate: Option<Gate>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -140,7 +165,7 @@ async fn accept(listener: TcpListener, server: SocketAddr, condition: watch::Rec
                 let now = *condition.borrow();
                 // One that is refused is closed, as is one whose server is not there.
                 if let (Ok((part, _)), true) = (accepted, now.accepts) {
-                    connections.spawn(connect(part, server, condition.clone(), now));
+                    connections.spawn(connect(part, server, condition.clone(), now, gate.clone()));
                 }
             }
             Some(ended) = connections.join_next() => ended.expect("moving bytes does not panic"),
@@ -153,6 +178,7 @@ async fn connect(
     server: SocketAddr,
     mut condition: watch::Receiver<Condition>,
     begun: Condition,
+    gate: Option<Gate>,
 ) {
     let Ok(server) = TcpStream::connect(server).await else {
         return;
@@ -178,8 +204,11 @@ async fn connect(
             now.to_part
         }
     };
-    let to_server = carry(from_part, &into_server, condition.clone(), of_server);
-    let to_part = carry(from_server, &into_part, condition.clone(), of_part);
+    let sieve = |way| gate.as_ref().map(|gate| Sieve::new(way, gate));
+    let (sift, condition_too) = (sieve(Way::ToServer), condition.clone());
+    let to_server = carry(from_part, &into_server, condition_too, of_server, sift);
+    let (sift, condition_too) = (sieve(Way::ToPart), condition.clone());
+    let to_part = carry(from_server, &into_part, condition_too, of_part, sift);
     let closed = condition.wait_for(|now| now.generation != begun.generation);
     let closing = tokio::select! {
         _ = to_server => Closing::Finish,
@@ -202,10 +231,11 @@ async fn carry(
     into: &OwnedWriteHalf,
     condition: watch::Receiver<Condition>,
     of: impl Fn(&Condition) -> Flow + Copy,
+    sieve: Option<Sieve>,
 ) -> io::Result<()> {
     let (queue, queued) = mpsc::channel(CHUNKS_MAX);
     tokio::try_join!(
-        take_in(from, queue, condition.clone(), of),
+        take_in(from, queue, condition.clone(), of, sieve),
         give_out(into, queued, condition, of)
     )
     .map(drop)
@@ -216,22 +246,37 @@ async fn take_in(
     queue: mpsc::Sender<(Instant, Bytes)>,
     condition: watch::Receiver<Condition>,
     of: impl Fn(&Condition) -> Flow + Copy,
+    mut sieve: Option<Sieve>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
-        let count = from.read(&mut buffer).await?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let chunk = tokio::select! {
+            count = from.read(&mut buffer) => match (count?, &mut sieve) {
+                (0, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                (count, Some(sieve)) => sieve.sift(&buffer[..count]),
+                (count, None) => Bytes::copy_from_slice(&buffer[..count]),
+            },
+            held = let_go(&mut sieve) => held,
+        };
+        if chunk.is_empty() {
+            continue;
         }
         let delay = match of(&condition.borrow()) {
             Flow::Delayed(delay) => delay,
             Flow::Open | Flow::Stalled => Duration::ZERO,
         };
         let due = Instant::now() + delay;
-        let chunk = Bytes::copy_from_slice(&buffer[..count]);
         if queue.send((due, chunk)).await.is_err() {
             return Ok(());
         }
+    }
+}
+
+/// What a gate lets go when it is opened.
+async fn let_go(sieve: &mut Option<Sieve>) -> Bytes {
+    match sieve {
+        Some(sieve) => sieve.opened().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
+use clap::builder::TypedValueParser;
 use flotilla_tests::chaos::{ChaosOptions, Pace, TimelineOf, run};
 
-/// Requests under faults: two dispatchers, two workers with simulated devices, one server.
+/// Requests under faults: two dispatchers, two workers with simulated devices, one server or a cluster.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// What the questions and the faults follow from; drawn and printed when it is not given.
@@ -20,6 +21,9 @@ struct Arguments {
     /// Faults in all: one for each 150 requests when it is not given.
     #[arg(long)]
     faults: Option<usize>,
+    /// Servers: one, or three that are a cluster.
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::PossibleValuesParser::new(["1", "3"]).map(|count| count.parse::<usize>().expect("a number")))]
+    servers: usize,
     /// Requests under way at once.
     #[arg(long, default_value_t = 48)]
     clients: usize,
@@ -42,6 +46,7 @@ async fn main() -> Result<()> {
     println!("chaos with seed {seed}");
     let mut options = ChaosOptions::new(seed, arguments.requests);
     options.faults = arguments.faults.unwrap_or(options.faults);
+    options.servers = arguments.servers;
     options.clients = arguments.clients;
     options.log_level = arguments.log_level;
     if arguments.quick {

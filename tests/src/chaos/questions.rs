@@ -1,42 +1,18 @@
 //! What is asked, and the undisturbed answers.
 
 use anyhow::{Result, ensure};
-use flotilla_client::new_request_id;
 use flotilla_protocol::Class;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 
-use super::random::Random;
+use crate::known::Known;
+use crate::random::Random;
 use crate::{Fleet, Question};
-
-/// A question with the answer that a fleet without faults gives.
-#[derive(Debug, Clone)]
-pub(super) struct Known {
-    question: Question,
-    /// Tokens of its answer.
-    pub(super) token_ids: Vec<u32>,
-    /// Text of its answer.
-    pub(super) text: String,
-}
 
 /// Some questions; each is asked many times.
 #[derive(Debug)]
 pub(super) struct Questions {
     known: Vec<Known>,
-}
-
-impl Known {
-    /// The question under an id of its own.
-    pub(super) fn again(&self) -> Question {
-        Question {
-            request: new_request_id(),
-            ..self.question.clone()
-        }
-    }
-
-    pub(super) fn tokens(&self) -> u64 {
-        self.token_ids.len() as u64
-    }
 }
 
 impl Questions {
@@ -45,21 +21,12 @@ impl Questions {
         let mut random = Random::new(seed, PURPOSE);
         let drawn: Vec<(Question, usize)> = (0..QUESTIONS).map(|_| draw(&mut random)).collect();
         let asked = stream::iter(drawn).map(async |(question, tokens)| {
-            let answer = fleet.ask(&question).await?;
+            let known = Known::ask(fleet, question).await?;
             ensure!(
-                answer.end.is_ok(),
-                "an undisturbed answer fails: {:?}",
-                answer.end
-            );
-            ensure!(
-                answer.token_ids.len() == tokens,
+                known.token_ids.len() == tokens,
                 "simulated answers run to their limit"
             );
-            Ok(Known {
-                question,
-                token_ids: answer.token_ids,
-                text: answer.text,
-            })
+            Ok(known)
         });
         Ok(Self {
             known: asked.buffered(QUESTIONS).try_collect().await?,

@@ -59,7 +59,11 @@ impl Summary {
                 Part::Dispatcher(_) => "dispatcher",
                 Part::Worker(_) => "worker",
                 Part::Clients => "client",
-                Part::Server => "server",
+                Part::Server(_) => "server",
+                Part::Servers => "all servers",
+                Part::Link(..) => "link",
+                Part::Routes(_) => "routes",
+                Part::Machine(_) => "machine",
             };
             *faults
                 .entry(format!("{hit} {}", planned.fault.kind()))
@@ -191,7 +195,7 @@ fn sorted(times: impl Iterator<Item = Duration>) -> Vec<Duration> {
 fn is_of_others(told: &Told, notes: &Notes) -> bool {
     let paused = told.paused_until - told.pause;
     notes.faults.iter().any(|(at, planned)| {
-        matches!(planned.part, Part::Server | Part::Clients)
+        (planned.part.is_of_servers() || planned.part == Part::Clients)
             && *at <= told.paused_until
             && paused <= *at + planned.fault.lasts() + SETTLED_AFTER
     })
@@ -226,7 +230,7 @@ fn failovers(notes: &Notes, lines: &[Line], accepted: &[SystemTime]) -> Vec<Dura
                 *at > *struck + RELATED_WITHIN || *at + other.fault.lasts() + SETTLED_AFTER < *struck;
             is_apart
                 || other.part == planned.part
-                || !matches!(other.part, Part::Server | Part::Dispatcher(_))
+                || !(other.part.is_of_servers() || matches!(other.part, Part::Dispatcher(_)))
         });
         let until = terms.partition_point(|term| term.at <= *struck);
         let led = until

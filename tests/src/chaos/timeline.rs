@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::clients::Told;
 use super::plan::{Part, Planned};
-use crate::Fleet;
+use crate::{Fleet, server_name};
 
 /// What the run itself did, and when.
 #[derive(Debug, Default)]
@@ -80,7 +80,9 @@ pub(super) fn lines_of_roles(fleet: &Fleet) -> Vec<Line> {
 /// Writes what everybody wrote as one file.
 pub(super) fn write(path: &Path, fleet: &Fleet, notes: &Notes) -> Result<()> {
     let mut all = lines_of_roles(fleet);
-    all.extend(lines("server", &fleet.server.log()));
+    for (number, server) in fleet.cluster.servers.iter().enumerate() {
+        all.extend(lines(&server_name(number), &server.log()));
+    }
     all.extend(notes.lines.iter().map(|(at, text)| Line {
         at: *at,
         part: "chaos".to_owned(),

@@ -1,0 +1,168 @@
+//! One project of docker compose, with ports and volumes of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use flotilla_tests::{flotilla_binary, free_port};
+use serde_json::Value;
+
+/// A fleet of containers; everything of it is removed when dropped.
+pub struct Compose {
+    project: String,
+    pub nats_port: u16,
+    pub prometheus_port: u16,
+}
+
+impl Compose {
+    /// Builds the image of the roles from the program that was built beside this test, and starts the fleet.
+    pub fn up() -> Result<Self> {
+        succeed(
+            Command::new(repository().join("deploy/image.sh"))
+                .env("FLOTILLA_BINARY", flotilla_binary())
+                .stdin(Stdio::null()),
+        )?;
+        let compose = Self {
+            project: format!("flotilla-test-{}", std::process::id()),
+            nats_port: free_port(),
+            prometheus_port: free_port(),
+        };
+        compose.run(&["up", "-d"])?;
+        Ok(compose)
+    }
+
+    /// `docker compose` with these words.
+    pub fn run(&self, words: &[&str]) -> Result<String> {
+        let mut command = tool();
+        command
+            .arg("-f")
+            .arg(repository().join("deploy/compose.yaml"))
+            .args(["-p", &self.project])
+            .args(words)
+            .env("FLOTILLA_NATS_PORT", self.nats_port.to_string())
+            .env("FLOTILLA_PROMETHEUS_PORT", self.prometheus_port.to_string())
+            .stdin(Stdio::null());
+        succeed(&mut command)
+    }
+
+    /// The containers of a service.
+    pub fn containers(&self, service: &str) -> Result<Vec<String>> {
+        let ids = self.run(&["ps", "-q", service])?;
+        Ok(ids.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits until all containers of some services are healthy, and there are as many as are told.
+    pub fn wait_until_healthy(&self, services: &[(&str, usize)]) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let mut missing = Vec::new();
+            for &(service, count) in services {
+                let containers = self.containers(service)?;
+                let healthy = containers.iter().filter(|id| is_healthy(id)).count();
+                if healthy != count {
+                    missing.push(format!("{service}: {healthy} of {count} healthy"));
+                }
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!("{}\n{}", missing.join(", "), self.logs());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// What everything has written.
+    pub fn logs(&self) -> String {
+        self.run(&["logs", "--no-color", "--tail", "60"])
+            .unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    /// Address of the server as seen from outside.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.nats_port)
+    }
+}
+
+impl Drop for Compose {
+    #[expect(clippy::print_stderr, reason = "a failed test shows what its containers said")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        if let Err(error) = self.run(&["down", "--volumes", "--remove-orphans", "--timeout", "1"]) {
+            eprintln!("{} stays: {error:#}", self.project);
+        }
+    }
+}
+
+/// A user's password out of `deploy/.env`.
+pub fn password(user: &str) -> Result<String> {
+    let text = std::fs::read_to_string(repository().join("deploy/.env"))?;
+    let name = format!("FLOTILLA_{}_PASSWORD=", user.to_uppercase());
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(line
+        .with_context(|| format!("no {name} in deploy/.env"))?
+        .to_owned())
+}
+
+/// `docker` with these words.
+pub fn docker(words: &[&str]) -> Result<String> {
+    succeed(Command::new("docker").args(words).stdin(Stdio::null()))
+}
+
+/// What a container has written to standard error: a role's log.
+pub fn log(container: &str) -> Result<String> {
+    let output = Command::new("docker").args(["logs", container]).output()?;
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// What Docker knows of a container.
+pub fn inspect(container: &str) -> Result<Value> {
+    let told: Value = serde_json::from_str(&docker(&["inspect", container])?)?;
+    told.get(0).cloned().context("one container")
+}
+
+fn is_healthy(container: &str) -> bool {
+    let status = inspect(container).ok();
+    status.is_some_and(|status| status.pointer("/State/Health/Status") == Some(&"healthy".into()))
+}
+
+/// The plugin, or the program that came before it.
+fn tool() -> Command {
+    let has_plugin = Command::new("docker")
+        .args(["compose", "version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    match has_plugin {
+        true => {
+            let mut command = Command::new("docker");
+            command.arg("compose");
+            command
+        }
+        false => Command::new("docker-compose"),
+    }
+}
+
+fn succeed(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Containers start slowly on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
