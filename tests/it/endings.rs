@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use flotilla_client::{Answer, Catalog, Journal};
 use flotilla_protocol::Attempt;
+use flotilla_protocol::admin::{Standing, WhyReply};
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason};
 use flotilla_tests::{Fleet, Question, Signal, eventually, simulated_model, write_profile};
 use serde_json::json;
@@ -33,6 +34,16 @@ async fn cancelled_request_ends_where_it_is_and_frees_its_slot() -> Result<()> {
         running_events.next().await?.context("tokens come")?.event,
         Event::Tokens(_)
     ) {}
+    // Published is not yet queued: its tokenizer may still be read.
+    eventually("the second request to be queued", async || {
+        let reply = fleet
+            .admin("why", &json!({"request": queued.request}))
+            .await
+            .ok()?;
+        let why: WhyReply = serde_json::from_slice(&reply.payload).ok()?;
+        matches!(why.found?.standing, Standing::Queued { .. }).then_some(())
+    })
+    .await;
 
     let reply = fleet.admin("cancel", &json!({"request": queued.request})).await?;
     assert_eq!(

@@ -36,6 +36,10 @@ pub(super) struct Readings {
     of: BTreeMap<String, Series>,
 }
 
+/// What everything holds while nothing is under way.
+#[derive(Debug)]
+pub(super) struct Rest(BTreeMap<String, f64>);
+
 /// The readings of one quantity, each with its time.
 #[derive(Debug)]
 struct Series {
@@ -113,6 +117,22 @@ impl Readings {
             Slope::new(name, series.unit, &readings.copied().collect::<Vec<_>>())
         };
         self.of.iter().filter_map(slope).collect()
+    }
+}
+
+impl Rest {
+    /// Reads everything once.
+    pub(super) async fn read(sources: &Sources) -> Result<Self> {
+        let mut readings = Readings::default();
+        readings.read(sources).await?;
+        let newest = |(name, series): (String, Series)| Some((name, series.readings.last()?.1));
+        Ok(Self(readings.of.into_iter().filter_map(newest).collect()))
+    }
+
+    /// Whether there is no more of what a slope is of than there was then.
+    pub(super) fn is_back_at(&self, then: &Self, slope: &Slope) -> bool {
+        let of = |rest: &Self| rest.0.get(&slope.name).copied();
+        matches!((of(self), of(then)), (Some(now), Some(then)) if !slope.is_more(then, now))
     }
 }
 

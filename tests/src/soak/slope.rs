@@ -53,8 +53,12 @@ impl Slope {
     #[must_use]
     pub fn grew(&self) -> bool {
         let trend = self.per_hour * self.over.as_secs_f64() / 3600.0;
-        let bound = self.unit.chance(self.first);
-        trend > bound && self.last - self.first > bound
+        trend > self.unit.chance(self.first) && self.is_more(self.first, self.last)
+    }
+
+    /// Whether one reading is above another by more than chance explains.
+    pub(super) fn is_more(&self, before: f64, after: f64) -> bool {
+        after - before > self.unit.chance(before)
     }
 
     /// Lines for people.
