@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::kv::{Entry, Operation, Store, UpdateErrorKind, Watch};
 use bytes::Bytes;
-use flotilla_client::{Connection, is_missing_bucket, newest_entry};
+use flotilla_client::{Connection, Foothold, is_missing_bucket, newest_entry};
 use flotilla_protocol::Epoch;
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -137,11 +137,15 @@ impl Candidate {
     /// then expires by itself.
     pub async fn wait(&self) -> Lease {
         let mut changes = None;
+        let mut foothold = Foothold::new(&self.connection);
         loop {
             match self.try_take().await {
                 Ok(Some(lease)) => return lease,
-                Ok(None) => {}
-                Err(error) => warn!(error = chain(&error), "no leadership"),
+                Ok(None) => foothold.holds(),
+                Err(error) => {
+                    warn!(error = chain(&error), "no leadership");
+                    foothold.slips().await;
+                }
             }
             if changes.is_none() {
                 changes = self.watch().await;

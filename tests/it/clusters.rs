@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use async_nats::client::RequestErrorKind;
 use async_nats::jetstream::stream::Config as StreamConfig;
-use flotilla_client::{Catalog, Connection, NewRequest, new_request_id, submit};
+use flotilla_client::{Answer, Catalog, Connection, Events, NewRequest, new_request_id, submit};
 use flotilla_protocol::{Class, Encoding, ModelName};
-use flotilla_tests::{Fleet, Flow, Question, eventually, server_name, simulated_model};
+use flotilla_tests::{Fleet, Flow, PATIENCE, Question, eventually, server_name, simulated_model};
 use futures_util::StreamExt;
+use tokio::time::timeout;
 
 /// Three servers that have found each other, and nothing else.
 async fn servers_alone() -> Result<Fleet> {
@@ -162,6 +163,36 @@ async fn relay_whose_server_is_gone_is_made_on_another_one() -> Result<()> {
     fleet.wait_for_workers(1).await;
     let now = eventually("another relay", async || leader(&fleet.connection, relay).await).await;
     assert_ne!(now, at);
+    Ok(())
+}
+
+/// It stayed there and did nothing until the cut was healed, as its server answered its pings.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_whose_server_is_cut_off_go_to_another_one() -> Result<()> {
+    let fleet = Fleet::builder().servers(3).start().await?;
+    fleet.cluster.wait_until_current().await?;
+    let at = eventually("the worker's server", async || {
+        fleet.cluster.server_of("flotilla-worker w0").await
+    })
+    .await;
+    let routes = fleet.cluster.routes_of(at);
+    routes
+        .iter()
+        .for_each(|wire| wire.set_flows(Flow::Stalled, Flow::Stalled));
+    let elsewhere = fleet.connect_to((at + 1) % 3).await?;
+    for part in ["flotilla-worker w0", "flotilla-dispatcher d0"] {
+        eventually(&format!("{part} elsewhere"), async || {
+            let now = fleet.cluster.server_of(part).await?;
+            (now != at).then_some(())
+        })
+        .await;
+    }
+    let question = Question::prompt("adder", "123+456=");
+    let mut events = Events::subscribe(&elsewhere, question.request.clone()).await?;
+    submit(&elsewhere, question.as_new()).await?;
+    let answer = timeout(PATIENCE, Answer::collect(&mut events)).await??;
+    assert!(answer.end.is_ok(), "{:?}", answer.end);
+    routes.iter().for_each(|wire| wire.proxy.heal());
     Ok(())
 }
 

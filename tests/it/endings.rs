@@ -28,13 +28,13 @@ async fn cancelled_request_ends_where_it_is_and_frees_its_slot() -> Result<()> {
         .start()
         .await?;
     let (running, queued) = (long_question(900), long_question(900));
+    // Of two that are published one after the other either may be read first: who is to wait is published when one runs.
     let mut running_events = fleet.submit(&running).await?;
-    let mut queued_events = fleet.submit(&queued).await?;
     while !matches!(
         running_events.next().await?.context("tokens come")?.event,
         Event::Tokens(_)
     ) {}
-    // Published is not yet queued: its tokenizer may still be read.
+    let mut queued_events = fleet.submit(&queued).await?;
     eventually("the second request to be queued", async || {
         let reply = fleet
             .admin("why", &json!({"request": queued.request}))
@@ -100,11 +100,11 @@ async fn request_to_which_nobody_listens_any_more_is_cancelled_where_it_is() -> 
     };
     let (running, queued) = (question(1), question(2));
     let mut running_events = fleet.submit(&running).await?;
-    let queued_events = fleet.submit(&queued).await?;
     while !matches!(
         running_events.next().await?.context("tokens come")?.event,
         Event::Tokens(_)
     ) {}
+    let queued_events = fleet.submit(&queued).await?;
     // Neither says goodbye. The one that waits ends first: the other is listened to until then.
     drop(queued_events);
     let journal = Journal::new(&fleet.connection);

@@ -1,16 +1,16 @@
 //! One nats-server, or several that are a cluster, with proxies between them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::PATIENCE;
 use crate::proxies::Wire;
 use crate::proxy::Proxy;
+use crate::scrape::get;
 use crate::server::{Membership, NatsServer, ServerOptions, free_ports};
 
 /// One server, or several that are a cluster.
@@ -170,6 +170,18 @@ impl Cluster {
         true
     }
 
+    /// The number of the server of several that a connection of this name is at; none while it is at no one.
+    pub async fn server_of(&self, connection: &str) -> Option<usize> {
+        let name = format!("\"name\": \"{connection}\"");
+        for (number, port) in self.monitor_ports.iter().enumerate() {
+            let told = get(SocketAddr::from(([127, 0, 0, 1], *port)), "/connz").await;
+            if told.is_ok_and(|(_, connections)| connections.contains(&name)) {
+                return Some(number);
+            }
+        }
+        None
+    }
+
     /// Waits until [`Cluster::is_current`].
     ///
     /// # Errors
@@ -195,12 +207,8 @@ pub fn server_name(number: usize) -> String {
 }
 
 async fn is_healthy(monitor_port: u16) -> Result<bool> {
-    let mut stream = TcpStream::connect(("127.0.0.1", monitor_port)).await?;
-    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let status = answer.lines().next().context("an empty answer")?;
-    Ok(status.contains(" 200 "))
+    let (status, _) = get(SocketAddr::from(([127, 0, 0, 1], monitor_port)), "/healthz").await?;
+    Ok(status == 200)
 }
 
 /// A server of this machine answers within milliseconds; one that is stopped does not.

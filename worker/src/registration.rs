@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::kv;
+use flotilla_client::{Connection, Foothold};
 use flotilla_protocol::codec::encode_internal;
 use flotilla_protocol::fleet::Registration;
 use tokio::time::{sleep, timeout};
@@ -25,8 +26,9 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
-    /// Registers, and stays registered; each write may take `timeout`.
-    pub(crate) fn start(objects: &Objects, registration: Registration, timeout: Duration) -> Self {
+    /// Registers, and stays registered. Where no write succeeds, nothing else does: the connection goes to another server then.
+    pub(crate) fn start(objects: &Objects, registration: Registration, connection: &Connection) -> Self {
+        let timeout = connection.request_timeout;
         let end = CancellationToken::new();
         let is_there = Arc::new(AtomicBool::new(false));
         let ttl = if objects.registration_ttl.is_zero() {
@@ -37,6 +39,7 @@ impl Registered {
         let keeper = Keeper {
             store: objects.workers.clone(),
             registration,
+            foothold: Foothold::new(connection),
             refresh_after: ttl / REFRESHES_PER_TTL,
             timeout,
             end: end.clone(),
@@ -69,6 +72,7 @@ impl Registered {
 struct Keeper {
     store: kv::Store,
     registration: Registration,
+    foothold: Foothold,
     refresh_after: Duration,
     timeout: Duration,
     end: CancellationToken,
@@ -76,7 +80,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self) {
+    async fn run(mut self) {
         let key = self.registration.worker.as_str();
         let body = match encode_internal(&self.registration) {
             Ok(body) => body,
@@ -87,9 +91,18 @@ impl Keeper {
         };
         loop {
             match timeout(self.timeout, self.store.put(key, body.clone())).await {
-                Ok(Ok(_revision)) => self.is_there.store(true, Ordering::Relaxed),
-                Ok(Err(error)) => warn!(error = chain(&error), "the registration was not refreshed"),
-                Err(_) => warn!("the registration was not refreshed in time"),
+                Ok(Ok(_revision)) => {
+                    self.is_there.store(true, Ordering::Relaxed);
+                    self.foothold.holds();
+                }
+                Ok(Err(error)) => {
+                    warn!(error = chain(&error), "the registration was not refreshed");
+                    self.foothold.slips().await;
+                }
+                Err(_) => {
+                    warn!("the registration was not refreshed in time");
+                    self.foothold.slips().await;
+                }
             }
             tokio::select! {
                 () = sleep(self.refresh_after) => {}

@@ -175,7 +175,7 @@ impl Member {
             scrapes: telemetry.source(),
         };
         let registration = registration(&identity, &hardware);
-        let registered = Registered::start(&objects, registration, connection.request_timeout);
+        let registered = Registered::start(&objects, registration, &connection);
         let name = format!("worker {}", identity.worker);
         let health = telemetry.part(name, needs(connection.clone(), registered.is_there()));
         info!(worker_id = %identity.worker, ?device_pages, "worker started");

@@ -5,6 +5,7 @@
 //! * [`Events`]: follows one request's answer and repairs gaps from the journal.
 //! * [`Catalog`]: the models, in their KV bucket.
 //! * [`DeadLetters`]: what became of nothing, for operators to read, replay and remove.
+//! * [`Foothold`]: leaves a server that is cut off from the others.
 //! * [`Profiles`]: how fast each device kind serves them, in theirs.
 //!
 //! What async-nats reports is mapped to typed errors here, with the subject, and nowhere else.
@@ -15,6 +16,7 @@ mod catalog;
 mod connection;
 mod dead;
 mod events;
+mod foothold;
 mod journal;
 mod profiles;
 mod submit;
@@ -26,6 +28,7 @@ pub use catalog::{Catalog, CatalogChange, CatalogError};
 pub use connection::{ConnectError, Connection, ConnectionParts, Disconnected, Unanswered};
 pub use dead::{DeadLetter, DeadLetters, DeadLettersError};
 pub use events::{Delivered, Events, EventsError};
+pub use foothold::Foothold;
 pub use journal::{AppendError, Content, Entry, Journal, NewEntry, ReadError};
 pub use profiles::{ProfileChange, Profiles, ProfilesError, StoredProfile};
 pub use submit::{
