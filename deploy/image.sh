@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the image flotilla:<version> and flotilla:latest from this folder, and deploy/.env with passwords where there is
-# none. FLOTILLA_BINARY names a program that was built already; it must run on Debian 12.
+# Makes the image flotilla:<version> and flotilla:latest of a program that is built on this machine, and deploy/.env with
+# passwords where there is none. FLOTILLA_BINARY names a program that was built already; it must run on Debian 12.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,26 +17,17 @@ authorities=/etc/ssl/certs/ca-certificates.crt
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
-mkdir "$context/data"
-cp deploy/Dockerfile "$authorities" "$binary" "$context/"
-[ "$(basename "$binary")" = flotilla ] || mv "$context/$(basename "$binary")" "$context/flotilla"
-cp -r cli/demo-models "$context/models"
-rm -f "$context/models/train.py"
+mkdir "$context/cli"
+cp deploy/Dockerfile "$authorities" "$context/"
+cp "$binary" "$context/flotilla"
+cp -r cli/demo-models "$context/cli/"
+rm -f "$context/cli/demo-models/train.py"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 # The builder's own notice about its successor is of no use to anybody here.
-DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} docker build --quiet -t "flotilla:$version" -t flotilla:latest "$context" >/dev/null
+DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} docker build --quiet --target prebuilt -t "flotilla:$version" -t flotilla:latest "$context" >/dev/null
 if ! docker run --rm --network none flotilla:latest --version; then
     say 'the program does not run in the image: it was built on a newer system than Debian 12; build it there, or on one as old'
     exit 1
 fi
 
-if [ ! -e deploy/.env ]; then
-    (
-        umask 077
-        for user in DISPATCHER WORKER OPERATOR CLIENT; do
-            # Begins with a letter: nats-server reads what looks like a number as one.
-            printf 'FLOTILLA_%s_PASSWORD=p%s\n' "$user" "$(head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n')"
-        done >deploy/.env
-    )
-    say 'wrote passwords to deploy/.env'
-fi
+deploy/passwords.sh

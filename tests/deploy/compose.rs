@@ -5,28 +5,44 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use flotilla_tests::{flotilla_binary, free_port};
+use flotilla_tests::{flotilla_binary, free_ports};
 use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard};
+
+/// How many servers a fleet has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Servers {
+    One,
+    Three,
+}
 
 /// A fleet of containers; everything of it is removed when dropped.
 pub struct Compose {
     project: String,
-    pub nats_port: u16,
+    servers: Servers,
+    /// Where the servers are reached from outside, in the order of their names.
+    nats_ports: Vec<u16>,
     pub prometheus_port: u16,
+    /// Only one at a time: they share the image, and the machine.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Compose {
     /// Builds the image of the roles from the program that was built beside this test, and starts the fleet.
-    pub fn up() -> Result<Self> {
+    pub async fn up(servers: Servers) -> Result<Self> {
+        let turn = TURN.lock().await;
         succeed(
             Command::new(repository().join("deploy/image.sh"))
                 .env("FLOTILLA_BINARY", flotilla_binary())
                 .stdin(Stdio::null()),
         )?;
+        let mut ports = free_ports(4);
         let compose = Self {
             project: format!("flotilla-test-{}", std::process::id()),
-            nats_port: free_port(),
-            prometheus_port: free_port(),
+            servers,
+            prometheus_port: ports.remove(0),
+            nats_ports: ports,
+            _turn: turn,
         };
         compose.run(&["up", "-d"])?;
         Ok(compose)
@@ -35,15 +51,38 @@ impl Compose {
     /// `docker compose` with these words.
     pub fn run(&self, words: &[&str]) -> Result<String> {
         let mut command = tool();
+        for file in self.servers.files() {
+            command.arg("-f").arg(repository().join("deploy").join(file));
+        }
+        for (variable, port) in PORT_VARIABLES.iter().zip(&self.nats_ports) {
+            command.env(variable, port.to_string());
+        }
         command
-            .arg("-f")
-            .arg(repository().join("deploy/compose.yaml"))
             .args(["-p", &self.project])
             .args(words)
-            .env("FLOTILLA_NATS_PORT", self.nats_port.to_string())
             .env("FLOTILLA_PROMETHEUS_PORT", self.prometheus_port.to_string())
             .stdin(Stdio::null());
         succeed(&mut command)
+    }
+
+    /// The container of a service that has one, whether it runs or not.
+    pub fn container(&self, service: &str) -> Result<String> {
+        self.containers(service)?.pop().context("a container")
+    }
+
+    /// Takes a container off its network: to everybody else it falls silent, and its ports with it.
+    pub fn cut(&self, container: &str) -> Result<()> {
+        docker(&["network", "disconnect", &self.network(), container]).map(drop)
+    }
+
+    /// Undoes [`Compose::cut`]. What compose called the container by is lost with the network.
+    pub fn mend(&self, service: &str, container: &str) -> Result<()> {
+        let network = self.network();
+        docker(&["network", "connect", "--alias", service, &network, container]).map(drop)
+    }
+
+    fn network(&self) -> String {
+        format!("{}_default", self.project)
     }
 
     /// The containers of a service.
@@ -80,9 +119,28 @@ impl Compose {
             .unwrap_or_else(|error| format!("{error:#}"))
     }
 
-    /// Address of the server as seen from outside.
+    /// Addresses of the servers as seen from outside.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.nats_port)
+        let ports = self.nats_ports.iter().take(self.servers.names().len());
+        let urls = ports.map(|port| format!("nats://127.0.0.1:{port}"));
+        urls.collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Servers {
+    /// Their services, which are also what they call themselves.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::One => &["nats"],
+            Self::Three => &["nats", "nats-2", "nats-3"],
+        }
+    }
+
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::One => &["compose.yaml"],
+            Self::Three => &["compose.yaml", "compose.cluster.yaml"],
+        }
     }
 }
 
@@ -163,6 +221,12 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+static TURN: Mutex<()> = Mutex::const_new(());
+const PORT_VARIABLES: [&str; 3] = [
+    "FLOTILLA_NATS_PORT",
+    "FLOTILLA_NATS_PORT_2",
+    "FLOTILLA_NATS_PORT_3",
+];
 /// Containers start slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 const LOOK_EVERY: Duration = Duration::from_millis(500);

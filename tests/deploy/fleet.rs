@@ -3,55 +3,21 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use flotilla_client::{
-    Answer, AnswerBuilder, Connection, Events, EventsError, Journal, NewRequest, new_request_id_of, submit,
-};
+use flotilla_client::{Connection, Journal};
 use flotilla_protocol::admin::FleetStatus;
-use flotilla_protocol::{Class, Encoding};
-use flotilla_tests::{connect_as, eventually, status};
+use flotilla_tests::{eventually, status};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use crate::compose::{Compose, docker, inspect, log, password};
-
-async fn connect(compose: &Compose, user: &str) -> Result<Connection> {
-    let mut settings = vec![
-        format!("nats.user={user}"),
-        format!("nats.password={}", password(user)?),
-        format!("nats.inbox_prefix=_INBOX_{user}"),
-    ];
-    if user == "client" {
-        settings.push("nats.owner=client".to_owned());
-    }
-    connect_as(&compose.url(), settings).await
-}
+use crate::asking::{self, AGAIN_AFTER, connect};
+use crate::compose::{Compose, Servers, docker, inspect, log};
 
 /// Asks, compares the answer and tells who made it.
 async fn ask(client: &Connection, left: u32, right: u32) -> Result<Vec<String>> {
-    let asked = timeout(PATIENCE, ask_on(client, left, right)).await;
-    asked.with_context(|| format!("{left}+{right} has no end"))?
-}
-
-async fn ask_on(client: &Connection, left: u32, right: u32) -> Result<Vec<String>> {
-    let request = new_request_id_of(client);
-    let mut events = Events::subscribe(client, request.clone()).await?;
-    let new = NewRequest {
-        request: request.clone(),
-        class: Class::Interactive,
-        model: "adder".parse()?,
-        encoding: Encoding::Json,
-        body: json!({"prompt": format!("{left}+{right}=")}).to_string().into(),
-    };
-    // A server that is being replaced does not confirm; the id makes a second publish harmless.
-    while submit(client, new.clone()).await.is_err() {
-        sleep(AGAIN_AFTER).await;
-    }
-    let answer = collect(&mut events).await?;
-    ensure!(answer.end.is_ok(), "{request}: {:?}", answer.end);
+    let (request, answer) = asking::ask(client, "adder", &format!("{left}+{right}=")).await?;
     ensure!(
         answer.text == (left + right).to_string(),
         "{left}+{right}={}",
@@ -60,7 +26,7 @@ async fn ask_on(client: &Connection, left: u32, right: u32) -> Result<Vec<String
     let entries = loop {
         match Journal::new(client).read(&request, 0).await {
             Ok(entries) => break entries,
-            // As above.
+            // It may meet a server that is being replaced.
             Err(_) => sleep(AGAIN_AFTER).await,
         }
     };
@@ -75,23 +41,6 @@ async fn ask_on(client: &Connection, left: u32, right: u32) -> Result<Vec<String
     Ok(workers.map(|worker| worker.to_string()).collect())
 }
 
-/// The whole answer; reading the journal is tried again, as it may meet a server that is being replaced.
-async fn collect(events: &mut Events) -> Result<Answer> {
-    let mut answer = AnswerBuilder::default();
-    loop {
-        match events.next().await {
-            Ok(Some(delivered)) => {
-                if let Some(answer) = answer.push(delivered) {
-                    return Ok(answer);
-                }
-            }
-            Ok(None) => anyhow::bail!("its events end without an end"),
-            Err(EventsError::Read(_)) => sleep(AGAIN_AFTER).await,
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 async fn workers(operator: &Connection) -> Option<FleetStatus> {
     status(operator).await.ok()
 }
@@ -99,7 +48,7 @@ async fn workers(operator: &Connection) -> Option<FleetStatus> {
 /// The container whose dispatcher leads.
 fn leader(compose: &Compose) -> Result<(String, String)> {
     for service in ["dispatcher-a", "dispatcher-b"] {
-        let container = compose.containers(service)?.pop().context("a container")?;
+        let container = compose.container(service)?;
         let log = log(&container)?;
         let last = log
             .lines()
@@ -114,7 +63,7 @@ fn leader(compose: &Compose) -> Result<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fleet_of_containers_answers_survives_grows_and_is_replaced_under_load() -> Result<()> {
-    let compose = Compose::up()?;
+    let compose = Compose::up(Servers::One).await?;
     let all = [
         ("nats", 1),
         ("dispatcher-a", 1),
@@ -129,7 +78,7 @@ async fn fleet_of_containers_answers_survives_grows_and_is_replaced_under_load()
     runs_with_few_rights(&compose)?;
     prometheus_sees_everything(&compose).await?;
 
-    let worker = compose.containers("worker")?.pop().context("a worker")?;
+    let worker = compose.container("worker")?;
     docker(&["kill", &worker])?;
     compose.run(&["up", "-d", "worker"])?;
     ask(&client, 1, 2).await.context("after a worker was killed")?;
@@ -198,7 +147,7 @@ async fn is_replaced_under_load(compose: &Compose, client: &Connection) -> Resul
 
 fn runs_with_few_rights(compose: &Compose) -> Result<()> {
     for service in ["dispatcher-a", "worker"] {
-        let container = compose.containers(service)?.pop().context("a container")?;
+        let container = compose.container(service)?;
         let told = inspect(&container)?;
         let at = |path: &str| told.pointer(path).cloned().unwrap_or(Value::Null);
         ensure!(
@@ -241,8 +190,3 @@ async fn query(compose: &Compose, expression: &str) -> Result<Value> {
     ensure!(code == 200, "{code}: {body}");
     Ok(serde_json::from_str(&body)?)
 }
-
-/// Far beyond the time in which any part is replaced.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How soon a client tries again what failed.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);

@@ -5,5 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
+mod asking;
+mod cluster;
 mod compose;
 mod fleet;

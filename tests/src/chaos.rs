@@ -27,6 +27,7 @@ use flotilla_client::{Catalog, Connection};
 use tempfile::TempDir;
 
 pub use clients::Problem;
+pub use journals::check_journal;
 pub use plan::{Aim, Fault, Kept, Part, Planned, Scope, When, plan};
 pub use summary::Summary;
 

@@ -33,8 +33,8 @@ pub use proxies::{Proxies, Wire};
 pub use proxy::{Flow, Proxy};
 pub use scrape::{Scrape, get};
 pub use server::{
-    Membership, NatsServer, ServerOptions, USERS, deployed_nats_file, free_port, nats_server_binary,
-    nats_server_configuration, settings_of_user,
+    Membership, NatsServer, ServerOptions, USERS, deployed_nats_file, free_port, free_ports,
+    nats_server_binary, nats_server_configuration, settings_of_user,
 };
 pub use simulated::{sample_profile, simulated_model, write_profile};
 

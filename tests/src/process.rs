@@ -1,5 +1,6 @@
 //! A process of ours.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -106,19 +107,36 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn flotilla_at_home(name: &str, folder: &Path, home: &Path, arguments: &[String]) -> Result<Self> {
-        let log = folder.join(format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log)?;
         // A write beyond a limit on files fails, as on a disk that is full, and does not end the process.
-        let child = Command::new("sh")
+        let mut command = Command::new("sh");
+        command
             .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
             .arg(flotilla_binary())
-            .args(arguments)
+            .args(arguments);
+        Self::start(name, folder, home, command)
+    }
+
+    /// Starts another program, given with its arguments, in a folder, with its output in `<folder>/<name>.log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn program(name: &str, folder: &Path, words: &[OsString]) -> Result<Self> {
+        let (program, arguments) = words.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command.args(arguments);
+        Self::start(name, folder, folder, command)
+    }
+
+    fn start(name: &str, folder: &Path, home: &Path, mut command: Command) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log)?;
+        let child = command
             .current_dir(home)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
-            .with_context(|| format!("cannot start flotilla for {name}"))?;
+            .with_context(|| format!("cannot start {name}: {command:?}"))?;
         Ok(Self {
             name: name.to_owned(),
             child,

@@ -99,7 +99,11 @@ pub fn free_port() -> u16 {
 }
 
 /// Different ports that nobody listened on a moment ago.
-pub(crate) fn free_ports(count: usize) -> Vec<u16> {
+///
+/// # Panics
+/// When the loopback interface has too few.
+#[must_use]
+pub fn free_ports(count: usize) -> Vec<u16> {
     let listen = || TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     // All are held until the last one is there: one that is let go may be given out again.
     let listeners: Vec<TcpListener> = (0..count).map(|_| listen()).collect();

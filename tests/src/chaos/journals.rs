@@ -38,6 +38,14 @@ pub(super) async fn check(
     found
 }
 
+/// Compares a journal with the tokens of its answer: each once, in order, and one end, at the end.
+///
+/// # Errors
+/// What it has that it must not have, or not.
+pub fn check_journal(request: &RequestId, entries: &[Entry], expected: &[u32]) -> Result<(), Problem> {
+    compare(entries, expected).map_err(|flaw| flaw.of(request))
+}
+
 /// Reads the journals of many requests.
 pub(super) async fn check_all(
     connection: &Connection,

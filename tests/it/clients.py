@@ -1,6 +1,6 @@
 """Speaks Flotilla's public contract with nothing but nats-py: publish, follow the events, request-reply, discovery.
 
-    python foreign_client.py nats://127.0.0.1:4222
+    python clients.py nats://127.0.0.1:4222
 """
 import asyncio
 import json
