@@ -66,7 +66,19 @@ pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
     verb: &'static str,
     question: &Q,
 ) -> Result<A, AdminError> {
-    let subject = connection.subjects.admin(verb);
+    ask_at(connection, connection.subjects.admin(verb), verb, question).await
+}
+
+/// The same at a subject that is not an operator's.
+///
+/// # Errors
+/// [`AdminError`].
+pub(crate) async fn ask_at<Q: Serialize, A: DeserializeOwned>(
+    connection: &Connection,
+    subject: String,
+    verb: &'static str,
+    question: &Q,
+) -> Result<A, AdminError> {
     let body = Encoding::Json
         .encode(question)
         .map_err(|source| AdminError::Encode { verb, source })?;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, cancel, child, config, dead, health, journal, models, profile, role, run, simulate, top, up, why,
+    bench, cancel, child, config, dead, drain, health, journal, models, profile, results, role, run,
+    simulate, submit, top, up, why,
 };
 
 /// Serves many language models on a fleet of workers, with NATS JetStream between its parts.
@@ -86,6 +87,10 @@ pub(crate) enum Command {
     Worker(role::WorkerArguments),
     /// Generates, and prints the answer as it comes
     Run(Box<run::RunArguments>),
+    /// Publishes a batch of requests, a file in OpenAI's batch format; run again, it goes on where it was
+    Submit(submit::SubmitArguments),
+    /// Collects the answers of a batch; run again, it goes on where it was
+    Results(results::ResultsArguments),
     /// Lists workers, their devices and the models on them
     Ps,
     /// Shows what ps lists, again every second; q ends it
@@ -107,6 +112,8 @@ pub(crate) enum Command {
     /// Requests that were given up, kept for operators
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Has a worker take no new work, finish or hand back what it runs, and end
+    Drain(drain::DrainArguments),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),

@@ -6,15 +6,18 @@ pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod dead;
 pub(crate) mod doctor;
+pub(crate) mod drain;
 pub(crate) mod health;
 pub(crate) mod journal;
 pub(crate) mod models;
 pub(crate) mod profile;
 pub(crate) mod ps;
 pub(crate) mod queue;
+pub(crate) mod results;
 pub(crate) mod role;
 pub(crate) mod run;
 pub(crate) mod simulate;
+pub(crate) mod submit;
 pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod why;
@@ -56,6 +59,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Dispatcher(arguments) => role::dispatcher(context, &arguments).await,
         Command::Worker(arguments) => role::worker(context, &arguments).await,
         Command::Run(arguments) => run::run(context, *arguments).await,
+        Command::Submit(arguments) => submit::run(context, &arguments).await,
+        Command::Results(arguments) => results::run(context, &arguments).await,
         Command::Ps => ps::run(context).await,
         Command::Top(arguments) => top::run(context, &arguments).await,
         Command::Models(command) => models::run(context, command).await,
@@ -66,6 +71,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> anyhow::Result<E
         Command::Journal(arguments) => journal::run(context, &arguments).await,
         Command::Dead(command) => dead::run(context, command).await,
         Command::Config(command) => config::run(context, &command),
+        Command::Drain(arguments) => drain::run(context, &arguments).await,
         Command::Doctor => doctor::run(context).await,
         Command::Health(arguments) => health::run(context, &arguments),
         Command::Bench(command) => bench::run(context, command).await,

@@ -15,6 +15,7 @@ use flotilla_simulator::trace::TraceFaults;
 use flotilla_worker::WorkerError;
 
 use crate::admin::AdminError;
+use crate::batch::BatchError;
 use crate::commands::{Interrupted, UsageError};
 use crate::output::{self, OutputClosed};
 
@@ -88,6 +89,9 @@ impl Exit {
             return Some(Self::Unreachable);
         }
         if let Some(WorkerError::Simulation(_)) = cause.downcast_ref() {
+            return Some(Self::Usage);
+        }
+        if let Some(BatchError::Faults { .. }) = cause.downcast_ref() {
             return Some(Self::Usage);
         }
         if cause.is::<Interrupted>() {

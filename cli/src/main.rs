@@ -2,6 +2,7 @@
 
 mod admin;
 mod arguments;
+mod batch;
 mod cancelling;
 mod commands;
 mod context;
@@ -9,6 +10,7 @@ mod exit;
 mod fleet;
 mod http;
 mod output;
+mod progress;
 mod stop;
 mod table;
 mod telemetry;

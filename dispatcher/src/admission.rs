@@ -335,7 +335,7 @@ fn check_answer_bytes(
 }
 
 /// What a message's publisher calls it; our request id.
-const MESSAGE_ID: &str = "Nats-Msg-Id";
+pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 #[cfg(test)]
 mod tests {

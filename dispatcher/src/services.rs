@@ -4,9 +4,11 @@
 
 mod admin;
 mod infer;
+mod orders;
 mod replay;
 mod reply;
 mod residency;
+mod standing;
 
 use async_nats::Subject;
 use async_nats::service::{Request, Service, ServiceExt};
@@ -36,6 +38,8 @@ pub(crate) enum Query {
     Fleet(oneshot::Sender<FleetStatus>),
     /// Why a request stands where it stands; `None` when it is not held.
     Why(RequestId, oneshot::Sender<Option<Box<Explanation>>>),
+    /// Whether a request is held.
+    Holds(RequestId, oneshot::Sender<bool>),
     /// The profiles in use.
     Profiles(oneshot::Sender<ProfileStatuses>),
     /// What was accepted against what is answered.
@@ -56,6 +60,7 @@ enum Verb {
     Load,
     Unload,
     Fetch,
+    Drain,
 }
 
 /// The service of one term.
@@ -63,6 +68,7 @@ pub(crate) struct Services {
     service: Service,
     infer: BoxStream<'static, Request>,
     replay: BoxStream<'static, Request>,
+    standing: BoxStream<'static, Request>,
     admin: SelectAll<BoxStream<'static, (Verb, Request)>>,
 }
 
@@ -76,7 +82,7 @@ pub(crate) struct Ends {
 }
 
 impl Verb {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Queue,
         Self::Workers,
         Self::Why,
@@ -86,6 +92,7 @@ impl Verb {
         Self::Load,
         Self::Unload,
         Self::Fetch,
+        Self::Drain,
     ];
 
     fn as_str(self) -> &'static str {
@@ -99,6 +106,7 @@ impl Verb {
             Self::Load => "load",
             Self::Unload => "unload",
             Self::Fetch => "fetch",
+            Self::Drain => "drain",
         }
     }
 }
@@ -123,6 +131,7 @@ impl Services {
             })?;
         let infer = endpoint(&service, "infer", subjects.infer_all()).await?;
         let replay = endpoint(&service, "replay", subjects.replay_all()).await?;
+        let standing = endpoint(&service, "standing", subjects.standing_all()).await?;
         let mut admin = Vec::new();
         for verb in Verb::ALL {
             let endpoint = endpoint(&service, verb.as_str(), subjects.admin(verb.as_str())).await?;
@@ -132,6 +141,7 @@ impl Services {
             service,
             infer,
             replay,
+            standing,
             admin: select_all(admin),
         })
     }
@@ -154,6 +164,9 @@ impl Services {
                 Some(request) = self.replay.next(), if replays.len() < REPLAYS_AT_ONCE_MAX => {
                     replays.spawn(replay::answer(ground.clone(), request));
                 }
+                Some(request) = self.standing.next(), if replays.len() < REPLAYS_AT_ONCE_MAX => {
+                    replays.spawn(standing::answer(ground.clone(), request, owner.clone()));
+                }
                 Some((verb, request)) = self.admin.next(), if orders.len() < ORDERS_AT_ONCE_MAX => {
                     orders.spawn(admin::answer(ground.clone(), verb, request, owner.clone()));
                 }
@@ -165,7 +178,7 @@ impl Services {
         if let Err(error) = self.service.stop().await {
             warn!(%error, "the service was not stopped cleanly");
         }
-        drop((self.infer, self.replay, self.admin));
+        drop((self.infer, self.replay, self.standing, self.admin));
         for mut handlers in [answers, orders, replays] {
             while let Some(done) = handlers.join_next().await {
                 note(done);
@@ -215,7 +228,7 @@ fn busy() -> RequestError {
 const SERVICE: &str = "flotilla";
 /// Whole answers that are waited for at once: each holds a subscription and the text so far.
 const INFER_AT_ONCE_MAX: usize = 1024;
-/// Journals that the server is asked for at once; further questions wait in their subscription.
+/// Journals and standings that the server is asked for at once; further questions wait in their subscription.
 const REPLAYS_AT_ONCE_MAX: usize = 64;
 /// Orders of operators at once; further ones wait in their subscription.
 const ORDERS_AT_ONCE_MAX: usize = 64;

@@ -250,6 +250,28 @@ pub struct ReplayRequest {
     pub after: u64,
 }
 
+/// Body of a question to `standing.<request>`, for clients that may not look into the queue; the answer is
+/// [`StandingReply`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandingRequest {
+    /// Place of the request's message in the request stream, as its publish told it; `None` from those who have
+    /// forgotten.
+    #[serde(default)]
+    pub stream_seq: Option<u64>,
+}
+
+/// Whether a request is still to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StandingReply {
+    /// Its message is in the stream; or may be, where the place is not known: nobody has looked at all of them yet.
+    Queued,
+    /// It is not: the request was answered, or never published. For a place that was told that is certain; otherwise
+    /// it may have been on its way from the stream to the queue at this moment.
+    Gone,
+}
+
 /// Body of `admin.cancel`; the answer is [`CancelReply`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -289,6 +311,23 @@ pub struct ResidencyRequest {
 pub struct ResidencyReply {
     /// The workers that were told and accepted.
     pub workers: Vec<WorkerId>,
+}
+
+/// Body of `admin.drain`; the answer is [`DrainReply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// The worker that is to take no new work, finish or hand back what it runs, and end.
+    pub worker: WorkerId,
+}
+
+/// Answer of `admin.drain`: the worker has been told and drains.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainReply {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Which start of it drains: one that comes back under its name has another.
+    pub incarnation: u64,
 }
 
 /// Answer of `admin.reconciliation`: what was accepted against what is answered, as the leader found it. Counters begin

@@ -193,13 +193,38 @@ impl Subjects {
     /// # Errors
     /// [`SubjectError`] when it is not `<namespace>.replay.<request>`.
     pub fn parse_replay(&self, subject: &str) -> Result<RequestId, SubjectError> {
-        let shape = SubjectError::Shape {
-            expected: "<namespace>.replay.<request>",
-        };
-        let rest = subject
-            .strip_prefix(self.namespace.as_str())
-            .and_then(|rest| rest.strip_prefix(".replay."));
-        Ok(RequestId::new(rest.ok_or(shape)?)?)
+        self.parse_of_request(subject, ".replay.", "<namespace>.replay.<request>")
+    }
+
+    /// Asks the leading dispatcher whether a request is still to be answered, for those who may not look into the queue.
+    #[must_use]
+    pub fn standing(&self, request: &RequestId) -> String {
+        self.under(format_args!("standing.{request}"))
+    }
+
+    /// The endpoint that serves all of [`Subjects::standing`].
+    #[must_use]
+    pub fn standing_all(&self) -> String {
+        self.under(format_args!("standing.>"))
+    }
+
+    /// Reads the request out of a subject of [`Subjects::standing`].
+    ///
+    /// # Errors
+    /// [`SubjectError`] when it is not `<namespace>.standing.<request>`.
+    pub fn parse_standing(&self, subject: &str) -> Result<RequestId, SubjectError> {
+        self.parse_of_request(subject, ".standing.", "<namespace>.standing.<request>")
+    }
+
+    fn parse_of_request(
+        &self,
+        subject: &str,
+        middle: &str,
+        expected: &'static str,
+    ) -> Result<RequestId, SubjectError> {
+        let rest = subject.strip_prefix(self.namespace.as_str());
+        let rest = rest.and_then(|rest| rest.strip_prefix(middle));
+        Ok(RequestId::new(rest.ok_or(SubjectError::Shape { expected })?)?)
     }
 
     /// Where a dead request is copied to.
@@ -378,6 +403,9 @@ mod tests {
         ] {
             assert!(subjects().parse_replay(bad).is_err(), "{bad}");
         }
+        let standing = subjects().standing(&request);
+        assert_eq!(subjects().parse_standing(&standing).unwrap(), request);
+        assert!(subjects().parse_standing(&replay).is_err());
     }
 
     proptest! {

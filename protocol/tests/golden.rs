@@ -645,6 +645,18 @@ fn admin_messages_keep_their_shape() {
             workers: vec![worker()],
         },
     );
+    let standing = StandingRequest { stream_seq: Some(7) };
+    golden("standing", &standing);
+    golden("standing-reply-queued", &StandingReply::Queued);
+    golden("standing-reply-gone", &StandingReply::Gone);
+    golden("admin-drain", &DrainRequest { worker: worker() });
+    golden(
+        "admin-drain-reply",
+        &DrainReply {
+            worker: worker(),
+            incarnation: 77,
+        },
+    );
 }
 
 #[test]

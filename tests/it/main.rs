@@ -6,6 +6,7 @@ mod arriving;
 mod bad_input;
 mod bad_models;
 mod bad_starts;
+mod batch;
 mod benchmarks;
 mod chaos;
 mod chat;

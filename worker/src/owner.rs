@@ -322,7 +322,15 @@ impl Owner {
             } => self.handle_assignment(*assignment, trace, reply),
             Letter::Cancel(Cancel { request }) => self.attempts.cancel(&request),
             Letter::Control { order, reply } => {
-                let answer = self.handle_order(order);
+                let answer = match order {
+                    Ok(order) => self.handle_order(order),
+                    Err(fault) => ControlReply::Refused {
+                        reason: format!(
+                            "worker {} does not know the order: {fault}",
+                            env!("CARGO_PKG_VERSION")
+                        ),
+                    },
+                };
                 if let Some(reply) = reply {
                     self.outbox.send(reply, &answer);
                 }

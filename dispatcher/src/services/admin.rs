@@ -2,7 +2,9 @@
 
 use async_nats::service::Request;
 use flotilla_protocol::Encoding;
-use flotilla_protocol::admin::{CancelRequest, QueueStatus, ResidencyRequest, WhyReply, WhyRequest};
+use flotilla_protocol::admin::{
+    CancelRequest, DrainRequest, QueueStatus, ResidencyRequest, WhyReply, WhyRequest,
+};
 use flotilla_protocol::event::{ErrorCode, RequestError};
 use flotilla_protocol::{Class, DecodeError};
 use serde::de::DeserializeOwned;
@@ -10,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Query, Verb, reply, residency};
+use super::{Query, Verb, orders, reply, residency};
 use crate::ground::Ground;
 
 /// Answers one question.
@@ -67,6 +69,12 @@ pub(super) async fn answer(ground: Ground, verb: Verb, request: Request, owner: 
                 let told = residency::fetch(&ground, &fleet, &asked).await?;
                 reply::answer(&request, Encoding::Json, &told).await;
             }
+            Verb::Drain => {
+                let asked: DrainRequest = decode(&request)?;
+                let fleet = ask(&ground, &owner, Query::Fleet).await?;
+                let told = orders::drain(&ground, &fleet, asked).await?;
+                reply::answer(&request, Encoding::Json, &told).await;
+            }
         }
         Ok::<(), RequestError>(())
     };
@@ -76,7 +84,7 @@ pub(super) async fn answer(ground: Ground, verb: Verb, request: Request, owner: 
 }
 
 /// Asks the owner of the core; it answers at once unless its term ends.
-async fn ask<T>(
+pub(super) async fn ask<T>(
     ground: &Ground,
     owner: &mpsc::Sender<Query>,
     query: impl FnOnce(oneshot::Sender<T>) -> Query,
@@ -99,7 +107,7 @@ fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, RequestError> {
 }
 
 /// Messages that wait in the stream and were not pulled.
-async fn stream_pending(ground: &Ground) -> Result<u64, RequestError> {
+pub(super) async fn stream_pending(ground: &Ground) -> Result<u64, RequestError> {
     let connection = &ground.connection;
     let counted = timeout(connection.request_timeout, async {
         let name = connection.subjects.requests_stream();

@@ -1,32 +1,16 @@
 //! Loading and unloading models by order of an operator.
 
-use async_nats::Request;
-use flotilla_client::{Catalog, Unanswered};
+use flotilla_client::Catalog;
 use flotilla_dispatcher_core::{worker_to_load, workers_to_unload};
 use flotilla_protocol::admin::{FleetStatus, ResidencyReply, ResidencyRequest};
-use flotilla_protocol::assignment::{Control, ControlReply};
-use flotilla_protocol::codec::{decode_internal, encode_internal};
+use flotilla_protocol::assignment::Control;
 use flotilla_protocol::event::{ErrorCode, RequestError};
-use flotilla_protocol::fleet::Report;
-use flotilla_protocol::{DecodeError, ModelName, WorkerId};
+use flotilla_protocol::{ModelName, WorkerId};
 use futures_util::future::join_all;
-use thiserror::Error;
 use tokio::time::timeout;
 
+use super::orders::{give, known, reports};
 use crate::ground::Ground;
-
-/// Why a worker does not do what it is told.
-#[derive(Debug, Error)]
-enum ControlFault {
-    #[error(transparent)]
-    NoAnswer(#[from] async_nats::client::RequestError),
-    #[error(transparent)]
-    Late(#[from] Unanswered),
-    #[error("its answer cannot be read: {0}")]
-    Unreadable(#[from] DecodeError),
-    #[error("{reason}")]
-    Refused { reason: String },
-}
 
 /// Has a model loaded on the worker that is named, or on the one with most room.
 ///
@@ -71,7 +55,7 @@ pub(super) async fn unload(
     asked: &ResidencyRequest,
 ) -> Result<ResidencyReply, RequestError> {
     let workers = match &asked.worker {
-        Some(worker) => vec![known(fleet, worker)?.clone()],
+        Some(worker) => vec![known(fleet, worker)?.worker.clone()],
         None => workers_to_unload(reports(fleet), &asked.model),
     };
     let control = Control::Unload {
@@ -88,7 +72,7 @@ async fn worker_of<'a>(
 ) -> Result<&'a WorkerId, RequestError> {
     check_model(ground, &asked.model).await?;
     match &asked.worker {
-        Some(worker) => known(fleet, worker),
+        Some(worker) => Ok(&known(fleet, worker)?.worker),
         None => worker_to_load(reports(fleet), &asked.model).ok_or_else(|| RequestError {
             code: ErrorCode::ModelUnloadable,
             message: "no worker takes work".to_owned(),
@@ -117,28 +101,13 @@ async fn check_model(ground: &Ground, model: &ModelName) -> Result<(), RequestEr
     })
 }
 
-fn known<'a>(fleet: &'a FleetStatus, worker: &WorkerId) -> Result<&'a WorkerId, RequestError> {
-    let mut workers = fleet.workers.iter().map(|status| &status.report.worker);
-    workers
-        .find(|known| *known == worker)
-        .ok_or_else(|| RequestError {
-            code: ErrorCode::InvalidRequest,
-            message: format!("no worker {worker} reports"),
-            param: Some("worker".to_owned()),
-        })
-}
-
-fn reports(fleet: &FleetStatus) -> impl Iterator<Item = &Report> {
-    fleet.workers.iter().map(|status| &status.report)
-}
-
 /// Gives an order to workers, all at once; good when one accepts or there is none to be told.
 async fn tell(
     ground: &Ground,
     workers: Vec<WorkerId>,
     control: &Control,
 ) -> Result<ResidencyReply, RequestError> {
-    let replies = join_all(workers.iter().map(|worker| tell_one(ground, worker, control))).await;
+    let replies = join_all(workers.iter().map(|worker| give(ground, worker, control))).await;
     let mut accepted = Vec::new();
     let mut refusals = Vec::new();
     for (worker, reply) in workers.into_iter().zip(replies) {
@@ -155,17 +124,4 @@ async fn tell(
         });
     }
     Ok(ResidencyReply { workers: accepted })
-}
-
-async fn tell_one(ground: &Ground, worker: &WorkerId, control: &Control) -> Result<(), ControlFault> {
-    let body = encode_internal(control).expect("an order can be written");
-    let limit = ground.config.dispatcher.assign_timeout;
-    let request = Request::new().payload(body).timeout(Some(limit));
-    let subject = ground.connection.subjects.control(worker);
-    let asked = ground.connection.client.send_request(subject, request);
-    let message = ground.connection.within(asked).await??;
-    match decode_internal(&message.payload)? {
-        ControlReply::Accepted => Ok(()),
-        ControlReply::Refused { reason } => Err(ControlFault::Refused { reason }),
-    }
 }

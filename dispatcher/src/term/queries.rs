@@ -22,6 +22,7 @@ impl Term {
                 let found = self.core.why(self.now(), &request);
                 tell(asker, found.map(Box::new));
             }
+            Query::Holds(request, asker) => tell(asker, self.core.holds(&request)),
             Query::Profiles(asker) => {
                 let profiles = self.core.profiles().collect();
                 tell(asker, ProfileStatuses { profiles });

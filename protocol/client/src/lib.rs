@@ -3,6 +3,7 @@
 //! * [`Connection`]: connects with the configured credentials and refuses a server that would lose work.
 //! * [`Journal`]: appends that cannot interleave, and reads.
 //! * [`Events`]: follows one request's answer and repairs gaps from the journal.
+//! * [`Response`]: a whole answer as OpenAI's API has it.
 //! * [`Catalog`]: the models, in their KV bucket.
 //! * [`DeadLetters`]: what became of nothing, for operators to read, replay and remove.
 //! * [`Foothold`]: leaves a server that is cut off from the others.
@@ -19,6 +20,7 @@ mod events;
 mod foothold;
 mod journal;
 mod profiles;
+mod response;
 mod submit;
 mod version;
 
@@ -31,8 +33,9 @@ pub use events::{Delivered, Events, EventsError};
 pub use foothold::Foothold;
 pub use journal::{AppendError, Content, Entry, Journal, NewEntry, ReadError};
 pub use profiles::{ProfileChange, Profiles, ProfilesError, StoredProfile};
+pub use response::{Response, Shape};
 pub use submit::{
-    NewRequest, Silence, SubmitError, is_full, new_request_id, new_request_id_of, submit, submit_to,
-    submit_traced,
+    NewRequest, Silence, SubmitError, Submitted, is_full, new_request_id, new_request_id_of, submit,
+    submit_to, submit_traced,
 };
 pub use version::{ServerVersion, VERSION_MIN};

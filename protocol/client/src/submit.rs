@@ -27,6 +27,15 @@ pub struct NewRequest {
     pub body: Bytes,
 }
 
+/// Where a request lies that the server has stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Submitted {
+    /// Place of its message in the request stream, which it leaves when the request is answered.
+    pub stream_seq: u64,
+    /// It was there before, under the same id.
+    pub is_double: bool,
+}
+
 /// Why a request is not in the queue, or may not be.
 #[derive(Debug, Error)]
 pub enum SubmitError {
@@ -107,7 +116,7 @@ fn random_bits() -> u128 {
 ///
 /// # Errors
 /// [`SubmitError`].
-pub async fn submit(connection: &Connection, new: NewRequest) -> Result<(), SubmitError> {
+pub async fn submit(connection: &Connection, new: NewRequest) -> Result<Submitted, SubmitError> {
     submit_traced(connection, new, None).await
 }
 
@@ -119,7 +128,7 @@ pub async fn submit_traced(
     connection: &Connection,
     new: NewRequest,
     trace: Option<&TraceParent>,
-) -> Result<(), SubmitError> {
+) -> Result<Submitted, SubmitError> {
     let extra = trace.map(|trace| (headers::TRACE_PARENT, trace.as_str()));
     publish(connection, new, extra).await
 }
@@ -133,7 +142,7 @@ pub async fn submit_to(
     connection: &Connection,
     new: NewRequest,
     worker: &WorkerId,
-) -> Result<(), SubmitError> {
+) -> Result<Submitted, SubmitError> {
     publish(connection, new, Some((headers::WORKER, worker.as_str()))).await
 }
 
@@ -141,7 +150,7 @@ async fn publish(
     connection: &Connection,
     new: NewRequest,
     extra: Option<(&str, &str)>,
-) -> Result<(), SubmitError> {
+) -> Result<Submitted, SubmitError> {
     let subject = connection.subjects.request(new.class, &new.model);
     let begun = Instant::now();
     loop {
@@ -158,7 +167,7 @@ async fn publish_once(
     new: &NewRequest,
     extra: Option<(&str, &str)>,
     subject: &str,
-) -> Result<(), SubmitError> {
+) -> Result<Submitted, SubmitError> {
     let (subject, bytes) = (subject.to_owned(), new.body.len());
     let mut message = PublishMessage::build()
         .payload(new.body.clone())
@@ -168,7 +177,10 @@ async fn publish_once(
         message = message.header(name, value);
     }
     match connection.store(subject.clone(), message).await {
-        Ok(_) => Ok(()),
+        Ok(ack) => Ok(Submitted {
+            stream_seq: ack.sequence,
+            is_double: ack.duplicate,
+        }),
         Err(error) if is_full(&error) => Err(SubmitError::Busy {
             reason: std::error::Error::source(&error).map_or_else(String::new, ToString::to_string),
         }),

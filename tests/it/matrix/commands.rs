@@ -17,12 +17,13 @@ struct Asked {
     words: &'static str,
 }
 
-const COMMANDS: [Asked; 12] = [
+const COMMANDS: [Asked; 13] = [
     admin(&["ps"], "flotilla.admin.workers"),
     admin(&["queue"], "flotilla.admin.queue"),
     admin(&["why", "r"], "flotilla.admin.why"),
     admin(&["cancel", "r"], "flotilla.admin.cancel"),
     admin(&["models", "load", "m"], "flotilla.admin.load"),
+    admin(&["drain", "nobody"], "flotilla.admin.drain"),
     store(
         &["models", "list"],
         "$JS.API.STREAM.INFO.KV_flotilla_models",

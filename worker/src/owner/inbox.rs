@@ -4,7 +4,7 @@ use async_nats::{Message, Subject, Subscriber};
 use flotilla_client::Connection;
 use flotilla_protocol::assignment::{Assignment, Cancel, Control};
 use flotilla_protocol::codec::decode_internal;
-use flotilla_protocol::{TraceParent, WorkerId, headers};
+use flotilla_protocol::{DecodeError, TraceParent, WorkerId, headers};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tracing::warn;
@@ -36,8 +36,8 @@ pub(crate) enum Letter {
     Cancel(Cancel),
     /// An order.
     Control {
-        /// The order.
-        order: Control,
+        /// The order; or that it cannot be read, which whoever gave it is told.
+        order: Result<Control, DecodeError>,
         /// Where the answer goes.
         reply: Option<Subject>,
     },
@@ -60,7 +60,7 @@ impl Inbox {
         })
     }
 
-    /// The next message; `None` when the connection is closed for good. What cannot be read is logged and
+    /// The next message; `None` when the connection is closed for good. What cannot be read is logged, and but for orders
     /// skipped: it gets no answer, which the sender takes for a lost one. Cancelling loses nothing.
     pub(super) async fn next(&mut self) -> Option<Letter> {
         loop {
@@ -71,7 +71,7 @@ impl Inbox {
                 message = self.control.next() => {
                     let message = message?;
                     let reply = message.reply.clone();
-                    decoded(&message).map(|order| Letter::Control { order, reply })
+                    Some(Letter::Control { order: read(&message), reply })
                 }
                 message = self.report_now.next() => {
                     message?;
@@ -105,9 +105,12 @@ fn trace(message: &Message) -> Option<TraceParent> {
     TraceParent::parse(message.headers.as_ref()?.get(headers::TRACE_PARENT)?.as_str())
 }
 
-fn decoded<T: DeserializeOwned>(message: &Message) -> Option<T> {
+fn read<T: DeserializeOwned>(message: &Message) -> Result<T, DecodeError> {
     decode_internal(&message.payload)
         .inspect_err(|error| warn!(subject = %message.subject, %error, "a message cannot be read"))
-        // Logged above; there is nobody else to tell.
-        .ok()
+}
+
+fn decoded<T: DeserializeOwned>(message: &Message) -> Option<T> {
+    // Logged; there is nobody else to tell.
+    read(message).ok()
 }

@@ -16,6 +16,7 @@ use crate::admin;
 use crate::commands::{Interrupted, ps};
 use crate::context::Context;
 use crate::output::StatusLine;
+use crate::progress::bar;
 use crate::stop::Signals;
 use crate::table::{bytes, span_ms};
 
@@ -127,10 +128,7 @@ impl Rate {
     fn line(&mut self, now: Instant, fetch: &FetchReport) -> String {
         let total = fetch.bytes_total.unwrap_or(fetch.bytes).max(1);
         let done = fetch.bytes.min(total);
-        let full = usize::try_from(u128::from(done) * BAR_WIDTH as u128 / u128::from(total)).unwrap_or(0);
-        let percent = u128::from(done) * 100 / u128::from(total);
-        let bar = format!("{}{}", "#".repeat(full), ".".repeat(BAR_WIDTH - full));
-        let mut line = format!("[{bar}] {percent} %, {} of {}", bytes(done), bytes(total));
+        let mut line = format!("{}, {} of {}", bar(done, total), bytes(done), bytes(total));
         if let Some(per_s) = self.per_s(now, done).filter(|per_s| *per_s > 0) {
             let left_ms = u128::from(total - done) * 1000 / u128::from(per_s);
             let left = span_ms(u64::try_from(left_ms).unwrap_or(u64::MAX));
@@ -157,7 +155,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(15);
 /// Of the rate: ten seconds.
 const SAMPLES_MAX: usize = 20;
-const BAR_WIDTH: usize = 24;
 
 #[cfg(test)]
 mod tests {
