@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/tools.sh
 
 NATS_SERVER=$(deploy/setup-nats-server.sh)
-FLOTILLA_TEST_PYTHON=$(deploy/python-env.sh nats-py==2.16.0)
+FLOTILLA_TEST_PYTHON=$(deploy/python-env.sh nats-py==2.16.0 grafana-foundation-sdk==1769699241)
 export NATS_SERVER FLOTILLA_TEST_PYTHON
 FLOTILLA_TEST_MINILM=$(.ci/minilm.sh)
 if [ -n "$FLOTILLA_TEST_MINILM" ]; then export FLOTILLA_TEST_MINILM; else unset FLOTILLA_TEST_MINILM; fi

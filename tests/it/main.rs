@@ -15,6 +15,7 @@ mod clusters;
 mod command_line;
 mod connections;
 mod crashes;
+mod dashboards;
 mod dead;
 mod devices;
 mod embeddings;

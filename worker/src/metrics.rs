@@ -113,8 +113,8 @@ catalogue! {
         "1 while a device works, 0 when it failed.";
     HOST_BYTES: gauge "flotilla_worker_host_memory_bytes" ["purpose"]
         "Host memory for weights that have left their device: weights (in it), free.";
-    MODEL_STATE: gauge "flotilla_worker_model_state" ["model", "state"]
-        "1 for the state that a model is in: loading, ready, draining, unloading, failed. A model that is in none is absent.";
+    MODEL_STATE: gauge "flotilla_worker_model_state" ["model", "device", "state"]
+        "1 for the state that a model is in: loading, ready, draining, unloading, failed; on each device that has a part of it, or on none while it has no place. A model that is in none is absent.";
     MODEL_BYTES: gauge "flotilla_worker_model_weights_bytes" ["model"]
         "Bytes of the weights of a model that is not absent.";
     RELAY_BYTES: gauge "flotilla_worker_weights_relay_bytes" []

@@ -86,8 +86,12 @@ fn publish_model(model: &ModelReport, devices: &[DeviceReport], readings: &mut R
         ModelState::Unloading => "unloading",
         ModelState::Failed { .. } => "failed",
     };
-    for each in ["loading", "ready", "draining", "unloading", "failed"] {
-        readings.count(&MODEL_STATE, &[name, each], (each == state).into());
+    let places: Vec<String> = model.devices().map(|index| index.to_string()).collect();
+    let nowhere = [NO_DEVICE.to_owned()];
+    for place in if places.is_empty() { &nowhere[..] } else { &places } {
+        for each in ["loading", "ready", "draining", "unloading", "failed"] {
+            readings.count(&MODEL_STATE, &[name, place, each], (each == state).into());
+        }
     }
     readings.count(&MODEL_BYTES, &[name], model.weights_bytes);
     readings.count(&VLLM_RUNNING, &[name], model.leases.into());
@@ -108,3 +112,6 @@ fn kv_use(device: &DeviceReport) -> Option<f64> {
     let pages = device.pages_total.saturating_sub(others);
     (pages > 0).then(|| device.pages_kv as f64 / pages as f64)
 }
+
+/// The device of a model that has no place.
+const NO_DEVICE: &str = "none";
