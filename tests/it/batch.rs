@@ -160,7 +160,11 @@ async fn thousand_requests_are_answered_once_though_submit_and_results_are_kille
         (whole_lines(&output) > ROOM / 2).then_some(())
     })
     .await;
-    assert!(results.is_running()?, "it looks for the others: {}", results.log());
+    assert!(
+        results.is_running()?,
+        "it looks for the others: {}",
+        results.log()
+    );
     results.kill()?;
     let cut = format!("{}{{\"id\":\"batch_r", fs::read_to_string(&output)?);
     fs::write(&output, cut)?;

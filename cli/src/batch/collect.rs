@@ -48,7 +48,7 @@ pub(crate) struct Collected {
     pub(crate) written_before: usize,
     /// Requests that wait or run.
     pub(crate) unfinished: Vec<String>,
-    /// Requests whose journals are gone. Who waits for answers has a line with an error for each.
+    /// Requests whose journals are gone or cannot be read. Who waits for answers has a line with an error for each.
     pub(crate) removed: Vec<String>,
     /// Requests of which there is no sign: never published, or gone long ago.
     pub(crate) unknown: Vec<String>,

@@ -312,6 +312,16 @@ impl Scan {
         found.map(|(_, shape)| shape)
     }
 
+    fn model(&mut self, number: usize, value: Option<&Value>) -> Option<ModelName> {
+        let problem = match value.and_then(Value::as_str).map(ModelName::new) {
+            Some(Ok(model)) => return Some(model),
+            Some(Err(error)) => error.to_string(),
+            None => "missing, or no text".to_owned(),
+        };
+        self.fault(number, "body.model", problem);
+        None
+    }
+
     fn body(
         &mut self,
         number: usize,
@@ -322,17 +332,7 @@ impl Scan {
             self.fault(number, "body", "missing, or no JSON object");
             return None;
         };
-        let Some(model) = fields.get("model").and_then(Value::as_str) else {
-            self.fault(number, "body.model", "missing, or no text");
-            return None;
-        };
-        let model = match ModelName::new(model) {
-            Ok(model) => model,
-            Err(error) => {
-                self.fault(number, "body.model", error.to_string());
-                return None;
-            }
-        };
+        let model = self.model(number, fields.get("model"))?;
         let text = body.to_string();
         let request = InferenceRequest::decode(&model, Encoding::Json, text.as_bytes(), self.body_bytes_max);
         let request = match request {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use flotilla_client::{Connection, Journal, NewRequest, SubmitError, submit};
+use anyhow::Context as _;
+use flotilla_client::{Connection, Journal, NewRequest, SubmitError, Submitted, submit};
 use flotilla_protocol::{Class, Encoding, RequestId};
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -116,25 +117,36 @@ async fn publish(
         encoding: Encoding::Json,
         body: batch.body(line)?,
     };
+    let stored = submit_patiently(connection, new, tally).await;
+    let stored = stored.with_context(|| {
+        format!(
+            "line {} of {} is not published",
+            line.number,
+            batch.path.display()
+        )
+    })?;
+    Ok(match stored.is_double {
+        true => Course::Double(stored.stream_seq),
+        false => Course::Now(stored.stream_seq),
+    })
+}
+
+/// Waits for room in the queue, however long that takes.
+async fn submit_patiently(
+    connection: &Connection,
+    new: NewRequest,
+    tally: &Tally,
+) -> Result<Submitted, SubmitError> {
     let (mut pause, mut silences) = (PAUSE_MIN, 0);
     loop {
         let waits = match submit(connection, new.clone()).await {
-            Ok(stored) if stored.is_double => return Ok(Course::Double(stored.stream_seq)),
-            Ok(stored) => return Ok(Course::Now(stored.stream_seq)),
             Err(SubmitError::Busy { .. }) => Some(tally.waits()),
             // The same id again is the same request.
             Err(SubmitError::Unconfirmed { .. }) if silences < SILENCES_MAX => {
                 silences += 1;
                 None
             }
-            Err(error) => {
-                let told = format!(
-                    "line {} of {} is not published",
-                    line.number,
-                    batch.path.display()
-                );
-                return Err(anyhow::Error::new(error).context(told));
-            }
+            ended => return ended,
         };
         sleep(pause).await;
         drop(waits);

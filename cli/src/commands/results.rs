@@ -152,12 +152,19 @@ pub(super) fn tell(
         Some(_) => format.print_line(&told, sentence)?,
         None => output::note(&format!("flotilla: {sentence}")),
     }
+    tell_missing(collected);
+    Ok(match collected.is_whole() {
+        true => Exit::Ok,
+        false => Exit::Failed,
+    })
+}
+
+fn tell_missing(collected: &Collected) {
     let missing = [
         (&collected.unfinished, "not answered yet"),
         (
             &collected.removed,
-            "left the queue and have no journal any more (nats.journal_max_age_s, nats.journal_max_bytes): their answers \
-             are lost",
+            "past answering: their journals were removed (nats.journal_max_age_s, nats.journal_max_bytes) or cannot be read",
         ),
         (
             &collected.unknown,
@@ -172,10 +179,6 @@ pub(super) fn tell(
             listed(names)
         ));
     }
-    Ok(match collected.is_whole() {
-        true => Exit::Ok,
-        false => Exit::Failed,
-    })
 }
 
 fn listed(names: &[String]) -> String {
