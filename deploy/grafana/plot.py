@@ -88,10 +88,18 @@ def panel(panel, series, window):
     return f'<g data-panel="{panel["id"]}"><title>{hint}</title>{frame}{text(box.x + 10, box.y + 17, fit(panel["title"], box.w - 20), "title")}{drawn}</g>'
 
 
+def length(words):
+    """How wide words are, in pixels, or a little less."""
+    return sum(8.2 if letter.isupper() or letter in "_m" else 6.5 for letter in words)
+
+
 def fit(words, pixels):
     """As much of the words as there is room for."""
-    room = int(pixels / 6.3)
-    return words if len(words) <= room else words[: max(room - 1, 1)] + "…"
+    if length(words) <= pixels:
+        return words
+    while words and length(words + "…") > pixels:
+        words = words[:-1]
+    return words + "…"
 
 
 def colour(name):
@@ -157,8 +165,11 @@ def stat(panel, series, box, _window):
     return "".join(drawn)
 
 
-def nice(low, high, count=4):
-    """Round numbers from low to high."""
+def nice(low, high, unit, count=4):
+    """Round numbers from low to high; of bytes, in the unit that they are told in."""
+    if unit in ("bytes", "Bps"):
+        scale = 1024 ** int(math.log(max(high, 1), 1024))
+        return [tick * scale for tick in nice(low / scale, high / scale, None, count)]
     span = (high - low) or abs(high) or 1
     raw = span / count
     power = 10 ** math.floor(math.log10(raw))
@@ -244,7 +255,7 @@ def legend(names, box):
     drawn, x, row = [], 0, 0
     for index, (words, shade) in enumerate(names):
         words = fit(words, box.w - 16)
-        width = 22 + 6.1 * len(words)
+        width = 24 + length(words)
         if x and x + width > box.w:
             x, row = 0, row + 1
         if row == LEGEND_ROWS_MAX:
@@ -267,7 +278,7 @@ def ends(defaults, values):
     low, high = min(values), max(values)
     low = defaults.get("min", low)
     high = max(defaults.get("max", high), high)
-    return nice(low, high if high > low else low + 1)
+    return nice(low, high if high > low else low + 1, defaults["unit"])
 
 
 def lines(panel, series, box, window):
@@ -309,8 +320,8 @@ def curves(axes, band, fill, step, custom, is_filled):
         path = track(upper)
         if is_filled:
             lower = [(axes.x(at), axes.y(value)) for at, value, _ in reversed(run)]
-            yield f'<path fill="{fill}" fill-opacity="0.35" d="{path}L{track(lower)[1:]}Z"/>'
-        if len(run) > 1:
+            yield f'<path fill="{fill}" fill-opacity="{custom["fillOpacity"] / 100}" d="{path}L{track(lower)[1:]}Z"/>'
+        if len(run) > 1 and custom.get("lineWidth", 1) > 0:
             yield f'<path class="line" stroke="{fill}" d="{path}"/>'
         if len(run) == 1 or custom.get("showPoints") == "always":
             for x, y in upper:
@@ -371,7 +382,7 @@ def table(panel, series, box, _window):
         for index, column in enumerate(columns):
             called = names.get(column, column)
             value = dict(key).get(column) if column in labels else tell(values.get(column, 0), units(called))
-            drawn.append(text(left(index), box.y + 12 + 18 * number, fit(value or "", width * (2 if index == 0 else 1))))
+            drawn.append(text(left(index), box.y + 12 + 18 * number, fit(value or "", width * (2 if index == 0 else 1) - 8)))
     return "".join(drawn)
 
 

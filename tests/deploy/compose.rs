@@ -54,8 +54,13 @@ impl Compose {
     /// make it.
     fn services(&self) -> Result<Vec<String>> {
         let file = std::fs::read_to_string(repository().join("deploy/compose.yaml"))?;
-        let image = file.lines().find_map(|line| line.trim().strip_prefix("image: \"grafana/"));
-        let image = format!("grafana/{}", image.context("an image of Grafana")?.trim_end_matches('"'));
+        let image = file
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("image: \"grafana/"));
+        let image = format!(
+            "grafana/{}",
+            image.context("an image of Grafana")?.trim_end_matches('"')
+        );
         let has_image = docker(&["image", "inspect", &image]).is_ok();
         if !has_image {
             println!("left out: Grafana, as there is no image {image}");

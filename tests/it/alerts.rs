@@ -93,7 +93,7 @@ fn alerts_are_about_metrics_that_exist() -> Result<()> {
 }
 
 /// The names behind `alert: ` or `alertname: ` of a file.
-fn named<'a>(text: &'a str, key: &str) -> BTreeSet<&'a str> {
+pub fn named<'a>(text: &'a str, key: &str) -> BTreeSet<&'a str> {
     let words = text.lines().filter_map(|line| line.split_once(key));
     words
         .map(|(_, rest)| rest.trim().trim_end_matches('}').trim())

@@ -2,7 +2,7 @@
 //! for every panel.
 
 mod board;
-mod traffic;
+pub mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,10 +74,15 @@ async fn every_panel_has_data_of_a_fleet_under_load() -> Result<()> {
     prometheus.watch(&fleet).await?;
     prometheus.wait_until_all_are_up(4).await;
     let traffic = Traffic::new(&fleet);
+    let is_blessed = std::env::var_os("BLESS").is_some();
     let seen = async {
+        if is_blessed {
+            // What happens is in the middle of the picture.
+            tokio::time::sleep(PICTURE / 2).await;
+        }
         traffic.incidents().await?;
         everything_has_data(&prometheus).await?;
-        is_drawn(&prometheus).await
+        is_drawn(&prometheus, is_blessed).await
     };
     tokio::select! {
         seen = seen => seen,
@@ -93,7 +98,11 @@ async fn everything_has_data(prometheus: &Prometheus) -> Result<()> {
     for board in boards()? {
         for target in board.targets() {
             let expression = board::substituted(&target.expression);
-            missing.extend(alerts::selectors(&expression).into_iter().map(|selector| selector.text));
+            missing.extend(
+                alerts::selectors(&expression)
+                    .into_iter()
+                    .map(|selector| selector.text),
+            );
             match target.is_instant {
                 true => now.push(expression),
                 false => missing.push(expression),
@@ -104,7 +113,11 @@ async fn everything_has_data(prometheus: &Prometheus) -> Result<()> {
         }
     }
     let rules = alerts::read("alerts.yml")?;
-    missing.extend(alerts::selectors(&rules).into_iter().map(|selector| selector.text));
+    missing.extend(
+        alerts::selectors(&rules)
+            .into_iter()
+            .map(|selector| selector.text),
+    );
     let begun = Instant::now();
     let mut looks = interval(Prometheus::INTERVAL);
     while !missing.is_empty() || !now.is_empty() {
@@ -148,21 +161,21 @@ async fn rules_are_healthy(prometheus: &Prometheus) -> Result<()> {
 }
 
 /// The script that draws dashboards finds data for every panel, too.
-async fn is_drawn(prometheus: &Prometheus) -> Result<()> {
+async fn is_drawn(prometheus: &Prometheus, is_blessed: bool) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let is_blessed = std::env::var_os("BLESS").is_some();
-    let (out, minutes) = match is_blessed {
-        true => (grafana().join("../../docs/dashboards"), PICTURE_MINUTES),
-        false => (folder.path().to_owned(), 1),
+    let (out, shown) = match is_blessed {
+        true => (grafana().join("../../docs/dashboards"), PICTURE),
+        false => (folder.path().to_owned(), SHOWN),
     };
     if is_blessed {
-        tokio::time::sleep(Duration::from_secs(60 * u64::from(PICTURE_MINUTES))).await;
+        tokio::time::sleep(PICTURE / 3).await;
     }
     let drawn = tokio::process::Command::new(python())
         .arg("-B")
         .arg(grafana().join("draw.py"))
         .args(["--prometheus", &prometheus.url(), "--strict"])
-        .args(["--minutes", &minutes.to_string(), "--scrape-seconds", "1"])
+        .args(["--minutes", &(shown.as_secs_f64() / 60.0).to_string()])
+        .args(["--scrape-seconds", "1"])
         .arg("--out")
         .arg(&out)
         .output()
@@ -172,8 +185,17 @@ async fn is_drawn(prometheus: &Prometheus) -> Result<()> {
     for board in boards()? {
         let picture = std::fs::read_to_string(out.join(format!("{}.svg", board.name)))?;
         let panels = picture.matches("<g data-panel=").count();
-        ensure!(panels == board.targets_by_panel().count(), "{}: {panels} panels", board.name);
-        ensure!(picture.len() < PICTURE_BYTES_MAX, "{}: {} bytes", board.name, picture.len());
+        ensure!(
+            panels == board.targets_by_panel().count(),
+            "{}: {panels} panels",
+            board.name
+        );
+        ensure!(
+            picture.len() < PICTURE_BYTES_MAX,
+            "{}: {} bytes",
+            board.name,
+            picture.len()
+        );
     }
     Ok(())
 }
@@ -182,7 +204,8 @@ async fn is_drawn(prometheus: &Prometheus) -> Result<()> {
 const NO_PACKAGE: i32 = 3;
 /// The incidents took no longer than this.
 const INCIDENTS_SECONDS_MAX: u32 = 300;
-/// How long the fleet of the pictures runs.
-const PICTURE_MINUTES: u16 = 4;
+/// What the pictures that are kept show, and those that are only looked at for data: the incidents are in both.
+const PICTURE: Duration = Duration::from_secs(240);
+const SHOWN: Duration = Duration::from_secs(180);
 /// A picture is looked at in a browser, and kept.
 const PICTURE_BYTES_MAX: usize = 200_000;

@@ -1,6 +1,7 @@
 //! Integration tests: real processes around a real nats-server.
 
 mod alerts;
+mod alerts_fired;
 mod answers;
 mod arriving;
 mod bad_input;

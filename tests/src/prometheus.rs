@@ -160,7 +160,8 @@ fn series(mut data: Value) -> Result<Vec<Value>> {
 /// The jobs have the names of those of `deploy/prometheus`.
 fn configuration() -> String {
     let interval = Prometheus::INTERVAL.as_secs();
-    let job = |role, file| json!({"job_name": format!("flotilla-{role}"), "file_sd_configs": [{"files": [file]}]});
+    let job =
+        |role, file| json!({"job_name": format!("flotilla-{role}"), "file_sd_configs": [{"files": [file]}]});
     json!({
         "global": {"scrape_interval": format!("{interval}s"), "evaluation_interval": format!("{interval}s")},
         "rule_files": ["rules.yml"],

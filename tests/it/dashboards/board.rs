@@ -81,7 +81,10 @@ impl Board {
     /// The metrics from whose labels variables take their values.
     pub fn variables(&self) -> Result<Vec<String>> {
         let listed = self.json.pointer("/templating/list").and_then(Value::as_array);
-        let asked = listed.context("variables")?.iter().filter(|it| it["type"] == "query");
+        let asked = listed
+            .context("variables")?
+            .iter()
+            .filter(|it| it["type"] == "query");
         asked
             .map(|variable| {
                 let query = variable.pointer("/query/query").and_then(Value::as_str);
@@ -103,25 +106,43 @@ impl Board {
             }
         };
         let json = &self.json;
-        say(!text(json, "uid").starts_with("flotilla-"), "its uid is not ours".into());
-        say(json["tags"] != serde_json::json!(["flotilla"]), "links find it by its tag".into());
+        say(
+            !text(json, "uid").starts_with("flotilla-"),
+            "its uid is not ours".into(),
+        );
+        say(
+            json["tags"] != serde_json::json!(["flotilla"]),
+            "links find it by its tag".into(),
+        );
         say(
             json["schemaVersion"].as_u64() < Some(SCHEMA_VERSION_MIN),
             "its schema is old".into(),
         );
-        let ids: BTreeSet<u64> = json["panels"].as_array().into_iter().flatten().filter_map(|it| it["id"].as_u64()).collect();
+        let ids: BTreeSet<u64> = json["panels"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|it| it["id"].as_u64())
+            .collect();
         let count = json["panels"].as_array().map_or(0, Vec::len);
         say(ids.len() != count, "ids of panels come twice".into());
         let mut taken = BTreeSet::new();
         for panel in json["panels"].as_array().into_iter().flatten() {
             let title = text(panel, "title");
             for cell in cells(panel) {
-                say(!taken.insert(cell), format!("{title}: another panel is at {cell:?}"));
+                say(
+                    !taken.insert(cell),
+                    format!("{title}: another panel is at {cell:?}"),
+                );
                 say(cell.0 >= COLUMNS, format!("{title}: beyond the right edge"));
             }
         }
         for panel in self.panels() {
-            faults.extend(panel_faults(panel).into_iter().map(|it| format!("{}: {it}", text(panel, "title"))));
+            faults.extend(
+                panel_faults(panel)
+                    .into_iter()
+                    .map(|it| format!("{}: {it}", text(panel, "title"))),
+            );
         }
         faults
     }
@@ -137,7 +158,9 @@ fn panel_faults(panel: &Value) -> Vec<String> {
     if panel.pointer("/datasource/uid") != Some(&"${datasource}".into()) {
         faults.push("its data source is not the variable".to_owned());
     }
-    let unit = panel.pointer("/fieldConfig/defaults/unit").and_then(Value::as_str);
+    let unit = panel
+        .pointer("/fieldConfig/defaults/unit")
+        .and_then(Value::as_str);
     if !unit.is_some_and(|unit| UNITS.contains(&unit) || unit.starts_with("suffix:")) {
         faults.push(format!("unit {unit:?}"));
     }

@@ -17,6 +17,7 @@ pub async fn fleet() -> Result<Fleet> {
         .dispatchers(2)
         .workers(2)
         .set("worker.models_per_device_max=1")
+        .set("worker.slots=2")
         .set("worker.host_memory_bytes=64MiB")
         .set("worker.min_residency_max_ms=1000")
         .set("dispatcher.reconcile_interval_ms=1000")
@@ -44,29 +45,11 @@ impl<'f> Traffic<'f> {
         weights::answer_of(fleet, "w1").await?;
         let unloaded = json!({"model": weights::MODEL, "worker": "w1"});
         fleet.admin("unload", &unloaded).await?;
-        self.break_a_journal().await?;
+        break_a_journal(fleet).await?;
         let mut late = Question::prompt("adder", "1+1=");
         late.body["slo"] = json!({"e2e_ms": 0.1});
         let answer = fleet.ask(&late).await?;
         ensure!(answer.end.is_ok(), "{answer:?}");
-        Ok(())
-    }
-
-    /// An entry that no writer of ours makes stands in the way of an answer.
-    async fn break_a_journal(&self) -> Result<()> {
-        let connection = &self.fleet.connection;
-        let question = Question::prompt("adder", "20+22=");
-        let subject = connection.subjects.journal(&question.request);
-        let stored = connection.jetstream.publish(subject, "by nobody".into()).await?;
-        stored.await?;
-        // Its events cannot be followed to an end: what the client would read of the journal is broken.
-        let _events = self.fleet.submit(&question).await?;
-        let letters = connection.subjects.dead_stream();
-        eventually("a dead letter", async || {
-            let stream = connection.jetstream.get_stream(&letters).await.ok()?;
-            (stream.cached_info().state.messages > 0).then_some(())
-        })
-        .await;
         Ok(())
     }
 
@@ -93,6 +76,24 @@ impl<'f> Traffic<'f> {
     }
 }
 
+/// An entry that no writer of ours makes stands in the way of an answer, which is a dead letter then.
+pub async fn break_a_journal(fleet: &Fleet) -> Result<()> {
+    let connection = &fleet.connection;
+    let question = Question::prompt("adder", "20+22=");
+    let subject = connection.subjects.journal(&question.request);
+    let stored = connection.jetstream.publish(subject, "by nobody".into()).await?;
+    stored.await?;
+    // Its events cannot be followed to an end: what the client would read of the journal is broken.
+    let _events = fleet.submit(&question).await?;
+    let letters = connection.subjects.dead_stream();
+    eventually("a dead letter", async || {
+        let stream = connection.jetstream.get_stream(&letters).await.ok()?;
+        (stream.cached_info().state.messages > 0).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
 /// Requests come in waves of one model, so that models take turns on the devices.
 fn question(number: usize) -> Question {
     let in_time = json!({"e2e_ms": 60_000.0});
@@ -110,7 +111,7 @@ fn question(number: usize) -> Question {
     }
 }
 
-const CLIENTS: usize = 4;
+const CLIENTS: usize = 8;
 /// Requests of a client for one model, before it goes on to the next.
 const WAVE: usize = 25;
 const PACE: Duration = Duration::from_millis(100);
