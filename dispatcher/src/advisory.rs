@@ -2,7 +2,6 @@
 //!
 //! These are core messages and may be lost; what they tell is found by the next looks at the stream as well.
 
-use async_nats::Message;
 use flotilla_client::Connection;
 use flotilla_dispatcher_core::StreamSequence;
 use flotilla_protocol::{DecodeError, Encoding};
@@ -10,18 +9,28 @@ use serde::Deserialize;
 
 /// Something became of a message without us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Advisory {
-    pub(crate) sequence: StreamSequence,
-    pub(crate) consumer: String,
-    pub(crate) said: Said,
+pub struct Advisory {
+    /// The message.
+    pub sequence: StreamSequence,
+    /// The consumer that it was delivered to.
+    pub consumer: String,
+    /// What became of it.
+    pub said: Said,
 }
 
+/// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
+pub enum Said {
     /// It was delivered as often as its consumer allows, and stays where it is.
-    MaxDeliveries { deliveries: u64 },
+    MaxDeliveries {
+        /// How often.
+        deliveries: u64,
+    },
     /// It was taken out: terminated by whoever had it, or removed by an operator.
-    Terminated { reason: Option<String> },
+    Terminated {
+        /// Why, if somebody said.
+        reason: Option<String>,
+    },
 }
 
 /// As the server writes them; there is more in them.
@@ -40,21 +49,25 @@ pub(crate) fn subjects(connection: &Connection) -> [String; 2] {
     [MAX_DELIVERIES, TERMINATED].map(|kind| format!("{ADVISORIES}.{kind}.{stream}.*"))
 }
 
-/// # Errors
-/// [`DecodeError`] when the message is no advisory.
-pub(crate) fn read(message: &Message) -> Result<Advisory, DecodeError> {
-    let raw: RawAdvisory = Encoding::Json.decode(&message.payload, ADVISORY_BYTES_MAX)?;
-    let is_terminated = message.subject.contains(TERMINATED);
-    Ok(Advisory {
-        sequence: StreamSequence(raw.stream_seq),
-        consumer: raw.consumer,
-        said: match is_terminated {
-            true => Said::Terminated { reason: raw.reason },
-            false => Said::MaxDeliveries {
-                deliveries: raw.deliveries,
+impl Advisory {
+    /// Reads what the server published on a subject.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when it is no advisory.
+    pub fn read(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
+        let raw: RawAdvisory = Encoding::Json.decode(body, ADVISORY_BYTES_MAX)?;
+        let is_terminated = subject.contains(TERMINATED);
+        Ok(Self {
+            sequence: StreamSequence(raw.stream_seq),
+            consumer: raw.consumer,
+            said: match is_terminated {
+                true => Said::Terminated { reason: raw.reason },
+                false => Said::MaxDeliveries {
+                    deliveries: raw.deliveries,
+                },
             },
-        },
-    })
+        })
+    }
 }
 
 const ADVISORIES: &str = "$JS.EVENT.ADVISORY.CONSUMER";

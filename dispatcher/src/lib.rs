@@ -30,6 +30,7 @@ mod services;
 mod term;
 mod topology;
 
+pub use advisory::{Advisory, Said};
 pub use error::{DispatcherError, TermError};
 pub use lease::{Candidate, Kept, Lease, LeaseError};
 pub use metrics::{JETSTREAM_METRICS, METRICS};

@@ -131,7 +131,7 @@ fn read_done(message: &Message) -> Result<Heard, DecodeError> {
 }
 
 fn read_advisory(message: &Message) -> Result<Heard, DecodeError> {
-    advisory::read(message).map(Heard::Advisory)
+    Advisory::read(&message.subject, &message.payload).map(Heard::Advisory)
 }
 
 /// A client's word, in either encoding.

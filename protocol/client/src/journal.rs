@@ -41,6 +41,42 @@ pub struct Entry {
     pub event: Event,
 }
 
+impl Entry {
+    /// Reads a message of a request's journal, as the server reads it back.
+    ///
+    /// # Errors
+    /// [`ReadError::NotAnEvent`].
+    pub fn from_message(request: &RequestId, message: &Message) -> Result<Self, ReadError> {
+        let empty = HeaderMap::new();
+        let found = message.headers.as_ref().unwrap_or(&empty);
+        let sequence = sequence(message);
+        let (attempt, encoding, event) =
+            decode_event(found, &message.payload).map_err(|problem| ReadError::NotAnEvent {
+                request: request.clone(),
+                sequence,
+                problem: problem.to_string(),
+            })?;
+        Ok(Self {
+            sequence,
+            attempt,
+            worker: found
+                .get(headers::WORKER)
+                .and_then(|worker| WorkerId::new(worker.as_str()).ok()),
+            incarnation: number(found, headers::INCARNATION),
+            strikes: Strikes(
+                number(found, headers::STRIKES)
+                    .and_then(|n| u32::try_from(n).ok())
+                    .unwrap_or(0),
+            ),
+            alone: found
+                .get(headers::ALONE)
+                .is_some_and(|alone| alone.as_str() == "true"),
+            encoding,
+            event,
+        })
+    }
+}
+
 /// One event to store.
 #[derive(Debug)]
 pub struct NewEntry<'a> {
@@ -239,7 +275,7 @@ impl Journal {
     pub async fn read(&self, request: &RequestId, after: u64) -> Result<Vec<Entry>, ReadError> {
         let mut entries = Vec::new();
         self.read_messages(request, after, |message| {
-            entries.push(entry(request, message)?);
+            entries.push(Entry::from_message(request, message)?);
             Ok(())
         })
         .await?;
@@ -254,7 +290,7 @@ impl Journal {
         let mut content = Content::default();
         self.read_messages(request, 0, |message| {
             content.last_sequence = sequence(message);
-            match entry(request, message) {
+            match Entry::from_message(request, message) {
                 Ok(entry) => content.entries.push(entry),
                 Err(fault) => {
                     content.fault.get_or_insert_with(|| fault.to_string());
@@ -423,36 +459,6 @@ fn message(entry: &NewEntry<'_>, body: Bytes) -> PublishMessage {
         }
     }
     message
-}
-
-fn entry(request: &RequestId, message: &Message) -> Result<Entry, ReadError> {
-    let empty = HeaderMap::new();
-    let found = message.headers.as_ref().unwrap_or(&empty);
-    let sequence = sequence(message);
-    let (attempt, encoding, event) =
-        decode_event(found, &message.payload).map_err(|problem| ReadError::NotAnEvent {
-            request: request.clone(),
-            sequence,
-            problem: problem.to_string(),
-        })?;
-    Ok(Entry {
-        sequence,
-        attempt,
-        worker: found
-            .get(headers::WORKER)
-            .and_then(|worker| WorkerId::new(worker.as_str()).ok()),
-        incarnation: number(found, headers::INCARNATION),
-        strikes: Strikes(
-            number(found, headers::STRIKES)
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or(0),
-        ),
-        alone: found
-            .get(headers::ALONE)
-            .is_some_and(|alone| alone.as_str() == "true"),
-        encoding,
-        event,
-    })
 }
 
 /// What can be wrong with the headers and the body of an event.

@@ -14,7 +14,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::error::{HubError, Interruption};
 use crate::patience::{Advance, Patience};
-use crate::repository::{HubFile, RawRevision, Repository};
+use crate::repository::{HubFile, Repository};
 
 /// A hub. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -66,12 +66,7 @@ impl Hub {
             escaped(model.revision.as_str())
         );
         let body = self.read_all(model, &path, None, LIST_BYTES_MAX).await?;
-        let raw: Result<RawRevision, _> = serde_json::from_slice(&body);
-        let raw = raw.map_err(|error| HubError::Answer {
-            model: model.clone(),
-            reason: error.to_string(),
-        })?;
-        let mut repository = Repository::listed(model, raw)?;
+        let mut repository = Repository::from_json(model, &body)?;
         let paths: Vec<String> = repository.files.iter().map(|file| file.path.clone()).collect();
         let index = match repository.file(WEIGHTS_INDEX).filter(|_| wants_index(&paths)) {
             Some(file) => Some(self.read(&repository.model, file, 0, file.bytes).await?),

@@ -28,7 +28,7 @@ pub struct HubFile {
 
 /// What the hub says of a revision, as far as we read it.
 #[derive(Debug, Deserialize)]
-pub(crate) struct RawRevision {
+struct RawRevision {
     #[serde(default)]
     sha: Option<String>,
     #[serde(default)]
@@ -64,12 +64,16 @@ impl Repository {
         self.files.iter().find(|file| file.path == path)
     }
 
-    /// Every file that the hub lists.
-    pub(crate) fn listed(asked: &HubModel, raw: RawRevision) -> Result<Self, HubError> {
+    /// Every file that the hub lists in its answer about a revision, in JSON.
+    ///
+    /// # Errors
+    /// [`HubError::Answer`].
+    pub fn from_json(asked: &HubModel, body: &[u8]) -> Result<Self, HubError> {
         let answer = |reason: String| HubError::Answer {
             model: asked.clone(),
             reason,
         };
+        let raw: RawRevision = serde_json::from_slice(body).map_err(|error| answer(error.to_string()))?;
         let revision = match raw.sha {
             Some(sha) => HubRevision::new(sha).map_err(|error| answer(error.to_string()))?,
             None => asked.revision.clone(),

@@ -78,10 +78,6 @@ impl Relay {
 
     /// The subjects of descriptions, and the copy that each was written by.
     async fn descriptions(&self) -> Result<Vec<(String, CopyName)>, RelayError> {
-        #[derive(Deserialize)]
-        struct Description {
-            nuid: String,
-        }
         let mut descriptions = Vec::new();
         for (subject, _) in self.subjects("M").await? {
             // It may have gone since it was listed, or be of somebody else and of any form.
@@ -89,11 +85,22 @@ impl Relay {
             let Ok(message) = self.connection.within(found).await.map_err(|_| late(&subject))? else {
                 continue;
             };
-            let described = serde_json::from_slice::<Description>(&message.payload).ok();
-            let name = described.and_then(|described| copy_of(described.nuid.split('.')));
-            descriptions.extend(name.map(|name| (subject, name)));
+            descriptions.extend(CopyName::from_description(&message.payload).map(|name| (subject, name)));
         }
         Ok(descriptions)
+    }
+}
+
+impl CopyName {
+    /// The copy that an object's description in the bucket is of; `None` for a description of anything else.
+    #[must_use]
+    pub fn from_description(json: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Description {
+            nuid: String,
+        }
+        let described: Description = serde_json::from_slice(json).ok()?;
+        copy_of(described.nuid.split('.'))
     }
 }
 
