@@ -1,4 +1,4 @@
-.PHONY: help demo test test-deploy check bench build image clean
+.PHONY: help demo test test-deploy check fuzz deny bench build image clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -15,6 +15,12 @@ test-deploy: ## the compose files with this machine's Docker engine; part of `ma
 
 check: ## the fast loop: format, lints, tests that need no other process
 	@.ci/check.sh
+
+fuzz: ## ten million mutated inputs for every decoder of bytes from outside (FUZZ="--target NAME --seed N": others)
+	cargo run --release -p flotilla-fuzz --bin fuzz -- --inputs 10000000 $(FUZZ)
+
+deny: ## licences, sources, withdrawn and doubled versions of what we depend on, and known holes (that needs the network)
+	@.ci/deny.sh
 
 bench: ## dispatcher against JetStream, decisions, swaps, copies of weights, pauses when parts die, engine against memory and llama.cpp, policies against each other
 	@deploy/bench.sh

@@ -22,6 +22,7 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets -- -D warnings
 step .ci/core-purity.sh
+step .ci/deny.sh --offline
 step env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 # Integration tests start the program itself.
 step cargo build --workspace --bins

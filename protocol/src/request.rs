@@ -15,7 +15,7 @@ use crate::codec::{DecodeError, Encoding};
 use crate::event::{ErrorCode, RequestError};
 use crate::ids::{ModelName, Tenant};
 
-pub use chat::{Chat, ChatMessage, TOOLS_COUNT_MAX};
+pub use chat::{Chat, ChatMessage, FREE_VALUES_MAX, MESSAGES_COUNT_MAX, TOOLS_COUNT_MAX};
 pub use keep_alive::{KeepAlive, KeepAliveError};
 pub use response_format::{JsonSchema, ResponseFormat, SCHEMA_BYTES_MAX, SCHEMA_NAME_BYTES_MAX};
 pub use sampling::{LOGIT_BIAS_COUNT_MAX, SamplingParams, TOP_LOGPROBS_MAX};

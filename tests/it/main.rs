@@ -18,6 +18,7 @@ mod connections;
 mod crashes;
 mod dashboards;
 mod dead;
+mod dependencies;
 mod devices;
 mod embeddings;
 mod endings;

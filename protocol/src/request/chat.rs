@@ -95,3 +95,8 @@ fn json_bytes(value: &Value) -> usize {
 
 /// Most tools of one request, as with OpenAI's API.
 pub const TOOLS_COUNT_MAX: usize = 128;
+/// Most messages of one chat: more than fit the longest context.
+pub const MESSAGES_COUNT_MAX: usize = 16_384;
+/// Most values (texts, numbers, lists, objects and so on) that tools, calls of tools and a schema are made of together.
+/// They take some ten MiB, however few bytes they were sent in.
+pub const FREE_VALUES_MAX: usize = 65_536;

@@ -1,15 +1,16 @@
 //! The body as it arrives, before its fields are checked.
 
 mod chat;
+mod free;
 mod response_format;
 mod sampling;
 mod shapes;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 
-use self::chat::{RawMessage, RawTools};
+use self::chat::{RawMessages, RawTools};
+use self::free::{Free, ValuesLeft};
 use self::response_format::RawResponseFormat;
 use self::shapes::{OneOrMany, RawKeepAlive, RawLogitBias, RawLogprobs, RawPrompt};
 use super::{
@@ -29,7 +30,7 @@ pub(super) struct RawRequest {
     #[serde(default)]
     prompt: Option<RawPrompt>,
     #[serde(default)]
-    messages: Option<Vec<RawMessage>>,
+    messages: Option<RawMessages>,
     #[serde(default)]
     input: Option<OneOrMany>,
     #[serde(default)]
@@ -65,9 +66,9 @@ pub(super) struct RawRequest {
     #[serde(default)]
     response_format: Option<RawResponseFormat>,
     #[serde(default)]
-    tools: Option<Vec<Value>>,
+    tools: Option<Free>,
     #[serde(default)]
-    tool_choice: Option<Value>,
+    tool_choice: Option<Free>,
     #[serde(default)]
     parallel_tool_calls: Option<bool>,
     #[serde(default)]
@@ -167,7 +168,8 @@ impl RawRequest {
             return Err(invalid("deadline_ms", "must be at least 1"));
         }
         let ignore_eos = self.ignore_eos.unwrap_or(false);
-        let response_format = check_format(self.response_format, ignore_eos)?;
+        let mut values_left = ValuesLeft::of_a_body();
+        let response_format = check_format(self.response_format, ignore_eos, &mut values_left)?;
         let tools = RawTools {
             tools: self.tools,
             choice: self.tool_choice,
@@ -184,7 +186,7 @@ impl RawRequest {
             cancel_on_disconnect: self.cancel_on_disconnect.unwrap_or(false),
             slo,
             tenant: self.tenant,
-            input: check_input(self.prompt, self.messages, self.input, tools)?,
+            input: check_input(self.prompt, self.messages, self.input, tools, &mut values_left)?,
         })
     }
 
@@ -256,9 +258,13 @@ impl RawRequest {
 }
 
 /// What has a shape ends when the shape is complete.
-fn check_format(format: Option<RawResponseFormat>, ignore_eos: bool) -> Result<ResponseFormat, RequestError> {
+fn check_format(
+    format: Option<RawResponseFormat>,
+    ignore_eos: bool,
+    values_left: &mut ValuesLeft,
+) -> Result<ResponseFormat, RequestError> {
     match format
-        .map(RawResponseFormat::check)
+        .map(|format| format.check(values_left))
         .transpose()?
         .unwrap_or_default()
     {
@@ -310,9 +316,10 @@ fn check_stop(stop: Option<OneOrMany>) -> Result<Vec<String>, RequestError> {
 
 fn check_input(
     prompt: Option<RawPrompt>,
-    messages: Option<Vec<RawMessage>>,
+    messages: Option<RawMessages>,
     input: Option<OneOrMany>,
     tools: RawTools,
+    values_left: &mut ValuesLeft,
 ) -> Result<Input, RequestError> {
     if messages.is_none() {
         tools.refuse()?;
@@ -323,7 +330,9 @@ fn check_input(
             Err(invalid("prompt", "has no token"))
         }
         (Some(RawPrompt::Tokens(tokens)), None, None) => Ok(Input::PromptTokens(tokens)),
-        (None, Some(messages), None) => chat::check(messages, tools).map(Input::Chat),
+        (None, Some(RawMessages(messages)), None) => {
+            chat::check(messages, tools, values_left).map(Input::Chat)
+        }
         (None, None, Some(OneOrMany(texts))) if texts.is_empty() || texts.len() > EMBED_INPUT_COUNT_MAX => {
             Err(invalid(
                 "input",

@@ -27,10 +27,14 @@ impl Corpus {
             values: Vec::new(),
             words: Vec::new(),
         };
-        corpus.samples.extend(samples.into_iter().map(|sample| sample.as_ref().to_vec()));
+        corpus
+            .samples
+            .extend(samples.into_iter().map(|sample| sample.as_ref().to_vec()));
         if format == Format::Json {
             let values = corpus.samples.iter();
-            corpus.values = values.filter_map(|sample| serde_json::from_slice(sample).ok()).collect();
+            corpus.values = values
+                .filter_map(|sample| serde_json::from_slice(sample).ok())
+                .collect();
         }
         corpus.collect_words();
         corpus
@@ -41,12 +45,16 @@ impl Corpus {
         let folder = repository().join("protocol/tests/golden");
         let mut corpus = Self::new(format, [] as [&[u8]; 0]);
         for file in files(&folder) {
-            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = file
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
             // `done` names `done-terminal`, and `report` not `report-x` alone.
-            let is_wanted = names
-                .iter()
-                .any(|wanted| stem.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
+            let is_wanted = names.iter().any(|wanted| {
+                stem.strip_prefix(wanted)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            });
             let content = || fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             match (is_wanted, ending) {
                 (true, "json") => {
@@ -128,7 +136,9 @@ pub(crate) fn repository() -> PathBuf {
 /// The files of a folder, in order.
 pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let list = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<PathBuf> = list.map(|entry| entry.expect("it can be listed").path()).collect();
+    let mut files: Vec<PathBuf> = list
+        .map(|entry| entry.expect("it can be listed").path())
+        .collect();
     files.sort();
     files
 }
@@ -139,7 +149,10 @@ fn from_hex(text: &[u8]) -> Vec<u8> {
         .filter_map(|digit| char::from(*digit).to_digit(16))
         .map(|digit| u8::try_from(digit).expect("a digit is below 16"))
         .collect();
-    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+    digits
+        .chunks_exact(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect()
 }
 
 fn texts(value: &Value, words: &mut BTreeSet<String>) {

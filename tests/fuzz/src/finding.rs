@@ -38,7 +38,7 @@ pub enum Problem {
     },
     /// It took too long.
     Slow {
-        /// How long, on the processor.
+        /// How long.
         time: Duration,
         /// The bound.
         time_max: Duration,
@@ -50,11 +50,18 @@ impl fmt::Display for Finding {
         let Self {
             target, seed, input, ..
         } = self;
-        writeln!(f, "{target}: input {input} of {} bytes: {}", self.input_bytes, self.problem)?;
+        writeln!(
+            f,
+            "{target}: input {input} of {} bytes: {}",
+            self.input_bytes, self.problem
+        )?;
         if let Some(file) = &self.file {
             writeln!(f, "    it is kept in {}", file.display())?;
         }
-        write!(f, "    again: {REPLAY} --target {target} --seed {seed} --from {input} --inputs 1")
+        write!(
+            f,
+            "    again: {REPLAY} --target {target} --seed {seed} --from {input} --inputs 1"
+        )
     }
 }
 

@@ -23,7 +23,7 @@ struct Arguments {
     /// The number of each decoder's first input.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Longest time of one input, on the processor.
+    /// Longest time of one input.
     #[arg(long, default_value = "1s")]
     time_max: humantime::Duration,
     /// Threads; one for each processor when it is not given.
@@ -68,14 +68,20 @@ fn main() -> Result<()> {
         inputs: arguments.inputs,
         from: arguments.from,
         time_max,
-        threads: arguments.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
+        threads: arguments
+            .threads
+            .unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
         folder: arguments.folder,
     };
     let outcomes = run(&chosen, &options);
     println!("{}", table(&chosen, &outcomes));
     let inputs: u64 = outcomes.iter().map(|outcome| outcome.inputs).sum();
     println!("{inputs} inputs in {:.0?}", began.elapsed());
-    let findings: Vec<String> = outcomes.iter().flat_map(|outcome| &outcome.findings).map(ToString::to_string).collect();
+    let findings: Vec<String> = outcomes
+        .iter()
+        .flat_map(|outcome| &outcome.findings)
+        .map(ToString::to_string)
+        .collect();
     if findings.is_empty() {
         return Ok(());
     }
@@ -85,7 +91,10 @@ fn main() -> Result<()> {
 fn chosen(arguments: &Arguments) -> Result<Vec<Target>> {
     let mut all = targets::all();
     let names = &arguments.target;
-    if let Some(unknown) = names.iter().find(|name| all.iter().all(|target| target.name != **name)) {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| all.iter().all(|target| target.name != **name))
+    {
         bail!("there is no target {unknown}; --list names them");
     }
     all.retain(|target| names.is_empty() || names.iter().any(|name| name == target.name));

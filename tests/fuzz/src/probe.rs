@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
 use crate::allocations::peak_of;
@@ -44,7 +43,7 @@ pub(crate) struct Probe {
 /// What an input took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Cost {
-    /// Time of the processor, so that a busy machine does not count.
+    /// Time; of a machine that is busy with other things too long a one.
     pub(crate) time: Duration,
     /// Bytes allocated at once.
     pub(crate) bytes: usize,
@@ -53,9 +52,9 @@ pub(crate) struct Cost {
 impl Probe {
     /// Runs what production runs for an input. What is done outside costs nothing.
     pub(crate) fn measure<T>(&mut self, call: impl FnOnce() -> T) -> T {
-        let began = processor_time();
+        let began = Instant::now();
         let (value, bytes) = peak_of(call);
-        self.cost.time += processor_time().saturating_sub(began);
+        self.cost.time += began.elapsed();
         self.cost.bytes = self.cost.bytes.max(bytes);
         value
     }
@@ -79,12 +78,6 @@ impl Probe {
 /// Writes a file that a decoder is about to read.
 pub(crate) fn write(path: &Path, content: &[u8]) {
     fs::write(path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-}
-
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let seconds = u64::try_from(time.tv_sec).expect("a thread's time is positive");
-    Duration::new(seconds, u32::try_from(time.tv_nsec).expect("less than a second"))
 }
 
 /// Where Linux keeps files that are on no disk.

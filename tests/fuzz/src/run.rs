@@ -24,7 +24,7 @@ pub struct Options {
     pub inputs: u64,
     /// The number of the first input of each.
     pub from: u64,
-    /// Longest time of one input, on the processor.
+    /// Longest time of one input.
     pub time_max: Duration,
     /// Threads.
     pub threads: usize,
@@ -62,7 +62,7 @@ pub struct Replayed {
     pub outcome: Result<bool, Problem>,
     /// Bytes that were allocated at once.
     pub bytes: usize,
-    /// Time on the processor.
+    /// How long it took.
     pub time: Duration,
 }
 
@@ -120,7 +120,15 @@ fn run_job(target: &Target, inputs: std::ops::Range<u64>, options: &Options, run
     for number in inputs {
         running.note(target, number);
         let input = mutator::input(&target.corpus, &mut Random::of(options.seed, target.name, number));
-        let (verdict, caught) = read(target, &mut probe, &input, options.time_max);
+        let (mut verdict, caught) = read(target, &mut probe, &input, options.time_max);
+        let mut tries = 1;
+        while probe.cost.time > outcome.slowest.0 && verdict.is_ok() | is_slow(&verdict) && tries < TRIES {
+            // The machine may have done something else: the shortest time counts.
+            let time = probe.cost.time;
+            verdict = read(target, &mut probe, &input, options.time_max).0;
+            probe.cost.time = probe.cost.time.min(time);
+            tries += 1;
+        }
         outcome.count(number, input.len(), probe.cost, caught);
         match verdict {
             Ok(verdict) => outcome.accepted += u64::from(verdict == Verdict::Accepted),
@@ -135,7 +143,9 @@ fn run_job(target: &Target, inputs: std::ops::Range<u64>, options: &Options, run
                     file: None,
                 };
                 if outcome.is_new(&finding) {
-                    let file = options.folder.join(format!("{}-{}-{number}", target.name, options.seed));
+                    let file = options
+                        .folder
+                        .join(format!("{}-{}-{number}", target.name, options.seed));
                     let file = fs::write(&file, &input).is_ok().then_some(file);
                     outcome.findings.push(Finding { file, ..finding });
                 }
@@ -143,6 +153,10 @@ fn run_job(target: &Target, inputs: std::ops::Range<u64>, options: &Options, run
         }
     }
     outcome
+}
+
+fn is_slow(verdict: &Result<Verdict, Problem>) -> bool {
+    matches!(verdict, Err(Problem::Slow { .. }))
 }
 
 fn read(
@@ -236,7 +250,77 @@ impl Running {
     }
 }
 
+/// How often an input is read that takes longer than all before.
+const TRIES: u32 = 3;
 /// Inputs that a thread takes at once.
 const JOB_INPUTS: usize = 1 << 12;
 /// Shorter inputs have no ratio: what any input takes is most of theirs.
 const RATIO_BYTES_MIN: usize = 1 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::Corpus;
+    use crate::target::Format;
+
+    fn outcome(decode: impl Fn(&[u8]) + Send + Sync + 'static) -> Outcome {
+        let corpus = Corpus::new(Format::Bytes, [b"abc"]);
+        let target = Target::new("made", corpus, move |probe, input| {
+            probe.measure(|| decode(input));
+            Verdict::Accepted
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            seed: 7,
+            inputs: 300,
+            from: 0,
+            time_max: Duration::from_secs(60),
+            threads: 2,
+            folder: folder.path().to_owned(),
+        };
+        let mut outcomes = run(&[target], &options);
+        for finding in &outcomes[0].findings {
+            let kept = fs::read(finding.file.as_ref().unwrap()).unwrap();
+            assert_eq!(kept.len(), finding.input_bytes);
+        }
+        outcomes.remove(0)
+    }
+
+    #[test]
+    fn decoder_that_panics_is_found_once_with_its_place() {
+        let found = outcome(|input| assert!(!input.starts_with(b"ab"), "begins with ab"));
+        let [
+            Finding {
+                problem: Problem::Panicked { message },
+                ..
+            },
+        ] = &found.findings[..]
+        else {
+            panic!("{:?}", found.findings);
+        };
+        assert!(
+            message.contains("begins with ab") && message.contains("run.rs"),
+            "{message}"
+        );
+        assert!(
+            found.broken > 1 && found.accepted > 0 && found.inputs == 300,
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn panic_that_a_decoder_catches_is_counted_and_no_finding() {
+        let found = outcome(|_| drop(std::panic::catch_unwind(|| panic!("of a library"))));
+        assert_eq!((found.caught, found.findings.len()), (300, 0));
+    }
+
+    #[test]
+    fn decoder_that_takes_memory_out_of_proportion_is_found() {
+        let found = outcome(|_| drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20))));
+        assert!(
+            matches!(found.findings[..], [Finding { problem: Problem::Allocated { bytes, .. }, .. }] if bytes == 1 << 20),
+            "{:?}",
+            found.findings
+        );
+    }
+}

@@ -60,7 +60,9 @@ impl Bound {
     /// Most bytes for an input of a length.
     #[must_use]
     pub const fn bytes(self, input_bytes: usize) -> usize {
-        self.ratio.saturating_mul(input_bytes).saturating_add(self.slack_bytes)
+        self.ratio
+            .saturating_mul(input_bytes)
+            .saturating_add(self.slack_bytes)
     }
 }
 
@@ -99,7 +101,9 @@ impl Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -5,8 +5,8 @@ mod incoming;
 mod reading;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -389,23 +389,47 @@ pub(crate) fn is_plain_file_name(name: &str) -> bool {
     matches!(only, (Some(Component::Normal(file)), None) if file == name) && !name.contains('\\')
 }
 
+/// A file of text, which comes from outside: of any kind and length.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
-    fs::read(path).map_err(|source| ModelError::Read {
+    read_bounded(path, TEXT_BYTES_MAX).map_err(|source| ModelError::Read {
         path: path.to_owned(),
         source,
     })
 }
 
 pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    match fs::read(path) {
+    match read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ModelError::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(ModelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
+
+fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    // One byte more than allowed, because a file can grow while it is read.
+    regular(path)?.take(bytes_max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > bytes_max {
+        let message =
+            format!("it has more than {bytes_max} bytes and is not this model's file: fetch it again");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(content)
+}
+
+fn regular(path: &Path) -> io::Result<File> {
+    // Asked before opening: opening a pipe would wait for its writer.
+    match path.metadata()?.is_file() {
+        true => File::open(path),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file: replace it with the model's own file",
+        )),
+    }
+}
+
+/// Longest configuration or index: that of a model with a million tensors.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a folder holds no model that the engine can run.
 #[derive(Debug, thiserror::Error)]

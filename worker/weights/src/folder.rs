@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -26,7 +27,7 @@ pub(crate) fn model_files(folder: &Path) -> Result<Vec<String>, FilesError> {
     collect(folder, "", &mut files)?;
     let path = folder.join(WEIGHTS_INDEX);
     let index = match wants_index(&files) {
-        true => Some(fs::read(&path).map_err(FilesError::io("read", &path))?),
+        true => Some(read_index(&path).map_err(FilesError::io("read", &path))?),
         false => None,
     };
     chosen_files(files, index.as_deref()).map_err(|error| FilesError::io("read", &path)(error.into()))
@@ -62,6 +63,19 @@ pub fn chosen_files(mut paths: Vec<String>, index: Option<&[u8]>) -> Result<Vec<
 pub fn wants_index(paths: &[String]) -> bool {
     let has = |wanted: &str| paths.iter().any(|path| path == wanted);
     !has(SINGLE) && has(WEIGHTS_INDEX)
+}
+
+/// An index comes from outside and may have any length.
+fn read_index(path: &Path) -> io::Result<Vec<u8>> {
+    let mut index = Vec::new();
+    let bytes_max = INDEX_BYTES_MAX as u64;
+    fs::File::open(path)?
+        .take(bytes_max + 1)
+        .read_to_end(&mut index)?;
+    match index.len() > INDEX_BYTES_MAX {
+        true => Err(io::ErrorKind::FileTooLarge.into()),
+        false => Ok(index),
+    }
 }
 
 fn collect(folder: &Path, under: &str, files: &mut Vec<String>) -> Result<(), FilesError> {
@@ -102,6 +116,8 @@ pub(crate) fn is_weights(file: &str) -> bool {
 pub const CONFIG: &str = "config.json";
 /// What lists the files of weights that are in several.
 pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+/// That of a model with a million tensors.
+const INDEX_BYTES_MAX: usize = 64 << 20;
 const SINGLE: &str = "model.safetensors";
 /// Of what loading reads.
 const EXTENSIONS: [&str; 5] = ["json", "txt", "model", "jinja", "safetensors"];

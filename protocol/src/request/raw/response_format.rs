@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::free::{Free, ValuesLeft};
 use super::invalid;
 use crate::event::RequestError;
 use crate::request::{JsonSchema, ResponseFormat, SCHEMA_BYTES_MAX, SCHEMA_NAME_BYTES_MAX};
@@ -21,7 +22,7 @@ pub(super) struct RawResponseFormat {
 #[serde(deny_unknown_fields)]
 struct RawJsonSchema {
     name: String,
-    schema: Map<String, Value>,
+    schema: Free,
     #[serde(default)]
     strict: Option<bool>,
     /// OpenAI shows it to the model; our prompts are the chat template's alone.
@@ -30,11 +31,11 @@ struct RawJsonSchema {
 }
 
 impl RawResponseFormat {
-    pub(super) fn check(self) -> Result<ResponseFormat, RequestError> {
+    pub(super) fn check(self, values_left: &mut ValuesLeft) -> Result<ResponseFormat, RequestError> {
         match (self.kind.as_str(), self.json_schema) {
             ("text", None) => Ok(ResponseFormat::Text),
             ("json_object", None) => Ok(ResponseFormat::JsonObject),
-            ("json_schema", Some(raw)) => raw.check().map(ResponseFormat::JsonSchema),
+            ("json_schema", Some(raw)) => raw.check(values_left).map(ResponseFormat::JsonSchema),
             ("json_schema", None) => Err(invalid("response_format.json_schema", "missing")),
             ("text" | "json_object", Some(_)) => Err(invalid(
                 "response_format.json_schema",
@@ -49,7 +50,7 @@ impl RawResponseFormat {
 }
 
 impl RawJsonSchema {
-    fn check(self) -> Result<JsonSchema, RequestError> {
+    fn check(self, values_left: &mut ValuesLeft) -> Result<JsonSchema, RequestError> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         let is_name =
             (1..=SCHEMA_NAME_BYTES_MAX).contains(&self.name.len()) && self.name.bytes().all(is_plain);
@@ -59,16 +60,15 @@ impl RawJsonSchema {
                 format!("must be 1 to {SCHEMA_NAME_BYTES_MAX} letters, digits, underscores and dashes"),
             ));
         }
-        let schema = Value::Object(self.schema);
-        let bytes = schema.to_string().len();
+        let bytes = self.schema.json_bytes();
         if bytes > SCHEMA_BYTES_MAX {
             return Err(invalid(
-                "response_format.json_schema.schema",
+                SCHEMA,
                 format!("has {bytes} bytes as JSON, at most {SCHEMA_BYTES_MAX} are allowed"),
             ));
         }
-        let Value::Object(schema) = schema else {
-            unreachable!("an object was put in")
+        let Value::Object(schema) = self.schema.into_value(SCHEMA, values_left)? else {
+            return Err(invalid(SCHEMA, "must be an object"));
         };
         Ok(JsonSchema {
             name: self.name,
@@ -77,3 +77,5 @@ impl RawJsonSchema {
         })
     }
 }
+
+const SCHEMA: &str = "response_format.json_schema.schema";

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::request::{KeepAlive, LOGIT_BIAS_COUNT_MAX};
+use crate::request::{EMBED_INPUT_COUNT_MAX, KeepAlive, LOGIT_BIAS_COUNT_MAX};
 
 /// A text, or token ids; several texts in one request are refused, since a request has one answer.
 #[derive(Debug)]
@@ -56,6 +56,12 @@ impl<'de> Deserialize<'de> for OneOrMany {
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<OneOrMany, A::Error> {
                 let mut texts = Vec::new();
                 while let Some(text) = items.next_element()? {
+                    // Each takes more memory than the few bytes that it may be sent in.
+                    if texts.len() == EMBED_INPUT_COUNT_MAX {
+                        return Err(de::Error::custom(format_args!(
+                            "has more than {EMBED_INPUT_COUNT_MAX} texts"
+                        )));
+                    }
                     texts.push(text);
                 }
                 Ok(OneOrMany(texts))

@@ -77,7 +77,10 @@ fn replace_digits(input: &mut Vec<u8>, random: &mut Random) {
         return;
     };
     let start = from + start;
-    let digits = input[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let digits = input[start..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
     let other = random.pick(&NUMBERS).copied().unwrap_or_default();
     input.splice(start..start + digits, other.bytes());
 }
@@ -94,7 +97,19 @@ fn part(input: &[u8], random: &mut Random) -> Range<usize> {
 
 /// A number at the edge of some width, in either order of bytes.
 fn number(random: &mut Random) -> Vec<u8> {
-    let edges = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX >> 1, u64::MAX];
+    let edges = [
+        0,
+        1,
+        0x7f,
+        0x80,
+        0xff,
+        0x7fff,
+        0xffff,
+        0x7fff_ffff,
+        0xffff_ffff,
+        u64::MAX >> 1,
+        u64::MAX,
+    ];
     let number = random.pick(&edges).copied().unwrap_or_default();
     let bytes = 1 << random.below(4);
     match random.once_in(2) {
@@ -147,19 +162,83 @@ pub(super) const NUMBERS: [&str; 16] = [
 ];
 
 const JSON_WORDS: [&[u8]; 24] = [
-    b"{", b"}", b"[", b"]", b",", b":", b"\"", b"\\", b"null", b"true", b"false", b"{}", b"[]", b"[0,", b"{\"a\":",
-    b"NaN", b"Infinity", b"\\u0000", b"\\ud800", b"\\udc00\\ud800", b"\xff", b"\xef\xbb\xbf", b"1e999", b"\n",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"\"",
+    b"\\",
+    b"null",
+    b"true",
+    b"false",
+    b"{}",
+    b"[]",
+    b"[0,",
+    b"{\"a\":",
+    b"NaN",
+    b"Infinity",
+    b"\\u0000",
+    b"\\ud800",
+    b"\\udc00\\ud800",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"1e999",
+    b"\n",
 ];
 
 /// Lengths that the input does not have, deep nesting, and types that nobody expects.
 const MESSAGE_PACK_WORDS: [&[u8]; 24] = [
-    b"\xdd\xff\xff\xff\xff", b"\xdc\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xde\xff\xff", b"\xdb\xff\xff\xff\xff",
-    b"\xda\xff\xff", b"\xd9\xff", b"\xc6\xff\xff\xff\xff", b"\xc5\xff\xff", b"\xc4\xff", b"\xc9\xff\xff\xff\xff\x01",
-    b"\xc7\xff\x01", b"\xd8\x01", b"\x91\x91\x91\x91\x91\x91\x91\x91", b"\x81\x81\x81\x81", b"\x90", b"\x80", b"\xc0", b"\xc1",
-    b"\xc2", b"\xc3", b"\xcb\x7f\xf8\0\0\0\0\0\0", b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff", b"\xd3\x80\0\0\0\0\0\0\0",
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdc\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xde\xff\xff",
+    b"\xdb\xff\xff\xff\xff",
+    b"\xda\xff\xff",
+    b"\xd9\xff",
+    b"\xc6\xff\xff\xff\xff",
+    b"\xc5\xff\xff",
+    b"\xc4\xff",
+    b"\xc9\xff\xff\xff\xff\x01",
+    b"\xc7\xff\x01",
+    b"\xd8\x01",
+    b"\x91\x91\x91\x91\x91\x91\x91\x91",
+    b"\x81\x81\x81\x81",
+    b"\x90",
+    b"\x80",
+    b"\xc0",
+    b"\xc1",
+    b"\xc2",
+    b"\xc3",
+    b"\xcb\x7f\xf8\0\0\0\0\0\0",
+    b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\xd3\x80\0\0\0\0\0\0\0",
 ];
 
 const TEXT_WORDS: [&[u8]; 24] = [
-    b"\0", b"\r\n", b"\n", b"\t", b" ", b".", b"..", b"/", b"=", b"-", b"*", b">", b"{{", b"}}", b"{%", b"%}", b"[[", b"]]",
-    b"\"", b"'", b"#", b"\xc3\xa4", b"\xf0\x9f\x98\x80", b"99999999999999999999",
+    b"\0",
+    b"\r\n",
+    b"\n",
+    b"\t",
+    b" ",
+    b".",
+    b"..",
+    b"/",
+    b"=",
+    b"-",
+    b"*",
+    b">",
+    b"{{",
+    b"}}",
+    b"{%",
+    b"%}",
+    b"[[",
+    b"]]",
+    b"\"",
+    b"'",
+    b"#",
+    b"\xc3\xa4",
+    b"\xf0\x9f\x98\x80",
+    b"99999999999999999999",
 ];

@@ -60,7 +60,10 @@ fn change_inside(place: &mut Value, corpus: &Corpus, random: &mut Random) {
         Value::Array(items) => items.insert(random.below(items.len() + 1), other(corpus, random)),
         Value::Number(number) => *number = near(number, random),
         Value::String(text) if random.once_in(2) => {
-            let kept = text.chars().take(random.below(text.chars().count() + 1)).collect();
+            let kept = text
+                .chars()
+                .take(random.below(text.chars().count() + 1))
+                .collect();
             *text = kept;
         }
         Value::String(text) => text.push_str(&word(corpus, random)),
@@ -96,7 +99,8 @@ fn many(place: &Value, random: &mut Random, bytes_max: usize) -> Value {
     };
     match random.once_in(4) {
         true => {
-            let fields = (0..times.min(bytes_max / (bytes + 4))).map(|index| (index.to_string(), place.clone()));
+            let fields =
+                (0..times.min(bytes_max / (bytes + 4))).map(|index| (index.to_string(), place.clone()));
             Value::Object(fields.collect())
         }
         false => Value::Array(vec![place.clone(); times]),
@@ -113,26 +117,55 @@ fn other(corpus: &Corpus, random: &mut Random) -> Value {
 }
 
 fn leaf(random: &mut Random) -> Value {
-    let leaves = [json!(null), json!(true), json!(false), json!(0), json!(-1), json!(""), json!([]), json!({}), json!([[]])];
+    let leaves = [
+        json!(null),
+        json!(true),
+        json!(false),
+        json!(0),
+        json!(-1),
+        json!(""),
+        json!([]),
+        json!({}),
+        json!([[]]),
+    ];
     random.pick(&leaves).cloned().unwrap_or_default()
 }
 
 /// One that this library can write; the others come as bytes.
 fn number(random: &mut Random) -> Value {
-    let number = random.pick(&NUMBERS).and_then(|number| serde_json::from_str(number).ok());
+    let number = random
+        .pick(&NUMBERS)
+        .and_then(|number| serde_json::from_str(number).ok());
     number.unwrap_or(json!(random.next()))
 }
 
 fn word(corpus: &Corpus, random: &mut Random) -> String {
     let word = random.pick(&corpus.words);
-    word.map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default()
+    word.map(|word| String::from_utf8_lossy(word).into_owned())
+        .unwrap_or_default()
 }
 
 fn text(corpus: &Corpus, random: &mut Random, bytes_max: usize) -> String {
-    let texts = ["", "a", "\0", "\u{1f600}", "../../x", "\"", "\\", "{{ x }}", "=41", "a.b", "\u{7f}", "\u{202e}"];
+    let texts = [
+        "",
+        "a",
+        "\0",
+        "\u{1f600}",
+        "../../x",
+        "\"",
+        "\\",
+        "{{ x }}",
+        "=41",
+        "a.b",
+        "\u{7f}",
+        "\u{202e}",
+    ];
     let word = match random.once_in(2) {
         true => word(corpus, random),
-        false => random.pick(&texts).map(|text| (*text).to_owned()).unwrap_or_default(),
+        false => random
+            .pick(&texts)
+            .map(|text| (*text).to_owned())
+            .unwrap_or_default(),
     };
     let times = match random.below(8) {
         0 => bytes_max / word.len().max(1),

@@ -18,7 +18,11 @@ pub(super) fn targets() -> Vec<Target> {
     let values = |values: Vec<serde_json::Value>| Corpus::of_values(Format::Json, values);
     vec![
         json::<CancelRequest>("admin-cancel", golden(&["admin-cancel"]), QUESTION_BYTES_MAX),
-        json::<ResidencyRequest>("admin-residency", golden(&["admin-residency"]), QUESTION_BYTES_MAX),
+        json::<ResidencyRequest>(
+            "admin-residency",
+            golden(&["admin-residency"]),
+            QUESTION_BYTES_MAX,
+        ),
         json::<WhyRequest>("admin-why", golden(&["admin-cancel"]), QUESTION_BYTES_MAX),
         json::<ReplayRequest>("replay", values(vec![json!({"after": 7})]), QUESTION_BYTES_MAX),
         answer::<QueueStatus>("admin-queue-answer", &["admin-queue"]),
@@ -46,9 +50,16 @@ fn catalog() -> Corpus {
 fn advisory() -> Target {
     let sample = json!({"type": "io.nats.jetstream.advisory.v1.max_deliver", "id": "x", "stream": "FLOTILLA_REQUESTS", "consumer": "batch",
                         "stream_seq": 9, "deliveries": 3, "reason": "gone"});
-    Target::new("advisory", Corpus::of_values(Format::Json, [sample]), |probe, input| {
-        Verdict::from(&probe.measure(|| Advisory::read("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.S.batch", input)))
-    })
+    Target::new(
+        "advisory",
+        Corpus::of_values(Format::Json, [sample]),
+        |probe, input| {
+            Verdict::from(
+                &probe
+                    .measure(|| Advisory::read("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.S.batch", input)),
+            )
+        },
+    )
 }
 
 fn why() -> serde_json::Value {

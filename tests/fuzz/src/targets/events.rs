@@ -12,10 +12,19 @@ use crate::target::{Format, Target};
 
 pub(super) fn targets() -> Vec<Target> {
     let kinds = [
-        (EventKind::Accepted, ["event-accepted-json", "event-accepted-msgpack"]),
-        (EventKind::Progress, ["event-progress-json", "event-progress-msgpack"]),
+        (
+            EventKind::Accepted,
+            ["event-accepted-json", "event-accepted-msgpack"],
+        ),
+        (
+            EventKind::Progress,
+            ["event-progress-json", "event-progress-msgpack"],
+        ),
         (EventKind::Tokens, ["event-tokens-json", "event-tokens-msgpack"]),
-        (EventKind::Finished, ["event-finished-json", "event-finished-msgpack"]),
+        (
+            EventKind::Finished,
+            ["event-finished-json", "event-finished-msgpack"],
+        ),
         (EventKind::Failed, ["event-failed-json", "event-failed-msgpack"]),
     ];
     let mut targets = vec![entry()];
@@ -50,21 +59,34 @@ fn entry() -> Target {
     let body = body.expect("JSON is text");
     let head = "Flotilla-Event: accepted\nFlotilla-Attempt: 2\nFlotilla-Worker: w-1\nFlotilla-Strikes: 1\n\
                 Flotilla-Incarnation: 77\nFlotilla-Alone: true\nNats-Sequence: 12\nContent-Type: application/json\n\n";
-    let samples = [format!("{head}{body}"), format!("Flotilla-Event: tokens\n\n{{\"offset\":0,\"token_ids\":[1],\"text\":\"a\"}}")];
+    let samples = [
+        format!("{head}{body}"),
+        format!("Flotilla-Event: tokens\n\n{{\"offset\":0,\"token_ids\":[1],\"text\":\"a\"}}"),
+    ];
     let request = RequestId::new("r").expect("it is an id");
-    Target::new("journal-entry", Corpus::new(Format::Text, samples), move |probe, input| {
-        let message = message(input);
-        Verdict::from(&probe.measure(|| Entry::from_message(&request, &message)))
-    })
+    Target::new(
+        "journal-entry",
+        Corpus::new(Format::Text, samples),
+        move |probe, input| {
+            let message = message(input);
+            Verdict::from(&probe.measure(|| Entry::from_message(&request, &message)))
+        },
+    )
 }
 
 fn message(input: &[u8]) -> Message {
-    let end = input.windows(2).position(|pair| pair == b"\n\n").unwrap_or(input.len());
+    let end = input
+        .windows(2)
+        .position(|pair| pair == b"\n\n")
+        .unwrap_or(input.len());
     let head = String::from_utf8_lossy(&input[..end]);
     let mut headers = HeaderMap::new();
     for (name, value) in head.lines().filter_map(|line| line.split_once(": ")) {
         // The client library lets no others pass.
-        if let (Ok(name), Ok(value)) = (name.parse::<async_nats::HeaderName>(), value.parse::<async_nats::HeaderValue>()) {
+        if let (Ok(name), Ok(value)) = (
+            name.parse::<async_nats::HeaderName>(),
+            value.parse::<async_nats::HeaderValue>(),
+        ) {
             headers.append(name, value);
         }
     }

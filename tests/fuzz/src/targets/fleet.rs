@@ -12,7 +12,15 @@ pub(super) fn targets() -> Vec<Target> {
         internal::<Assignment>("assignment", &["assignment"]),
         internal::<AssignReply>("assign-reply", &["assign-reply"]),
         internal::<Done>("done", &["done"]),
-        internal::<Control>("control", &["control-load", "control-unload", "control-drain", "control-report"]),
+        internal::<Control>(
+            "control",
+            &[
+                "control-load",
+                "control-unload",
+                "control-drain",
+                "control-report",
+            ],
+        ),
         internal::<ControlReply>("control-reply", &["control-reply"]),
         internal::<Registration>("registration", &["registration"]),
         internal::<Report>("report", &["report"]),

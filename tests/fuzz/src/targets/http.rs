@@ -33,14 +33,24 @@ pub(super) fn targets() -> Vec<Target> {
 /// Whether an answer says that all is well. The server may end a connection before all was sent.
 fn ask(server: &Server, input: &[u8]) -> bool {
     let mut stream = TcpStream::connect(server.address()).expect("the server accepts connections");
-    stream.set_read_timeout(Some(SILENCE_MAX)).expect("a time above 0");
-    let sent = stream.write_all(input).and_then(|()| stream.shutdown(Shutdown::Write));
+    stream
+        .set_read_timeout(Some(SILENCE_MAX))
+        .expect("a time above 0");
+    let sent = stream
+        .write_all(input)
+        .and_then(|()| stream.shutdown(Shutdown::Write));
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
     let is_silent = |error: &std::io::Error| {
-        matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+        matches!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+        )
     };
-    assert!(!read.as_ref().is_err_and(is_silent), "the server is silent for {SILENCE_MAX:?}");
+    assert!(
+        !read.as_ref().is_err_and(is_silent),
+        "the server is silent for {SILENCE_MAX:?}"
+    );
     sent.is_ok() && read.is_ok() && answer.starts_with(b"HTTP/1.1 200")
 }
 

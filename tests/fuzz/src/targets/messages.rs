@@ -23,7 +23,11 @@ pub(super) fn internal<T: Serialize + DeserializeOwned>(name: &'static str, gold
 }
 
 /// A message of people and clients, in JSON, of at most so many bytes.
-pub(super) fn json<T: Serialize + DeserializeOwned>(name: &'static str, corpus: Corpus, bytes_max: usize) -> Target {
+pub(super) fn json<T: Serialize + DeserializeOwned>(
+    name: &'static str,
+    corpus: Corpus,
+    bytes_max: usize,
+) -> Target {
     Target::new(name, corpus, move |probe, input| {
         let read = probe.measure(|| Encoding::Json.decode::<T>(input, bytes_max));
         round_trip(Encoding::Json, &read);
@@ -46,9 +50,13 @@ pub(super) fn round_trip<T: Serialize + DeserializeOwned, E: Debug>(encoding: En
         .decode(&written, usize::MAX)
         .unwrap_or_else(|error| panic!("what was written cannot be read: {error}"));
     let twice = encoding.encode(&again).expect("it was written before");
-    assert!(written == twice, "what was read changes when it is written and read");
+    assert!(
+        written == twice,
+        "what was read changes when it is written and read"
+    );
 }
 
 /// What serde reserves for a list whose length is claimed, in each of two lists around each other, and some.
 pub(super) const CLAIMED_BYTES: usize = 2 * (1 << 20) + (64 << 10);
-pub(super) const CLAIMED: &str = "a list of MessagePack claims its length; serde reserves up to 1 MiB before its elements come";
+pub(super) const CLAIMED: &str =
+    "a list of MessagePack claims its length; serde reserves up to 1 MiB before its elements come";

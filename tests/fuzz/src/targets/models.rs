@@ -20,9 +20,16 @@ pub(super) fn targets() -> Vec<Target> {
             Verdict::from(&read)
         }),
         decoder("decoder-config", "config.json", golden("config.json")),
-        decoder("decoder-generation", "generation_config.json", golden("generation_config.json")),
+        decoder(
+            "decoder-generation",
+            "generation_config.json",
+            golden("generation_config.json"),
+        ),
         decoder("decoder-index", "model.safetensors.index.json", {
-            Corpus::new(Format::Json, [file(&format!("{SHARDED}/model.safetensors.index.json"))])
+            Corpus::new(
+                Format::Json,
+                [file(&format!("{SHARDED}/model.safetensors.index.json"))],
+            )
         }),
         encoder("encoder-config", "config.json"),
         encoder("encoder-modules", "modules.json"),
@@ -41,9 +48,11 @@ fn config() -> Target {
 
 fn generation() -> Target {
     let config = file(&format!("{SHARDED}/config.json"));
-    Target::new("generation-config", golden("generation_config.json"), move |probe, input| {
-        Verdict::from(&probe.measure(|| ModelConfig::from_json(&config, Some(input))))
-    })
+    Target::new(
+        "generation-config",
+        golden("generation_config.json"),
+        move |probe, input| Verdict::from(&probe.measure(|| ModelConfig::from_json(&config, Some(input)))),
+    )
 }
 
 /// A decoder's folder of which one file is the input.
@@ -59,7 +68,9 @@ fn decoder(name: &'static str, path: &'static str, corpus: Corpus) -> Target {
 /// An encoder's folder of which one file is the input.
 fn encoder(name: &'static str, path: &'static str) -> Target {
     let sample = match path {
-        "config_sentence_transformers.json" => br#"{"default_prompt_name": null, "prompts": {"query": "q: "}}"#.to_vec(),
+        "config_sentence_transformers.json" => {
+            br#"{"default_prompt_name": null, "prompts": {"query": "q: "}}"#.to_vec()
+        }
         "tokenizer_config.json" => br#"{"model_max_length": 512, "do_lower_case": true}"#.to_vec(),
         _ => file(&format!("{ENCODER}/{path}")),
     };
@@ -73,7 +84,9 @@ fn encoder(name: &'static str, path: &'static str) -> Target {
 
 /// A copy of a folder of this repository with the input in place of one file.
 fn folder(probe: &mut Probe, from: &str, path: &str, input: &[u8]) -> std::path::PathBuf {
-    let folder = probe.folder(|folder| copy(&repository().join(from), folder)).to_owned();
+    let folder = probe
+        .folder(|folder| copy(&repository().join(from), folder))
+        .to_owned();
     write(&folder.join(path), input);
     folder
 }
@@ -93,7 +106,9 @@ pub(super) fn copy(from: &Path, to: &Path) {
 /// A file of every golden decoder.
 fn golden(name: &str) -> Corpus {
     let folders = files(&repository().join("worker/engine/tests/golden"));
-    let found = folders.iter().filter_map(|folder| fs::read(folder.join(name)).ok());
+    let found = folders
+        .iter()
+        .filter_map(|folder| fs::read(folder.join(name)).ok());
     Corpus::new(Format::Json, found)
 }
 

@@ -20,17 +20,24 @@ pub(super) fn targets() -> Vec<Target> {
             let request = subjects.parse_request(text);
             if let Ok((class, model)) = &request {
                 let written = subjects.request(*class, model);
-                assert_eq!(subjects.parse_request(&written).as_ref(), Ok(&(*class, model.clone())));
+                assert_eq!(
+                    subjects.parse_request(&written).as_ref(),
+                    Ok(&(*class, model.clone()))
+                );
             }
             request.is_ok() | subjects.parse_infer(text).is_ok() | subjects.parse_replay(text).is_ok()
         }),
-        text("model-token", &["org=2Fllama3=2E1=3A8b", "a-b_c", "=C3=A4"], |token| {
-            let text = decode_token(token);
-            if let Ok(text) = &text {
-                assert_eq!(decode_token(&encode_token(text)).as_ref(), Ok(text));
-            }
-            text.is_ok()
-        }),
+        text(
+            "model-token",
+            &["org=2Fllama3=2E1=3A8b", "a-b_c", "=C3=A4"],
+            |token| {
+                let text = decode_token(token);
+                if let Ok(text) = &text {
+                    assert_eq!(decode_token(&encode_token(text)).as_ref(), Ok(text));
+                }
+                text.is_ok()
+            },
+        ),
         text("ids", &IDS, |text| {
             let request = RequestId::new(text);
             if let Ok(request) = &request {
@@ -52,13 +59,17 @@ pub(super) fn targets() -> Vec<Target> {
                 | text.parse::<flotilla_client::ServerVersion>().is_ok()
                 | flotilla_config::parse_bytes(text).is_some()
         }),
-        text("hub-name", &["hf:org/name@0123456789abcdef0123456789abcdef01234567", "hf:gpt2"], |text| {
-            let model = text.parse::<HubModel>();
-            if let Ok(model) = &model {
-                assert_eq!(model.to_string().parse().as_ref(), Ok(model));
-            }
-            model.is_ok()
-        }),
+        text(
+            "hub-name",
+            &["hf:org/name@0123456789abcdef0123456789abcdef01234567", "hf:gpt2"],
+            |text| {
+                let model = text.parse::<HubModel>();
+                if let Ok(model) = &model {
+                    assert_eq!(model.to_string().parse().as_ref(), Ok(model));
+                }
+                model.is_ok()
+            },
+        ),
         text("traceparent", &TRACES, |text| {
             let trace = TraceParent::parse(text);
             if let Some(trace) = &trace {
@@ -66,9 +77,11 @@ pub(super) fn targets() -> Vec<Target> {
             }
             trace.is_some()
         }),
-        text("content-type", &["application/json; charset=utf-8", "application/x-msgpack"], |text| {
-            Encoding::from_content_type(Some(text)).is_ok()
-        }),
+        text(
+            "content-type",
+            &["application/json; charset=utf-8", "application/x-msgpack"],
+            |text| Encoding::from_content_type(Some(text)).is_ok(),
+        ),
     ]
 }
 
@@ -86,7 +99,12 @@ const SUBJECTS: [&str; 4] = [
     "flotilla.infer.org=2Fm",
     "flotilla.replay.team-a.00112233445566778899aabbccddeeff",
 ];
-const IDS: [&str; 4] = ["00112233445566778899aabbccddeeff", "team-a.0011", "org/llama3.1:8b", "w-1"];
+const IDS: [&str; 4] = [
+    "00112233445566778899aabbccddeeff",
+    "team-a.0011",
+    "org/llama3.1:8b",
+    "w-1",
+];
 const WORDS: [&str; 9] = [
     "interactive",
     "finished",

@@ -21,11 +21,15 @@ pub(super) fn targets() -> Vec<Target> {
         request("request-json", Format::Json, Encoding::Json),
         request("request-msgpack", Format::MessagePack, Encoding::MessagePack),
         schema(),
-        Target::new("cancel", Corpus::golden(Format::MessagePack, &["cancel"]), |probe, input| {
-            let read = probe.measure(|| decode_internal::<Cancel>(input));
-            round_trip(Encoding::MessagePack, &read);
-            Verdict::from(&read)
-        }),
+        Target::new(
+            "cancel",
+            Corpus::golden(Format::MessagePack, &["cancel"]),
+            |probe, input| {
+                let read = probe.measure(|| decode_internal::<Cancel>(input));
+                round_trip(Encoding::MessagePack, &read);
+                Verdict::from(&read)
+            },
+        ),
     ]
 }
 
@@ -55,8 +59,13 @@ fn schema() -> Target {
     let model = ModelName::new("m").expect("it is a name");
     let corpus = Corpus::of_values(Format::Json, schemas());
     Target::new("response-schema", corpus, move |probe, input| {
-        let body = [&br#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"n","schema":"#[..], input, b"}}}"]
-            .concat();
+        let body = [
+            &br#"{"prompt":"a","response_format":{"type":"json_schema","json_schema":{"name":"n","schema":"#
+                [..],
+            input,
+            b"}}}",
+        ]
+        .concat();
         let read = probe.measure(|| InferenceRequest::decode(&model, Encoding::Json, &body, BODY_BYTES_MAX));
         let Ok(request) = read else {
             return Verdict::Refused;
@@ -74,7 +83,8 @@ fn schema() -> Target {
 }
 
 fn bodies() -> Vec<Value> {
-    let call = json!({"type": "function", "id": "c1", "function": {"name": "f", "arguments": "{\"x\": [1, 2]}"}});
+    let call =
+        json!({"type": "function", "id": "c1", "function": {"name": "f", "arguments": "{\"x\": [1, 2]}"}});
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "array"}}}}});
     vec![
         json!({"prompt": "1+1=", "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": -1, "stop": ["\n", "."],

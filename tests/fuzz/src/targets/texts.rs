@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use flotilla_text::{AnswerText, ChatOptions, ChatTemplate, GenerationPrompt, SpecialTokens, StopStrings, Tokenizer};
+use flotilla_text::{
+    AnswerText, ChatOptions, ChatTemplate, GenerationPrompt, SpecialTokens, StopStrings, Tokenizer,
+};
 use serde_json::{Value, json};
 
 use crate::corpus::{Corpus, file, files, repository};
@@ -16,7 +18,8 @@ pub(super) fn targets() -> Vec<Target> {
 
 /// `tokenizer.json`, and what comes of a text with it.
 fn tokenizer() -> Target {
-    let models = ["adder", "reverser", "sorter"].map(|model| file(&format!("cli/demo-models/{model}/tokenizer.json")));
+    let models =
+        ["adder", "reverser", "sorter"].map(|model| file(&format!("cli/demo-models/{model}/tokenizer.json")));
     let corpus = Corpus::new(Format::Json, models).and(tokenizers());
     Target::new("tokenizer", corpus, |probe, input| {
         let folder = probe.folder(|_| ()).to_owned();
@@ -35,7 +38,11 @@ fn use_it(tokenizer: &Tokenizer) {
     for special in [SpecialTokens::Add, SpecialTokens::Skip] {
         let _ = tokenizer.encode("12+34=46, ä\u{1f600} the", special);
     }
-    let _ = (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.spells_alike_anywhere());
+    let _ = (
+        tokenizer.bos_id(),
+        tokenizer.eos_id(),
+        tokenizer.spells_alike_anywhere(),
+    );
     let _ = tokenizer.decode_all(&[0, 1, 5, 255, u32::MAX]);
     let stop = StopStrings::new(&["46".to_owned()]).expect("it is a stop string");
     let mut text = AnswerText::new(tokenizer.clone(), stop);
@@ -69,7 +76,9 @@ fn tokenizers() -> Vec<String> {
     let words = json!({"version": "1.0", "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\d+|\\s"}, "behavior": "Isolated", "invert": false},
         "decoder": {"type": "CTC", "pad_token": "1", "word_delimiter_token": "|", "cleanup": true},
         "model": {"type": "WordLevel", "vocab": {"1": 0, "the": 1, "?": 2}, "unk_token": "?"}});
-    [bpe, word_piece, unigram, words].map(|value| value.to_string()).to_vec()
+    [bpe, word_piece, unigram, words]
+        .map(|value| value.to_string())
+        .to_vec()
 }
 
 fn tokenizer_config() -> Target {
@@ -87,27 +96,42 @@ fn tokenizer_config() -> Target {
 
 fn template() -> Target {
     let folder = repository().join("worker/text/tests/templates");
-    let samples = files(&folder).into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "jinja"));
+    let samples = files(&folder)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "jinja"));
     let samples = samples.map(|path| std::fs::read(path).expect("a template can be read"));
-    Target::new("chat-template", Corpus::new(Format::Text, samples), |probe, input| {
-        let folder = probe.folder(|_| ()).to_owned();
-        write(&folder.join("chat_template.jinja"), input);
-        open_and_render(probe, &folder, &chat())
-    })
+    Target::new(
+        "chat-template",
+        Corpus::new(Format::Text, samples),
+        |probe, input| {
+            let folder = probe.folder(|_| ()).to_owned();
+            write(&folder.join("chat_template.jinja"), input);
+            open_and_render(probe, &folder, &chat())
+        },
+    )
     .weighing(4)
 }
 
 /// Messages of all forms with a real model's template.
 fn messages() -> Target {
-    Target::new("chat-messages", Corpus::of_values(Format::Json, [chat()]), |probe, input| {
-        let folder = probe
-            .folder(|folder| write(&folder.join("chat_template.jinja"), &file("worker/text/tests/templates/qwen3.jinja")))
-            .to_owned();
-        match serde_json::from_slice(input) {
-            Ok(chat) => open_and_render(probe, &folder, &chat),
-            Err(_) => Verdict::Refused,
-        }
-    })
+    Target::new(
+        "chat-messages",
+        Corpus::of_values(Format::Json, [chat()]),
+        |probe, input| {
+            let folder = probe
+                .folder(|folder| {
+                    write(
+                        &folder.join("chat_template.jinja"),
+                        &file("worker/text/tests/templates/qwen3.jinja"),
+                    )
+                })
+                .to_owned();
+            match serde_json::from_slice(input) {
+                Ok(chat) => open_and_render(probe, &folder, &chat),
+                Err(_) => Verdict::Refused,
+            }
+        },
+    )
     .weighing(4)
 }
 

@@ -355,3 +355,32 @@ fn messages_name_file_tensor_expected_and_found() {
         "tensor model.layers.0.mlp.up_proj.weight: expected shape [80, 40], found [40, 80]"
     );
 }
+
+#[test]
+fn configuration_that_is_larger_than_any_is_refused_before_it_is_read() {
+    let folder = copy("gqa-f32");
+    for name in ["generation_config.json", "config.json"] {
+        let path = folder.path().join(name);
+        // A hole: it takes no room on the disk, and all of it in memory.
+        fs::File::create(&path).unwrap().set_len(65 << 20).unwrap();
+        let ModelError::Read { path: found, source } = refusal(folder.path()) else {
+            panic!("{name} was read");
+        };
+        assert_eq!((found, source.kind()), (path, std::io::ErrorKind::FileTooLarge));
+    }
+}
+
+#[test]
+fn pipe_in_place_of_a_file_is_refused_and_not_waited_for() {
+    for name in ["config.json", "model.safetensors"] {
+        let folder = copy("gqa-f32");
+        let path = folder.path().join(name);
+        fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success(), "mkfifo {}", path.display());
+        let ModelError::Read { path: found, .. } = refusal(folder.path()) else {
+            panic!("{name} was read");
+        };
+        assert_eq!(found, path);
+    }
+}
