@@ -12,11 +12,13 @@ FLOTILLA_TEST_MINILM=$(.ci/minilm.sh)
 if [ -n "$FLOTILLA_TEST_MINILM" ]; then export FLOTILLA_TEST_MINILM; else unset FLOTILLA_TEST_MINILM; fi
 FLOTILLA_TEST_PROMTOOL=$(.ci/promtool.sh)
 if [ -n "$FLOTILLA_TEST_PROMTOOL" ]; then export FLOTILLA_TEST_PROMTOOL; else unset FLOTILLA_TEST_PROMTOOL; fi
+FLOTILLA_TEST_GO_CLIENT=$(.ci/go-client.sh)
+if [ -n "$FLOTILLA_TEST_GO_CLIENT" ]; then export FLOTILLA_TEST_GO_CLIENT; else unset FLOTILLA_TEST_GO_CLIENT; fi
 ensure_components
 choose_runner
 # Tests that this machine cannot run are left out, and it is said which.
 .ci/containers.sh || leave_out containers links::
-.ci/images.sh || leave_out deploy fleet::fleet_of_containers
+.ci/images.sh || leave_out deploy of_containers
 
 step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check

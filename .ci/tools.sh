@@ -12,8 +12,8 @@ ensure_components() {
     fi
 }
 
-# Sets `runner` to nextest, or to cargo's own where that cannot be had, and with `leave_out BINARY PREFIX` `chosen` to what
-# makes it leave out tests: those of a binary, or, as cargo knows no binaries, those whose names begin so.
+# Sets `runner` to nextest, or to cargo's own where that cannot be had, and with `leave_out BINARY NAME` `chosen` to what
+# makes it leave out tests: those of a binary, or, as cargo knows no binaries, those whose names have this.
 choose_runner() {
     runner=(cargo test --no-fail-fast)
     chosen=()

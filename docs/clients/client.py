@@ -122,7 +122,7 @@ async def print_events(connection, request, after):
 
 
 async def main(url, command, *words):
-    connection = await nats.connect(url)
+    connection = await nats.connect(url, max_reconnect_attempts=-1)
     if command == "ask":
         model, prompt = words
         request = uuid.uuid4().hex

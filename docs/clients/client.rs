@@ -198,7 +198,9 @@ async fn print_events(client: &Client, request: &str, after: u64) -> Result<()> 
 async fn cancel(client: &Client, request: &str) -> Result<()> {
     let order = json!({"request": request}).to_string();
     client.publish("flotilla.cancel", order.into()).await?;
-    Ok(client.flush().await?)
+    // A flush only writes, and this program ends: an answer to what is asked later says that the server has read it.
+    Events::follow(client, request, 0).await?.replay().await?;
+    Ok(())
 }
 
 /// One whole answer, in OpenAI's shape.

@@ -17,7 +17,7 @@ use crate::asking::{AGAIN_AFTER, PATIENCE, ask, connect};
 use crate::compose::{Compose, Servers, docker};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cluster_that_loses_a_server_and_then_its_quorum_ends_every_request_once() -> Result<()> {
+async fn cluster_of_containers_that_loses_a_server_and_its_quorum_ends_every_request_once() -> Result<()> {
     let compose = Compose::up(Servers::Three).await?;
     let tried = loses_servers(&compose).await;
     tried.with_context(|| compose.logs())
@@ -91,7 +91,7 @@ impl Load {
             let (_, answer) = ask(client, model, &prompt).await?;
             anyhow::Ok((model, prompt, answer))
         });
-        let undisturbed: Vec<_> = undisturbed.buffered(QUESTIONS_AT_ONCE).try_collect().await?;
+        let undisturbed: Vec<_> = undisturbed.buffered(AT_ONCE).try_collect().await?;
         let gate = Arc::new(Semaphore::new(0));
         let mut waiting = JoinSet::new();
         for (model, prompt, expected) in undisturbed.into_iter().cycle().take(REQUESTS) {
@@ -206,20 +206,20 @@ async fn are_kept_three_times(operator: &Connection) -> Result<bool> {
 /// Reads back what is stored of each request: every token once, in order, and one end.
 async fn journals_are_whole(operator: &Connection, told: &[Told]) -> Result<()> {
     let journal = Journal::new(operator);
-    for Told { request, token_ids } in told {
-        let read = async {
-            loop {
-                match journal.read(request, 0).await {
-                    Ok(entries) => break entries,
-                    Err(_) => sleep(AGAIN_AFTER).await,
-                }
+    let checked = stream::iter(told).map(async |Told { request, token_ids }| {
+        let entries = loop {
+            match journal.read(request, 0).await {
+                Ok(entries) => break entries,
+                Err(_) => sleep(AGAIN_AFTER).await,
             }
         };
-        let entries = timeout(PATIENCE, read).await.context("no journal is read")?;
         let checked = chaos::check_journal(request, &entries, token_ids);
-        checked.map_err(|problem| anyhow::anyhow!("{problem}"))?;
-    }
-    Ok(())
+        checked.map_err(|problem| anyhow::anyhow!("{problem}"))
+    });
+    let checked = checked.buffer_unordered(AT_ONCE).try_collect::<()>();
+    timeout(PATIENCE, checked)
+        .await
+        .context("journals cannot be read")?
 }
 
 /// Every request is acknowledged, and none is a dead letter.
@@ -239,6 +239,6 @@ async fn nothing_is_left_over(operator: &Connection) -> Result<()> {
 }
 
 const REQUESTS: usize = 500;
-const QUESTIONS_AT_ONCE: usize = 10;
+const AT_ONCE: usize = 10;
 /// Has one copy, and is made anew where its server is lost.
 const RELAY: &str = "OBJ_flotilla_relay";

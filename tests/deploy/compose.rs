@@ -87,7 +87,7 @@ impl Compose {
         succeed(&mut command)
     }
 
-    /// The container of a service that has one, whether it runs or not.
+    /// The container of a service that has one.
     pub fn container(&self, service: &str) -> Result<String> {
         self.containers(service)?.pop().context("a container")
     }
@@ -107,9 +107,13 @@ impl Compose {
         format!("{}_default", self.project)
     }
 
-    /// The containers of a service.
+    /// The containers of a service, whether they run or not; Docker says so sooner than compose.
     pub fn containers(&self, service: &str) -> Result<Vec<String>> {
-        let ids = self.run(&["ps", "-q", service])?;
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let service = format!("label=com.docker.compose.service={service}");
+        let ids = docker(&[
+            "ps", "--all", "--quiet", "--filter", &project, "--filter", &service,
+        ])?;
         Ok(ids.lines().map(str::to_owned).collect())
     }
 

@@ -8,9 +8,11 @@ use anyhow::{Context, Result, ensure};
 use flotilla_client::{Answer, Connection, Journal};
 use flotilla_protocol::admin::{Standing, WhyReply};
 use flotilla_protocol::event::FinishReason;
-use flotilla_protocol::{Class, ModelName, Namespace, RequestId, Subjects, headers};
-use flotilla_tests::{Fleet, Process, Question, eventually};
+use flotilla_protocol::subject::Subjects;
+use flotilla_protocol::{Class, ModelName, Namespace, RequestId, headers};
+use flotilla_tests::{Fleet, PATIENCE, Process, Question, eventually};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -105,7 +107,7 @@ async fn go_program_waits_resumes_cancels_and_infers() -> Result<()> {
 /// One of the programs of `docs/clients`, which all know the same words.
 struct Program<'a> {
     words: &'a [OsString],
-    fleet: &'a Fleet,
+    folder: PathBuf,
     url: String,
 }
 
@@ -114,7 +116,7 @@ impl Program<'_> {
         let mut all = self.words.to_vec();
         all.push(self.url.clone().into());
         all.extend(words.iter().map(OsString::from));
-        Process::program(name, self.fleet.folder(), &all)
+        Process::program(name, &self.folder, &all)
     }
 
     /// What it says, with the code 0.
@@ -137,21 +139,20 @@ async fn does_what_it_shows(words: &[OsString]) -> Result<()> {
     let mut filling = fleet.submit(&filler).await?;
     until_queued(&fleet, &filler.request).await;
 
-    let url = fleet.proxies["client"].url();
-    let program = |fleet| Program {
+    let program = Program {
         words,
-        fleet,
-        url: url.clone(),
+        folder: fleet.folder().to_owned(),
+        url: fleet.proxies["client"].url(),
     };
-    let mut asking = program(&fleet).start("ask", &["ask", "adder", "123+456="])?;
+    let mut asking = program.start("ask", &["ask", "adder", "123+456="])?;
     eventually("a program that is told that the queue is full", async || {
         asking.log().contains("busy").then_some(())
     })
     .await;
-    program(&fleet)
+    program
         .run("cancel", &["cancel", filler.request.as_str()])
         .await?;
-    let cancelled = Answer::collect(&mut filling).await?;
+    let cancelled = timeout(PATIENCE, Answer::collect(&mut filling)).await??;
     assert_eq!(cancelled.end.unwrap().finish_reason, FinishReason::Cancelled);
 
     let log = asking.log();
@@ -170,12 +171,12 @@ async fn does_what_it_shows(words: &[OsString]) -> Result<()> {
     );
 
     let after = accepted.to_string();
-    let resumed = program(&fleet)
+    let resumed = program
         .run("follow", &["follow", request.as_str(), &after])
         .await?;
     assert_eq!(events_of(&resumed)?, ("tokens finished".into(), "579".into()));
     fleet.wait_for_an_empty_queue().await;
-    let inferred = program(&fleet).run("infer", &["infer", "adder", "2+2="]).await?;
+    let inferred = program.run("infer", &["infer", "adder", "2+2="]).await?;
     assert_eq!(inferred.trim(), "4");
     Ok(())
 }

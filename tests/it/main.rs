@@ -23,6 +23,7 @@ mod devices;
 mod embeddings;
 mod endings;
 mod hub;
+mod image;
 mod journal;
 mod load;
 mod long_tail;
