@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::bail;
 use flotilla_client::{Answer, Response};
@@ -197,7 +198,8 @@ impl Output {
 }
 
 fn response<'a>(line: &Line, request: &'a RequestId, answer: Answer) -> (ResponseLine<'a>, Written) {
-    let (status_code, body, written) = match Response::new(request, &line.model, line.shape, answer) {
+    let response = Response::new(request, &line.model, line.shape, answer, SystemTime::now());
+    let (status_code, body, written) = match response {
         Ok(response) => (200, Body::Response(response), Written::Answered),
         Err(error) => (
             error.code.status(),

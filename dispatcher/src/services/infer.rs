@@ -1,5 +1,7 @@
 //! One whole answer: submit, follow the events, reply once in OpenAI's shape.
 
+use std::time::SystemTime;
+
 use async_nats::service::Request;
 use flotilla_client::{
     Answer, Events, EventsError, NewRequest, Response, Shape, SubmitError, new_request_id, submit_traced,
@@ -26,7 +28,13 @@ pub(super) async fn answer(ground: Ground, request: Request, process_ends: Cance
     let answered = async {
         let asked = parse(&ground, &request, encoding?)?;
         let answer = ask(&ground, &asked, &process_ends).await?;
-        Response::new(&asked.new.request, &asked.new.model, asked.shape, answer)
+        Response::new(
+            &asked.new.request,
+            &asked.new.model,
+            asked.shape,
+            answer,
+            SystemTime::now(),
+        )
     };
     match answered.await {
         Ok(response) => reply::answer(&request, answer_encoding, &response).await,

@@ -99,7 +99,7 @@ struct Message {
 }
 
 impl Response {
-    /// The response to a request for a model.
+    /// The response to a request for a model, as of a time.
     ///
     /// # Errors
     /// The error with which the answer ended, or `internal` when embeddings were cancelled.
@@ -108,6 +108,7 @@ impl Response {
         model: &ModelName,
         shape: Shape,
         answer: Answer,
+        created: SystemTime,
     ) -> Result<Self, RequestError> {
         let Answer {
             token_ids,
@@ -144,12 +145,12 @@ impl Response {
                 told.map(|told| Logprobs::completion(&token_ids, &told)),
             ),
         };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let created = created.duration_since(SystemTime::UNIX_EPOCH);
         let response = TextResponse {
             id,
             object,
             // A clock before 1970 is wrong in any case; the field is for people.
-            created: now.map_or(0, |now| now.as_secs()),
+            created: created.map_or(0, |since| since.as_secs()),
             model: model.clone(),
             choices: [Choice {
                 index: 0,
@@ -215,7 +216,7 @@ mod tests {
             end: Ok(finished),
         };
         let (request, model) = (RequestId::new("r1").unwrap(), ModelName::new("adder").unwrap());
-        Response::new(&request, &model, shape, answer)
+        Response::new(&request, &model, shape, answer, SystemTime::UNIX_EPOCH)
     }
 
     fn response(shape: Shape) -> Value {
