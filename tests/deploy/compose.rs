@@ -52,6 +52,7 @@ impl Compose {
 
     /// Every service, but Grafana where its image is not there: no package of Debian has it, so that `.ci/images.sh` cannot
     /// make it.
+    #[expect(clippy::print_stdout, reason = "whoever reads what the test said should know")]
     fn services(&self) -> Result<Vec<String>> {
         let file = std::fs::read_to_string(repository().join("deploy/compose.yaml"))?;
         let image = file

@@ -113,7 +113,7 @@ impl World {
         };
         let mut told = submit(&self.client, new()).await;
         let first = match &told {
-            Ok(()) => First::Stored,
+            Ok(_) => First::Stored,
             Err(SubmitError::Busy { .. }) => First::Busy,
             Err(SubmitError::NoQueue { .. }) => First::NoQueue,
             Err(SubmitError::Unconfirmed { .. }) => First::Unconfirmed,

@@ -61,7 +61,7 @@ fn entry() -> Target {
                 Flotilla-Incarnation: 77\nFlotilla-Alone: true\nNats-Sequence: 12\nContent-Type: application/json\n\n";
     let samples = [
         format!("{head}{body}"),
-        format!("Flotilla-Event: tokens\n\n{{\"offset\":0,\"token_ids\":[1],\"text\":\"a\"}}"),
+        "Flotilla-Event: tokens\n\n{\"offset\":0,\"token_ids\":[1],\"text\":\"a\"}".to_owned(),
     ];
     let request = RequestId::new("r").expect("it is an id");
     Target::new(
