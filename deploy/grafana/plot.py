@@ -166,9 +166,9 @@ def stat(panel, series, box, _window):
 
 
 def nice(low, high, unit, count=4):
-    """Round numbers from low to high; of bytes, in the unit that they are told in."""
-    if unit in ("bytes", "Bps"):
-        scale = 1024 ** int(math.log(max(high, 1), 1024))
+    """Round numbers from low to high; of bytes and times, in the unit that they are told in."""
+    if unit in ("bytes", "Bps", "s"):
+        scale = 1024 ** int(math.log(max(high, 1), 1024)) if unit != "s" else 3600 if high > 7200 else 60 if high > 120 else 1
         return [tick * scale for tick in nice(low / scale, high / scale, None, count)]
     span = (high - low) or abs(high) or 1
     raw = span / count

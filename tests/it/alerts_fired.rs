@@ -64,10 +64,10 @@ fn shortened_line(line: &str) -> String {
         let time = parsed(time) / FASTER;
         return format!("{key}for: {}ms", time.as_millis());
     }
-    if let Some((left, age)) = line.split_once("_seconds").and(line.rsplit_once("> ")) {
-        if let Ok(age) = age.parse::<f64>() {
-            return format!("{left}> {}", age / f64::from(FASTER));
-        }
+    if let Some((left, age)) = line.split_once("_seconds").and(line.rsplit_once("> "))
+        && let Ok(age) = age.parse::<f64>()
+    {
+        return format!("{left}> {}", age / f64::from(FASTER));
     }
     let mut pieces = line.split('[');
     let mut short = pieces.next().unwrap_or_default().to_owned();
@@ -124,6 +124,7 @@ struct Watch {
 
 impl Watch {
     /// `None` where there is no Prometheus.
+    #[expect(clippy::print_stdout, reason = "says what was left out")]
     async fn over(fleet: &Fleet) -> Result<Option<Self>> {
         let Some(prometheus) = Prometheus::start(&shortened(&read("alerts.yml")?)).await? else {
             println!("skipped: there is no prometheus beside FLOTILLA_TEST_PROMTOOL");
@@ -202,7 +203,9 @@ async fn queue_that_nobody_empties_is_told() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_work_than_workers_is_told() -> Result<()> {
     // What waits is to be worked off within this time.
-    let builder = Fleet::builder().set("dispatcher.policy.patience_interactive_s=1");
+    let builder = Fleet::builder()
+        .set("dispatcher.policy.patience_interactive_s=1")
+        .set("worker.slots=1");
     let fleet = builder.simulated(&sample_profile(), 1).start().await?;
     let Some(watch) = Watch::over(&fleet).await? else {
         return Ok(());
@@ -211,7 +214,7 @@ async fn more_work_than_workers_is_told() -> Result<()> {
     catalog.add(&simulated_model("wanted", 1 << 20)).await?;
     let since = watch.silent(&OF_TOO_LITTLE).await;
     let mut waiting = Vec::new();
-    for _ in 0..400 {
+    for _ in 0..150 {
         let body = json!({"prompt": [1, 2, 3], "max_tokens": 900, "ignore_eos": true});
         waiting.push(fleet.submit(&Question::new("wanted", body)).await?);
     }

@@ -95,7 +95,6 @@ async fn rust_program_waits_resumes_cancels_and_infers() -> Result<()> {
 /// `FLOTILLA_TEST_GO_CLIENT` names the program in continuous integration where Go and nats.go are installed
 /// (.ci/go-client.sh); elsewhere only its names are compared, below.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "says what was left out")]
 async fn go_program_waits_resumes_cancels_and_infers() -> Result<()> {
     let Some(program) = std::env::var_os("FLOTILLA_TEST_GO_CLIENT") else {
         println!("skipped: FLOTILLA_TEST_GO_CLIENT names no program");
@@ -153,7 +152,8 @@ async fn does_what_it_shows(words: &[OsString]) -> Result<()> {
         .run("cancel", &["cancel", filler.request.as_str()])
         .await?;
     let cancelled = timeout(PATIENCE, Answer::collect(&mut filling)).await??;
-    assert_eq!(cancelled.end.unwrap().finish_reason, FinishReason::Cancelled);
+    let end = cancelled.end.expect("cancelled is no failure");
+    assert_eq!(end.finish_reason, FinishReason::Cancelled);
 
     let log = asking.log();
     let named = log.lines().find_map(|line| line.strip_prefix("request "));

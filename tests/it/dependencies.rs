@@ -123,10 +123,10 @@ fn packages() -> Vec<Value> {
         .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(repository())
         .output()
-        .unwrap();
+        .expect("cargo runs this test");
     assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
-    let packages = told["packages"].as_array().unwrap().clone();
+    let told: Value = serde_json::from_slice(&told.stdout).expect("cargo tells JSON");
+    let packages = told["packages"].as_array().expect("packages").clone();
     assert!(packages.len() > 100, "{} packages", packages.len());
     packages
 }

@@ -91,6 +91,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Bytes of the log that an earlier process of the same name has written.
+    log_begins: usize,
 }
 
 impl Process {
@@ -130,6 +132,7 @@ impl Process {
     fn start(name: &str, folder: &Path, home: &Path, mut command: Command) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
+        let log_begins = usize::try_from(file.metadata()?.len())?;
         let child = command
             .current_dir(home)
             .stdin(Stdio::null())
@@ -141,6 +144,7 @@ impl Process {
             name: name.to_owned(),
             child,
             log,
+            log_begins,
         })
     }
 
@@ -156,10 +160,15 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has written so far.
+    /// What it has written so far, after what an earlier process of the same name has.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What it has written itself so far.
+    pub(crate) fn own_log(&self) -> String {
+        self.log().split_off(self.log_begins)
     }
 
     /// Lets it write no further than so many bytes into any file, as a disk does that is full; `None` for no limit any more.

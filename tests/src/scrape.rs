@@ -42,7 +42,7 @@ impl Process {
     /// Where it tells its metrics and health; it says so when it begins.
     pub async fn http(&self) -> SocketAddr {
         eventually("the address of metrics", async || {
-            let log = self.log();
+            let log = self.own_log();
             let (_, rest) = log.split_once("told over HTTP address=")?;
             let (address, _) = rest.split_once('\n')?;
             address.trim().parse().ok()
