@@ -33,7 +33,7 @@ impl Foothold {
         self.slips_since = None;
     }
 
-    /// Notes that something was not, after its time limit or by an error. When nothing has been for [`PATIENCE`] and the
+    /// Notes that something was not, after its time limit or by an error. When nothing has been for ten seconds and the
     /// cluster has other servers, the connection is broken, and the client comes to one of the servers, chosen at random.
     pub async fn slips(&mut self) {
         let since = *self.slips_since.get_or_insert_with(Instant::now);
