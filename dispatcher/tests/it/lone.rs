@@ -184,6 +184,7 @@ async fn endpoints_are_found_while_somebody_leads_and_gone_afterwards() {
     names.sort_unstable();
     let wanted = [
         "cancel",
+        "drain",
         "fetch",
         "infer",
         "load",
@@ -191,6 +192,7 @@ async fn endpoints_are_found_while_somebody_leads_and_gone_afterwards() {
         "queue",
         "reconciliation",
         "replay",
+        "standing",
         "unload",
         "why",
         "workers",
