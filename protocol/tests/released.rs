@@ -23,11 +23,22 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Messages of today that a reader of the release before does not know, and what it does about them.
-const NEW: [(&str, &str); 3] = [
+const NEW: [(&str, &str); 8] = [
+    (
+        "admin-drain",
+        "a dispatcher has no such endpoint, and `flotilla drain` says that nobody answers",
+    ),
+    ("admin-drain-reply", "nobody asks for it"),
     (
         "admin-reconciliation",
         "nobody asks it: there is no such endpoint",
     ),
+    (
+        "standing",
+        "a dispatcher has no such endpoint, and `flotilla results` asks again until one has",
+    ),
+    ("standing-reply-queued", "nobody asks for it"),
+    ("standing-reply-gone", "nobody asks for it"),
     (
         "control-report",
         "it logs an order that cannot be read, and reports when it would have",
