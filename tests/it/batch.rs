@@ -30,7 +30,7 @@ fn completion(custom_id: &str, model: &str, prompt: &str) -> String {
     line(
         custom_id,
         "/v1/completions",
-        &json!({"model": model, "prompt": prompt, "max_tokens": 4}),
+        &json!({"model": model, "prompt": prompt, "max_tokens": 8}),
     )
 }
 

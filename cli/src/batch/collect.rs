@@ -59,6 +59,17 @@ impl Collected {
     pub(crate) fn is_whole(&self) -> bool {
         self.unfinished.is_empty() && self.removed.is_empty() && self.unknown.is_empty()
     }
+
+    /// Requests are named in the order of the file, in which a person looks for them.
+    fn sort(&mut self, batch: &BatchFile) {
+        let lines = batch.lines.iter().enumerate();
+        let places: HashMap<&str, usize> = lines
+            .map(|(place, line)| (line.custom_id.as_str(), place))
+            .collect();
+        for names in [&mut self.unfinished, &mut self.removed, &mut self.unknown] {
+            names.sort_by_key(|name| places.get(name.as_str()).copied());
+        }
+    }
 }
 
 /// Collects the answers of a batch.
@@ -146,6 +157,7 @@ impl<'a> Collector<'a> {
             }
         }
         self.output.sync()?;
+        self.collected.sort(self.batch);
         Ok(self.collected)
     }
 
