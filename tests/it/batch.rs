@@ -30,7 +30,7 @@ fn completion(custom_id: &str, model: &str, prompt: &str) -> String {
     line(
         custom_id,
         "/v1/completions",
-        &json!({"model": model, "prompt": prompt, "max_tokens": 8}),
+        &json!({"model": model, "prompt": prompt, "max_tokens": 4}),
     )
 }
 
@@ -292,7 +292,11 @@ async fn client_with_the_least_rights_submits_a_batch_and_collects_its_answers()
     let found = answers(&batch.with_extension("results.jsonl"))?;
     let body = |custom_id: &str| &found[custom_id]["response"]["body"];
     assert_eq!(body("sum")["choices"][0]["text"], "579");
-    assert_eq!(body("sorted")["choices"][0]["text"], "12459");
+    assert_eq!(
+        body("sorted")["choices"][0]["text"],
+        "1245",
+        "as long as it was asked for"
+    );
     assert_eq!(count(&body("vectors")["data"]), 2, "{found:?}");
     assert_eq!(
         body("talk")["error"]["param"],
