@@ -131,6 +131,12 @@ pub enum AttemptEnd {
         /// The panic's message.
         message: String,
     },
+    /// What was stored of the answer was dropped while it was made, for the journal stream's size or age: it is to be
+    /// made anew, but not for ever: a strike.
+    AnswerDropped {
+        /// Which entry is gone, and what to do.
+        reason: String,
+    },
     /// The journal holds what no writer of ours makes, so that nobody can go on with the answer.
     JournalBroken {
         /// What is wrong with it.

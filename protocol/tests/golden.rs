@@ -415,6 +415,12 @@ fn ends_of_attempts_keep_their_shape() {
             },
         ),
         (
+            "answer-dropped",
+            AttemptEnd::AnswerDropped {
+                reason: "its entry 7 is gone".into(),
+            },
+        ),
+        (
             "panicked",
             AttemptEnd::Panicked {
                 message: "index out of bounds".into(),

@@ -255,13 +255,13 @@ impl Attempt {
         generation::finished(FinishReason::Cancelled, usage, self.timings())
     }
 
-    /// An answer that was dropped while it was made is made anew, but not for ever: it costs a strike.
+    /// How an attempt ends that cannot write on.
     fn faulty(&self, fault: &JournalFault) -> AttemptEnd {
         match fault {
             JournalFault::Dropped { .. } => {
                 let (request_id, told) = (&self.new.assignment.request, chain(fault));
                 warn!(%request_id, error = told, "an answer was dropped while it was made");
-                AttemptEnd::Panicked { message: told }
+                AttemptEnd::AnswerDropped { reason: told }
             }
             JournalFault::Append(_) | JournalFault::Read(_) | JournalFault::Content(_) => self.broken(fault),
         }

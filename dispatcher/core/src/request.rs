@@ -168,6 +168,8 @@ pub(crate) enum StrikeReason {
     WorkerRestarted(WorkerId),
     /// The engine panicked over it.
     Panicked { worker: WorkerId, message: String },
+    /// The journal stream dropped the answer while the worker made it.
+    AnswerDropped { worker: WorkerId, reason: String },
 }
 
 impl Outlook {
@@ -349,11 +351,21 @@ impl fmt::Display for StrikeReason {
             Self::WorkerGone(worker) => write!(f, "worker {worker} had no connection any more"),
             Self::WorkerRestarted(worker) => write!(f, "worker {worker} died and started again"),
             Self::Panicked { worker, message } => {
-                let message: String = message.chars().take(REASON_CHARS_MAX).collect();
-                write!(f, "worker {worker} panicked: {message}")
+                write!(f, "worker {worker} panicked: {}", shortened(message))
+            }
+            Self::AnswerDropped { worker, reason } => {
+                let reason = shortened(reason);
+                write!(
+                    f,
+                    "the answer was dropped while worker {worker} made it: {reason}"
+                )
             }
         }
     }
+}
+
+fn shortened(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 /// An error that concerns no single field.

@@ -118,6 +118,7 @@ fn outcome(end: &AttemptEnd) -> &'static str {
         AttemptEnd::HandedBack { .. } => "handed_back",
         AttemptEnd::ModelUnloadable { .. } => "model_unloadable",
         AttemptEnd::Panicked { .. } => "panicked",
+        AttemptEnd::AnswerDropped { .. } => "answer_dropped",
         AttemptEnd::JournalBroken { .. } => "journal_broken",
     }
 }

@@ -526,6 +526,32 @@ fn a_request_handed_back_keeps_its_place() {
     assert_eq!(bench.actions(), ["assign a to w: attempt 2, 0 strikes"]);
 }
 
+/// It was told as a panic of the worker once, which sent operators to the wrong place.
+#[test]
+fn an_answer_that_was_dropped_is_made_anew_and_costs_a_strike_that_says_so() {
+    let mut bench = running();
+    for attempt in 1..=3 {
+        let reason = "its entry 7 is gone".to_owned();
+        bench.done(done("w", "a", attempt, AttemptEnd::AnswerDropped { reason }));
+        if attempt < 3 {
+            bench.report(report("w", 2 + u64::from(attempt), 1, &[]));
+            let next = attempt + 1;
+            let assigned = format!("assign a to w: attempt {next}, {attempt} strikes");
+            assert_eq!(bench.actions(), [assigned]);
+            bench.accept("w", "a", next, 2 + u64::from(attempt));
+        }
+    }
+    let reason = match bench.dispatcher.poll_action() {
+        Some(Action::DeadLetter { reason, .. }) => reason,
+        other => panic!("{other:?} is no dead letter"),
+    };
+    let each = "the answer was dropped while worker w made it: its entry 7 is gone";
+    assert_eq!(
+        reason,
+        format!("the request has 3 strikes: {each}; {each}; {each}")
+    );
+}
+
 #[test]
 fn the_last_strike_makes_a_dead_letter_before_the_end() {
     let mut bench = running();

@@ -222,6 +222,7 @@ impl Policy for Aibrix {
             | AttemptEnd::HandedBack { .. }
             | AttemptEnd::ModelUnloadable { .. }
             | AttemptEnd::Panicked { .. }
+            | AttemptEnd::AnswerDropped { .. }
             | AttemptEnd::JournalBroken { .. } => {
                 self.fail(done.request.clone());
                 None
