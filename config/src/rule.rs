@@ -9,14 +9,18 @@ use serde::Serialize;
 
 use crate::{Problem, Secret};
 
+mod pairs;
 mod profile_files;
 mod repos;
+mod sampler;
 mod sockets;
 
+pub(crate) use pairs::{HiddenPairs, Pairs};
 pub use profile_files::ProfileFile;
 pub(crate) use profile_files::ProfileFiles;
 pub use repos::RepoPattern;
 pub(crate) use repos::{RepoPatterns, WebAddress};
+pub use sampler::Sampler;
 pub(crate) use sockets::SocketAddress;
 
 /// How long an idle model stays resident after its last lease.

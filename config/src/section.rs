@@ -2,6 +2,7 @@
 
 mod http;
 mod policy;
+mod telemetry;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::rule::{
 use crate::schema::{optional, required, section};
 pub use http::{DispatcherHttp, WorkerHttp};
 pub use policy::{DispatcherCorrection, DispatcherPolicy, DispatcherPredictor};
+pub use telemetry::{Telemetry, TelemetryOtlp};
 
 use crate::{KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Secret, Storage, WorkerEngine};
 
