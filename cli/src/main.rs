@@ -11,6 +11,7 @@ mod fleet;
 mod http;
 mod output;
 mod progress;
+mod spans;
 mod stop;
 mod table;
 mod telemetry;

@@ -27,6 +27,7 @@ mod prompt;
 mod run;
 mod scout;
 mod services;
+mod spans;
 mod term;
 mod topology;
 

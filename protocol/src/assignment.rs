@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Encoding;
+use crate::event::ErrorCode;
 use crate::ids::{Attempt, Class, Epoch, ModelName, RequestId, Strikes, WorkerId};
 use crate::request::KeepAlive;
 
@@ -99,6 +100,9 @@ pub struct Done {
     pub prompt_tokens: u32,
     /// Tokens of the answer, earlier attempts included.
     pub output_tokens: u32,
+    /// Why there is no answer, when the attempt has written that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<ErrorCode>,
 }
 
 /// How an attempt ended.
@@ -142,6 +146,35 @@ pub enum AttemptEnd {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl AttemptEnd {
+    /// The end in a word, as a label.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Terminal => "terminal",
+            Self::Fenced { .. } => "fenced",
+            Self::HandedBack { .. } => "handed_back",
+            Self::ModelUnloadable { .. } => "model_unloadable",
+            Self::Panicked { .. } => "panicked",
+            Self::AnswerDropped { .. } => "answer_dropped",
+            Self::JournalBroken { .. } => "journal_broken",
+        }
+    }
+
+    /// What went wrong, in a word, if anything did; `failure` is what the attempt has written of it.
+    #[must_use]
+    pub fn fault(&self, failure: Option<ErrorCode>) -> Option<&'static str> {
+        match self {
+            Self::Terminal => failure.map(ErrorCode::as_str),
+            Self::Fenced { .. } | Self::HandedBack { .. } => None,
+            Self::ModelUnloadable { .. }
+            | Self::Panicked { .. }
+            | Self::AnswerDropped { .. }
+            | Self::JournalBroken { .. } => Some(self.as_str()),
+        }
+    }
 }
 
 /// Ends a request wherever it is; from a client on `flotilla.cancel`, from the dispatcher to a worker.

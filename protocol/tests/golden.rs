@@ -435,8 +435,13 @@ fn ends_of_attempts_keep_their_shape() {
             end,
             prompt_tokens: 9,
             output_tokens: 4,
+            failure: None,
         };
         golden(&format!("done-{name}"), &done);
+        if done.end == AttemptEnd::Terminal {
+            let failure = Some(ErrorCode::DeadlineExceeded);
+            golden("done-failed", &Done { failure, ..done });
+        }
     }
 }
 

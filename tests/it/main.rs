@@ -43,5 +43,6 @@ mod shapes;
 mod simulated;
 mod slow;
 mod soak;
+mod spans;
 mod tracing;
 mod weights;

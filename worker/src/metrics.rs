@@ -10,7 +10,7 @@ use flotilla_telemetry::{Buckets, SECONDS, catalogue};
 pub(crate) use answers::AnswerTally;
 use flotilla_weights::WEIGHTS_BYTES;
 use residency::DEPARTURE_REASONS;
-pub(crate) use residency::{count_departure, count_load};
+pub(crate) use residency::{count_departure, count_load, tier};
 pub(crate) use standing::{Standing, publish};
 pub(crate) use steps::{StepSize, StepTally};
 

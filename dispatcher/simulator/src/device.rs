@@ -442,6 +442,7 @@ impl Device {
             end,
             prompt_tokens: progress.prompt_tokens,
             output_tokens: progress.output_tokens,
+            failure: None,
         }));
     }
 }

@@ -12,7 +12,6 @@ use super::journal::{FIRST_ATTEMPT, Io, JournalFault, JournalHand, Settled};
 use super::opening::Opening;
 use super::work::Work;
 use super::{Attempt, count, deadline_exceeded};
-use crate::metrics::AnswerTally;
 
 /// An attempt that may write.
 pub(super) struct Writing {
@@ -65,14 +64,14 @@ impl Writing {
     }
 
     /// Writes until nothing more may or need be written.
-    pub(super) async fn run(mut self) -> (AttemptEnd, AnswerTally) {
+    pub(super) async fn run(mut self) -> (AttemptEnd, Attempt) {
         loop {
             if let Some(end) = self.carry_out().await {
-                return (end, self.attempt.tally);
+                return (end, self.attempt);
             }
             let happened = self.wait().await;
             if let Some(end) = self.handle(happened) {
-                return (end, self.attempt.tally);
+                return (end, self.attempt);
             }
         }
     }
@@ -193,6 +192,7 @@ impl Writing {
     }
 
     fn end_with(&mut self, event: Event) {
+        self.attempt.clock.made.get_or_insert_with(Instant::now);
         self.attempt.tally.finish(&event);
         self.answer.handle_end(event);
     }

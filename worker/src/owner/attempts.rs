@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use flotilla_protocol::assignment::{Assignment, AttemptEnd};
 use flotilla_protocol::event::RequestError;
 use flotilla_protocol::request::InferenceRequest;
-use flotilla_protocol::{Attempt, RequestId, TraceParent};
+use flotilla_protocol::{Attempt, RequestId};
 use flotilla_worker_core::worker::Progress;
 use tokio::sync::oneshot;
 use tokio::task::{self, JoinSet};
@@ -15,12 +15,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::attempt::{self, AttemptContext, HandBack, LeaseAnswer, NewAttempt, TokenCounts};
+use crate::attempt::{
+    self, AttemptContext, AttemptOver, CarriedTraces, HandBack, LeaseAnswer, NewAttempt, TokenCounts,
+};
 
 /// Every attempt that runs; at most as many as the desk has slots.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
-    tasks: JoinSet<AttemptEnd>,
+    tasks: JoinSet<AttemptOver>,
     by_request: HashMap<RequestId, Held>,
     by_task: HashMap<task::Id, RequestId>,
 }
@@ -41,7 +43,7 @@ struct Held {
 pub(super) struct Finished {
     pub(super) request: RequestId,
     pub(super) attempt: Attempt,
-    pub(super) end: AttemptEnd,
+    pub(super) over: AttemptOver,
     pub(super) progress: Progress,
 }
 
@@ -51,7 +53,7 @@ impl Attempts {
         &mut self,
         assignment: Assignment,
         request: Result<InferenceRequest, RequestError>,
-        trace: Option<TraceParent>,
+        traces: CarriedTraces,
         context: Arc<AttemptContext>,
     ) {
         let (lease, lease_answer) = oneshot::channel();
@@ -67,7 +69,7 @@ impl Attempts {
         let new = NewAttempt {
             assignment,
             request,
-            trace,
+            traces,
             received: Instant::now(),
             lease: lease_answer,
             cancel: held.cancel.clone(),
@@ -82,12 +84,12 @@ impl Attempts {
 
     /// Waits for the next attempt that ends; for ever when none runs. Cancelling loses nothing.
     pub(super) async fn next_finished(&mut self) -> Finished {
-        let (id, end) = match self.tasks.join_next_with_id().await {
-            Some(Ok((id, end))) => (id, end),
+        let (id, over) = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, over))) => (id, over),
             Some(Err(broken)) => {
                 error!(error = %broken, "an attempt's task panicked");
                 let message = broken.to_string();
-                (broken.id(), AttemptEnd::Panicked { message })
+                (broken.id(), AttemptEnd::Panicked { message }.into())
             }
             None => return std::future::pending().await,
         };
@@ -99,7 +101,7 @@ impl Attempts {
         Finished {
             request,
             attempt: held.attempt,
-            end,
+            over,
             progress: held.progress(),
         }
     }

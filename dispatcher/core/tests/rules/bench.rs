@@ -75,6 +75,7 @@ pub fn done(from: &str, id: &str, attempt: u32, end: AttemptEnd) -> Done {
         end,
         prompt_tokens: 5,
         output_tokens: 3,
+        failure: None,
     }
 }
 
