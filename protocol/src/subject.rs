@@ -142,8 +142,14 @@ impl Subjects {
         let shape = SubjectError::Shape {
             expected: "<namespace>.request.<class>.<model>",
         };
-        let tokens: Vec<&str> = subject.split('.').collect();
-        let [namespace, "request", class, model] = tokens[..] else {
+        let mut tokens = subject.split('.');
+        let (Some(namespace), Some("request"), Some(class), Some(model), None) = (
+            tokens.next(),
+            tokens.next(),
+            tokens.next(),
+            tokens.next(),
+            tokens.next(),
+        ) else {
             return Err(shape);
         };
         if namespace != self.namespace.as_str() {

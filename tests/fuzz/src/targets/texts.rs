@@ -13,7 +13,14 @@ use crate::probe::{Probe, Verdict, write};
 use crate::target::{Format, Target};
 
 pub(super) fn targets() -> Vec<Target> {
-    vec![tokenizer(), tokenizer_config(), template(), messages()]
+    vec![
+        tokenizer(),
+        tokenizer_config()
+            .within(64, RENDERED_BYTES, RENDERED)
+            .weighing(10),
+        template().within(64, RENDERED_BYTES, RENDERED).weighing(20),
+        messages().within(128, RENDERED_BYTES, RENDERED).weighing(10),
+    ]
 }
 
 /// `tokenizer.json`, and what comes of a text with it.
@@ -30,7 +37,12 @@ fn tokenizer() -> Target {
         }
         Verdict::from(&opened)
     })
-    .weighing(4)
+    .within(
+        64,
+        64 << 20,
+        "the tokenizers library has no limits of its own, and a regular expression takes up to 10 MiB; a file has at most 64 MiB",
+    )
+    .weighing(20)
 }
 
 /// What a worker does with a tokenizer; whatever it says is no matter here.
@@ -91,7 +103,6 @@ fn tokenizer_config() -> Target {
         write(&folder.join("tokenizer_config.json"), input);
         open_and_render(probe, &folder, &chat())
     })
-    .weighing(4)
 }
 
 fn template() -> Target {
@@ -109,7 +120,6 @@ fn template() -> Target {
             open_and_render(probe, &folder, &chat())
         },
     )
-    .weighing(4)
 }
 
 /// Messages of all forms with a real model's template.
@@ -132,7 +142,6 @@ fn messages() -> Target {
             }
         },
     )
-    .weighing(4)
 }
 
 fn open_and_render(probe: &mut Probe, folder: &Path, chat: &Value) -> Verdict {
@@ -148,6 +157,11 @@ fn open_and_render(probe: &mut Probe, folder: &Path, chat: &Value) -> Verdict {
     let messages = messages.map(Vec::as_slice).unwrap_or_default();
     Verdict::from(&probe.measure(|| template.render(messages, options)))
 }
+
+/// What one repeated text may take, which is all that the engine bounds.
+const RENDERED_BYTES: usize = 128 << 20;
+const RENDERED: &str =
+    "minijinja bounds a repeated text to 100 MB and nothing else; steps, output and recursion are bounded";
 
 fn chat() -> Value {
     json!({"messages": [
