@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use super::tracer::Ended;
 use super::{SPANS, Sampler, Tracer, authorities, wire};
 
-/// Sends spans until it is dropped, which takes up to two seconds for what is left.
+/// Sends spans until it is dropped, which takes up to three seconds for what is left.
 #[derive(Debug)]
 pub struct Exporter {
     end: CancellationToken,
@@ -335,6 +335,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause, whatever the collector asks for.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// What the end of a process may take longer because of spans.
-const FLUSH_MAX: Duration = Duration::from_secs(2);
+const FLUSH_MAX: Duration = Duration::from_secs(3);
 /// Of an answer: an empty one, or a sentence about spans that were not taken.
 const ANSWER_BYTES_MAX: usize = 64 << 10;

@@ -219,3 +219,26 @@ mod any_value {
         Array(super::ArrayValue),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_that_were_not_taken_are_counted_and_anything_else_is_not() {
+        let answer = |rejected_spans| ExportAnswer {
+            partial_success: Some(PartialSuccess {
+                rejected_spans,
+                error_message: "too old".to_owned(),
+            }),
+        };
+        assert_eq!(
+            rejected(&answer(3).encode_to_vec()),
+            Some((3, "too old".to_owned()))
+        );
+        assert_eq!(rejected(&answer(0).encode_to_vec()), None);
+        assert_eq!(rejected(&answer(-1).encode_to_vec()), None);
+        assert_eq!(rejected(b""), None);
+        assert_eq!(rejected(b"no protobuf"), None);
+    }
+}

@@ -417,7 +417,6 @@ impl Owner {
         let now = self.now();
         let inspected = self.models.inspected.remove(model);
         let inspected = inspected.expect("a model is inspected before it is loaded");
-        let weights_bytes = inspected.weights_bytes();
         let result = result.map_err(|fault| load_failure(model, &fault));
         let load = self.models.loading.remove(model);
         let load = load.expect("a load that ends was under way");
@@ -436,10 +435,9 @@ impl Owner {
             };
             self.models.ready.insert(model.clone(), ready);
         });
-        count_load(result.as_ref().map(|()| weights_bytes), tier, elapsed);
+        count_load(result.as_ref().map(|()| inspected.weights_bytes()), tier, elapsed);
         if result.is_err() {
-            let placed_bytes = load.watch.placed_bytes();
-            info!(%model, placed_bytes, "a load that ended early gives its memory back");
+            info!(%model, placed_bytes = load.watch.placed_bytes(), "a load that ended early gives its memory back");
         }
         self.desk
             .residency_mut()

@@ -221,3 +221,15 @@ fn tell(action: &Action) -> Option<String> {
         Action::StepDown { seen } => format!("step down: epoch {seen} was seen"),
     })
 }
+
+/// A bench whose worker `w` runs request `a`, first attempt, seen by report 2.
+pub fn running() -> Bench {
+    let mut bench = Bench::new();
+    bench.report(report("w", 1, 1, &[]));
+    bench.arrive("a", 1);
+    assert_eq!(bench.actions(), ["assign a to w: attempt 1, 0 strikes"]);
+    bench.accept("w", "a", 1, 1);
+    bench.report(report("w", 2, 0, &[("a", 1)]));
+    assert!(bench.actions().is_empty());
+    bench
+}
