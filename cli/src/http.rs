@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
-use flotilla_telemetry::{Listen, Metric, PROCESS_METRICS, SPAN_METRICS, Server, Telemetry};
+use flotilla_telemetry::{Listen, Metric, PROCESS_METRICS, Server, Telemetry};
 
 /// What a role tells of itself, and where.
 pub(crate) struct Site {
@@ -28,7 +28,7 @@ impl Site {
         if !self.enabled {
             return Ok((Telemetry::off(), None));
         }
-        let metrics: Vec<&'static Metric> = [PROCESS_METRICS, SPAN_METRICS, &self.metrics].concat();
+        let metrics: Vec<&'static Metric> = PROCESS_METRICS.iter().copied().chain(self.metrics).collect();
         let telemetry = Telemetry::install(self.role, env!("CARGO_PKG_VERSION"), &metrics)?;
         let listen = self.listen.map_or(Listen::Near(self.port), Listen::At);
         let server = Server::start(listen, telemetry.clone());

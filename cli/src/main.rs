@@ -11,7 +11,6 @@ mod fleet;
 mod http;
 mod output;
 mod progress;
-mod spans;
 mod stop;
 mod table;
 mod telemetry;

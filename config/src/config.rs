@@ -11,7 +11,7 @@ use figment::value::{Dict, Value};
 use crate::layer::{self, Layers};
 use crate::relation;
 use crate::schema::{KnownKey, Reader, Section};
-use crate::{ConfigErrors, Dispatcher, Fault, Log, Nats, Problem, Report, Telemetry, Worker};
+use crate::{ConfigErrors, Dispatcher, Fault, Log, Nats, Problem, Report, Worker};
 
 /// The settings of all roles. A role reads its own section and the shared ones.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,8 +24,6 @@ pub struct Config {
     pub worker: Worker,
     /// `[log]`.
     pub log: Log,
-    /// `[telemetry]`.
-    pub telemetry: Telemetry,
     report: Report,
 }
 
@@ -47,7 +45,7 @@ pub enum ConfigFile {
 pub struct LoadOptions {
     /// The file.
     pub file: ConfigFile,
-    /// Environment variables, of which `FLOTILLA__SECTION__KEY`, `HF_TOKEN` and some `OTEL_...` are read.
+    /// Environment variables, of which `FLOTILLA__SECTION__KEY` and `HF_TOKEN` are read.
     pub environment: Vec<(OsString, OsString)>,
     /// Overrides of the form `section.key=value`, the last one strongest.
     pub flags: Vec<String>,
@@ -91,12 +89,11 @@ impl Config {
         let sections = read_sections(&mut reader);
         faults.extend(reader.into_faults());
         match sections {
-            Some((nats, dispatcher, worker, log, telemetry)) if faults.is_empty() => Ok(Self {
+            Some((nats, dispatcher, worker, log)) if faults.is_empty() => Ok(Self {
                 nats,
                 dispatcher,
                 worker,
                 log,
-                telemetry,
                 report: Report::of(&layers, &known),
             }),
             _ => Err(ConfigErrors(faults)),
@@ -117,7 +114,7 @@ impl Default for Config {
     }
 }
 
-type Sections = (Nats, Dispatcher, Worker, Log, Telemetry);
+type Sections = (Nats, Dispatcher, Worker, Log);
 
 const SEARCHED: [&str; 2] = ["flotilla.toml", "/etc/flotilla/flotilla.toml"];
 
@@ -127,7 +124,6 @@ fn read_sections(reader: &mut Reader<'_>) -> Option<Sections> {
     let dispatcher = Dispatcher::read(reader);
     let worker = Worker::read(reader);
     let log = Log::read(reader);
-    let telemetry = Telemetry::read(reader);
     if let Some(nats) = &nats {
         relation::check_nats(nats, reader);
     }
@@ -140,7 +136,7 @@ fn read_sections(reader: &mut Reader<'_>) -> Option<Sections> {
     if let (Some(dispatcher), Some(worker)) = (&dispatcher, &worker) {
         relation::check_reports(dispatcher, worker, reader);
     }
-    Some((nats?, dispatcher?, worker?, log?, telemetry?))
+    Some((nats?, dispatcher?, worker?, log?))
 }
 
 fn known_keys() -> Vec<KnownKey> {
@@ -149,14 +145,12 @@ fn known_keys() -> Vec<KnownKey> {
     Dispatcher::list(&mut known);
     Worker::list(&mut known);
     Log::list(&mut known);
-    Telemetry::list(&mut known);
     known
 }
 
 fn merge(options: &LoadOptions, known: &[KnownKey]) -> (Layers, Vec<Fault>) {
     let mut layers = Layers::of_defaults(known);
     let mut faults = Vec::new();
-    layers.add_shared(&options.environment, known);
     match read_file(&options.file) {
         Ok(None) => {}
         Ok(Some((path, text))) => faults.extend(layers.add_file(path, &text).err()),

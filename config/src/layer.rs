@@ -56,7 +56,7 @@ impl Layers {
         known: &[KnownKey],
     ) -> Vec<Fault> {
         let mut faults = Vec::new();
-        self.add_foreign(&FOREIGN, variables, known);
+        self.add_foreign(variables);
         for (name, value) in variables {
             let Some(rest) = name.to_string_lossy().strip_prefix(PREFIX).map(str::to_owned) else {
                 continue;
@@ -75,26 +75,15 @@ impl Layers {
         faults
     }
 
-    /// Lays variables that are meant for every program of a machine over the defaults, under everything of ours.
-    pub(crate) fn add_shared(&mut self, variables: &[(OsString, OsString)], known: &[KnownKey]) {
-        self.add_foreign(&SHARED, variables, known);
-    }
-
     /// Takes in variables that other programs read too. One that is empty or no text says nothing.
-    fn add_foreign(
-        &mut self,
-        meanings: &[(&str, &str)],
-        variables: &[(OsString, OsString)],
-        known: &[KnownKey],
-    ) {
-        for (name, key) in meanings {
+    fn add_foreign(&mut self, variables: &[(OsString, OsString)]) {
+        for (name, key) in FOREIGN {
             let variable = variables.iter().find(|(found, _)| found == name);
             let value = variable.and_then(|(_, value)| value.to_str());
             if let Some(value) = value.filter(|value| !value.is_empty()) {
                 let path: Vec<&str> = key.split('.').collect();
-                let source = figment::Source::Custom((*name).to_owned());
-                let value = worded(known, key, value);
-                self.cover(Metadata::from(ENVIRONMENT, source), nested(&path, value));
+                let source = figment::Source::Custom(name.to_owned());
+                self.cover(Metadata::from(ENVIRONMENT, source), nested(&path, value.into()));
             }
         }
     }
@@ -170,16 +159,6 @@ impl Provider for Layer {
 const PREFIX: &str = "FLOTILLA__";
 /// Variables without our prefix, and what they mean.
 const FOREIGN: [(&str, &str); 1] = [("HF_TOKEN", "worker.hub.token")];
-/// The same of variables that whole machines and clusters have.
-const SHARED: [(&str, &str); 7] = [
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp.endpoint"),
-    ("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.otlp.headers"),
-    ("OTEL_EXPORTER_OTLP_TIMEOUT", "telemetry.otlp.timeout_ms"),
-    ("OTEL_SERVICE_NAME", "telemetry.otlp.service_name"),
-    ("OTEL_RESOURCE_ATTRIBUTES", "telemetry.otlp.resource_attributes"),
-    ("OTEL_TRACES_SAMPLER", "telemetry.otlp.sampler"),
-    ("OTEL_TRACES_SAMPLER_ARG", "telemetry.otlp.sampled_ratio"),
-];
 const DEFAULT: &str = "default";
 const FILE: &str = "file";
 const ENVIRONMENT: &str = "environment";

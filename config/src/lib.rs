@@ -20,13 +20,12 @@ pub use config::{Config, ConfigFile, LoadOptions};
 pub use fault::{ConfigErrors, Fault, Problem};
 pub use report::{Report, ReportedSetting, ReportedValue};
 pub use rule::{
-    INBOX_PREFIX, KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Sampler, Storage, WorkerEngine,
+    INBOX_PREFIX, KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Storage, WorkerEngine,
     parse_bytes,
 };
 pub use secret::Secret;
 pub use section::{
     Dispatcher, DispatcherCorrection, DispatcherHttp, DispatcherPolicy, DispatcherPredictor, Log, Nats,
-    NatsTls, Telemetry, TelemetryOtlp, Worker, WorkerCpu, WorkerHttp, WorkerHub, WorkerSimulated,
-    WorkerWeights,
+    NatsTls, Worker, WorkerCpu, WorkerHttp, WorkerHub, WorkerSimulated, WorkerWeights,
 };
 pub use source::Source;

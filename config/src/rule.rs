@@ -9,20 +9,14 @@ use serde::Serialize;
 
 use crate::{Problem, Secret};
 
-mod numbers;
-mod pairs;
 mod profile_files;
 mod repos;
-mod sampler;
 mod sockets;
 
-pub(crate) use numbers::{Fraction, Number};
-pub(crate) use pairs::{HiddenPairs, Pairs};
 pub use profile_files::ProfileFile;
 pub(crate) use profile_files::ProfileFiles;
 pub use repos::RepoPattern;
 pub(crate) use repos::{RepoPatterns, WebAddress};
-pub use sampler::Sampler;
 pub(crate) use sockets::SocketAddress;
 
 /// How long an idle model stays resident after its last lease.
@@ -372,6 +366,41 @@ impl Rule for BytesInMemory {
     }
 }
 
+/// A part of a whole, above 0 and at most 1.
+pub(crate) struct Fraction;
+
+impl Rule for Fraction {
+    type Out = f64;
+
+    fn parse(&self, value: &Value) -> Result<f64, Problem> {
+        let number = value
+            .to_num()
+            .ok_or_else(|| wrong_kind("a number above 0 and at most 1", value))?;
+        let part = number.to_f64().or_else(|| small_whole(number));
+        part.filter(|part| *part > 0.0 && *part <= 1.0)
+            .ok_or_else(|| wrong_kind("a number above 0 and at most 1", value))
+    }
+}
+
+/// A number within bounds, both allowed.
+pub(crate) struct Number {
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Rule for Number {
+    type Out = f64;
+
+    fn parse(&self, value: &Value) -> Result<f64, Problem> {
+        let wanted = format!("a number from {} to {}", self.min, self.max);
+        let number = value.to_num().ok_or_else(|| wrong_kind(&wanted, value))?;
+        let number = number.to_f64().or_else(|| small_whole(number));
+        number
+            .filter(|number| (self.min..=self.max).contains(number))
+            .ok_or_else(|| wrong_kind(&wanted, value))
+    }
+}
+
 /// The largest size that the server's signed 64-bit limits can hold.
 pub(crate) const BYTES_MAX: u64 = i64::MAX.unsigned_abs();
 
@@ -422,6 +451,12 @@ pub(crate) fn whole_of(number: Num) -> Option<i128> {
     number
         .to_i128()
         .or_else(|| number.to_u128().and_then(|n| i128::try_from(n).ok()))
+}
+
+/// A whole number as a fraction, `None` where it is far beyond any.
+fn small_whole(number: Num) -> Option<f64> {
+    let whole = i32::try_from(whole_of(number)?).ok()?;
+    Some(f64::from(whole))
 }
 
 /// The number of bytes in words, read as in a file: `512`, `512KiB`, `4 GiB`; `None` where it is not one.

@@ -2,7 +2,6 @@
 
 mod http;
 mod policy;
-mod telemetry;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +14,6 @@ use crate::rule::{
 use crate::schema::{optional, required, section};
 pub use http::{DispatcherHttp, WorkerHttp};
 pub use policy::{DispatcherCorrection, DispatcherPolicy, DispatcherPredictor};
-pub use telemetry::{Telemetry, TelemetryOtlp};
 
 use crate::{KeepAlive, LogFormat, LogLevel, ProfileFile, RepoPattern, Secret, Storage, WorkerEngine};
 

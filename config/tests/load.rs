@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_config::{
-    Config, ConfigErrors, ConfigFile, Fault, KeepAlive, LoadOptions, LogFormat, Problem, ProfileFile,
-    Sampler, Source,
+    Config, ConfigErrors, ConfigFile, Fault, KeepAlive, LoadOptions, LogFormat, Problem, ProfileFile, Source,
 };
 use tempfile::TempDir;
 
@@ -486,55 +485,4 @@ fn report_shows_values_with_sources_as_text_and_json() {
         .iter()
         .find(|row| row["key"] == "nats.user");
     assert!(unset.unwrap()["value"].is_null());
-}
-
-#[test]
-fn variables_of_opentelemetry_count_where_we_say_nothing() {
-    let theirs = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/"),
-        (
-            "OTEL_EXPORTER_OTLP_HEADERS",
-            "authorization=Bearer%20sesame,x-team=a",
-        ),
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
-        ("OTEL_SERVICE_NAME", "models"),
-        (
-            "OTEL_RESOURCE_ATTRIBUTES",
-            "deployment.environment.name=test,a=b%2Cc",
-        ),
-        ("OTEL_TRACES_SAMPLER", "traceidratio"),
-        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
-    ];
-    let config = from_environment(&theirs).unwrap();
-    assert!(!format!("{config:?} {}", config.show()).contains("sesame"));
-    let otlp = &config.telemetry.otlp;
-    assert_eq!(otlp.endpoint.as_deref(), Some("http://collector:4318"));
-    let headers = otlp.headers.as_ref().unwrap();
-    assert_eq!(
-        (headers[0].0.as_str(), headers[0].1.expose()),
-        ("authorization", "Bearer sesame")
-    );
-    assert_eq!(otlp.timeout, Duration::from_millis(2500));
-    assert_eq!(otlp.service_name.as_deref(), Some("models"));
-    let attributes = otlp.resource_attributes.as_ref().unwrap();
-    assert_eq!(attributes[1], ("a".to_owned(), "b,c".to_owned()));
-    assert_eq!((otlp.sampler, otlp.sampled_ratio), (Sampler::Ratio, 0.25));
-
-    let file = FileFixture::new("[telemetry.otlp]\nservice_name = \"ours\"\n");
-    let options = LoadOptions {
-        environment: variables(&theirs),
-        flags: vec!["telemetry.otlp.endpoint=".to_owned()],
-        ..file.options()
-    };
-    let otlp = Config::load(&options).unwrap().telemetry.otlp;
-    assert_eq!(otlp.service_name.as_deref(), Some("ours"));
-    assert_eq!(otlp.endpoint, None, "an empty setting of ours turns it off");
-
-    let wrong = from_environment(&[("OTEL_TRACES_SAMPLER", "jaeger_remote")])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        wrong.contains("OTEL_TRACES_SAMPLER") && wrong.contains("parentbased_always_on"),
-        "{wrong}"
-    );
 }

@@ -25,7 +25,6 @@ fn sample_file_equals_the_defaults() {
     assert_eq!(loaded.dispatcher, default.dispatcher);
     assert_eq!(loaded.worker, default.worker);
     assert_eq!(loaded.log, default.log);
-    assert_eq!(loaded.telemetry, default.telemetry);
 }
 
 #[test]

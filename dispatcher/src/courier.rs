@@ -23,7 +23,7 @@ use crate::dead::{self, Letter};
 use crate::deliveries::Receipt;
 use crate::error::chain;
 use crate::ground::Ground;
-use crate::journal_state::{JournalEnd, journal_state};
+use crate::journal_state::journal_state;
 
 /// What came of an order.
 #[derive(Debug)]
@@ -35,11 +35,7 @@ pub(crate) enum Outcome {
         outcome: AssignOutcome,
     },
     /// The journal was read.
-    Journal {
-        state: JournalState,
-        /// Its end, if it has one.
-        end: Option<JournalEnd>,
-    },
+    Journal(JournalState),
     /// The journal is terminal.
     Ended,
     /// Nothing that the core must hear.
@@ -53,31 +49,6 @@ pub(crate) enum Errand {
     Done,
     /// Nobody listens where this worker would.
     Absent(WorkerId),
-}
-
-/// The traces that an assignment carries.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct CarriedTraces {
-    /// That of whoever asked.
-    pub(crate) request: Option<TraceParent>,
-    /// Our span of the attempt.
-    pub(crate) attempt: Option<TraceParent>,
-}
-
-impl CarriedTraces {
-    fn headers(&self) -> Option<HeaderMap> {
-        let named = [
-            (headers::TRACE_PARENT, &self.request),
-            (headers::SPAN, &self.attempt),
-        ];
-        let mut found = HeaderMap::new();
-        for (name, trace) in named {
-            if let Some(trace) = trace {
-                found.insert(name, trace.as_str());
-            }
-        }
-        (!found.is_empty()).then_some(found)
-    }
 }
 
 /// Carries out orders. Cheap to clone.
@@ -104,10 +75,10 @@ impl Courier {
         self,
         worker: WorkerId,
         assignment: Assignment,
-        traces: CarriedTraces,
+        trace: Option<TraceParent>,
     ) -> Outcome {
         let attempt = assignment.attempt;
-        let outcome = self.ask(&worker, &assignment, &traces).await;
+        let outcome = self.ask(&worker, &assignment, trace.as_ref()).await;
         Outcome::Assigned {
             worker,
             attempt,
@@ -115,10 +86,17 @@ impl Courier {
         }
     }
 
-    async fn ask(&self, worker: &WorkerId, assignment: &Assignment, traces: &CarriedTraces) -> AssignOutcome {
+    async fn ask(
+        &self,
+        worker: &WorkerId,
+        assignment: &Assignment,
+        trace: Option<&TraceParent>,
+    ) -> AssignOutcome {
         let body = encode_internal(assignment).expect("an assignment can be written");
         let mut request = Request::new().payload(body).timeout(Some(self.assign_timeout));
-        if let Some(found) = traces.headers() {
+        if let Some(trace) = trace {
+            let mut found = HeaderMap::new();
+            found.insert(headers::TRACE_PARENT, trace.as_str());
             request = request.headers(found);
         }
         let subject = self.connection.subjects.assign(worker);
@@ -147,11 +125,7 @@ impl Courier {
     }
 
     pub(crate) async fn read_journal(self, request: RequestId) -> Outcome {
-        let content = self.content(&request).await;
-        Outcome::Journal {
-            state: journal_state(&content),
-            end: JournalEnd::of(&content),
-        }
+        Outcome::Journal(journal_state(&self.content(&request).await))
     }
 
     /// Reads until it succeeds.

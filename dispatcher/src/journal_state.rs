@@ -2,34 +2,8 @@
 
 use flotilla_client::{Content, Entry};
 use flotilla_dispatcher_core::JournalState;
-use flotilla_protocol::event::{ErrorCode, Event, EventKind};
-use flotilla_protocol::{Attempt, Strikes, WorkerId};
-
-/// The end of a journal.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct JournalEnd {
-    /// The attempt that wrote it; `None` when the dispatcher did.
-    pub(crate) writer: Option<(WorkerId, Attempt)>,
-    /// Why there is no answer, if there is none.
-    pub(crate) failure: Option<ErrorCode>,
-}
-
-impl JournalEnd {
-    /// What ends a journal, if it has an end.
-    pub(crate) fn of(content: &Content) -> Option<Self> {
-        let last = content
-            .entries
-            .iter()
-            .find(|entry| entry.event.kind().is_terminal())?;
-        Some(Self {
-            writer: last.worker.clone().map(|worker| (worker, last.attempt)),
-            failure: match &last.event {
-                Event::Failed(failed) => Some(failed.error.code),
-                Event::Accepted(_) | Event::Progress(_) | Event::Tokens(_) | Event::Finished(_) => None,
-            },
-        })
-    }
-}
+use flotilla_protocol::Strikes;
+use flotilla_protocol::event::EventKind;
 
 /// Sums up a journal. Entries of no worker that are not terminal are none of ours and say nothing.
 pub(crate) fn journal_state(content: &Content) -> JournalState {
@@ -67,8 +41,8 @@ fn open_state(entries: &[Entry]) -> JournalState {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_protocol::event::{Accepted, RequestError};
-    use flotilla_protocol::{Encoding, ModelName, RequestId};
+    use flotilla_protocol::event::{Accepted, ErrorCode, Event, RequestError};
+    use flotilla_protocol::{Attempt, Encoding, ModelName, RequestId, WorkerId};
 
     use super::*;
 
@@ -139,32 +113,6 @@ mod tests {
     fn terminal_event_wins_over_every_attempt() {
         assert_eq!(state_of(&[accepted(1, 0, "a"), failed()]), JournalState::Terminal);
         assert_eq!(state_of(&[]), JournalState::Empty);
-    }
-
-    #[test]
-    fn end_tells_who_wrote_it_and_what_failed() {
-        let of = |entries: &[Entry]| {
-            JournalEnd::of(&Content {
-                entries: entries.to_vec(),
-                ..Content::default()
-            })
-        };
-        let by = |writer| JournalEnd {
-            writer,
-            failure: Some(ErrorCode::Internal),
-        };
-        assert_eq!(of(&[accepted(1, 0, "a")]), None);
-        assert_eq!(of(&[accepted(1, 0, "a"), failed()]), Some(by(None)));
-        let worker = WorkerId::new("a").unwrap();
-        let end = Entry {
-            worker: Some(worker.clone()),
-            attempt: Attempt(1),
-            ..failed()
-        };
-        assert_eq!(
-            of(&[accepted(1, 0, "a"), end]),
-            Some(by(Some((worker, Attempt(1)))))
-        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! prompt tokens, reads and ends journals, talks to workers and answers services.
 
 mod admission;
+mod advisory;
 mod backoff;
 mod courier;
 mod dead;
@@ -26,10 +27,10 @@ mod prompt;
 mod run;
 mod scout;
 mod services;
-mod spans;
 mod term;
 mod topology;
 
+pub use advisory::{Advisory, Said};
 pub use error::{DispatcherError, TermError};
 pub use lease::{Candidate, Kept, Lease, LeaseError};
 pub use metrics::{JETSTREAM_METRICS, METRICS};

@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::kv::{Entry, Operation};
 use async_nats::{Message, Subscriber};
-use flotilla_client::{Advisory, Catalog, CatalogChange, Connection, ProfileChange, Profiles};
+use flotilla_client::{Catalog, CatalogChange, Connection, ProfileChange, Profiles};
 use flotilla_protocol::assignment::{Cancel, Done};
 use flotilla_protocol::codec::decode_internal;
 use flotilla_protocol::fleet::{Registration, Report};
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::advisory::{self, Advisory};
 use crate::backoff::Backoff;
 use crate::error::{TermError, chain};
 use crate::ground::Ground;
@@ -70,7 +71,7 @@ impl Subscriptions {
     /// [`TermError::Subscribe`].
     pub(crate) async fn open(connection: &Connection) -> Result<Self, TermError> {
         let subjects = &connection.subjects;
-        let [max_deliveries, terminated] = Advisory::subjects(&connection.subjects);
+        let [max_deliveries, terminated] = advisory::subjects(connection);
         Ok(Self {
             max_deliveries: subscribe(connection, max_deliveries).await?,
             terminated: subscribe(connection, terminated).await?,

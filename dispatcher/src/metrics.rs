@@ -129,7 +129,7 @@ catalogue! {
     REQUESTS_ENDED: counter "flotilla_dispatcher_ended_requests_total" ["reason"]
         "Requests ended by the dispatcher itself: cancelled, deadline, unloadable (no worker can load the model), dead (a dead letter was written), broken (the journal cannot be continued; a dead letter as well).";
     STRIKES: counter "flotilla_dispatcher_strikes_total" []
-        "Attempts that ended with the death of their worker while the request ran alone on it, with a panic over the request, or with the loss of what was stored of the answer.";
+        "Attempts that ended with the death of their worker while the request ran alone on it, or with a panic over the request.";
     SUSPECTS: counter "flotilla_dispatcher_suspects_total" ["outcome"]
         "Requests that were on a worker when it died: suspected, cleared (another one was found to be to blame), alone (given to a worker of their own).";
     SUSPECTS_WAITING: gauge "flotilla_dispatcher_suspect_requests" []

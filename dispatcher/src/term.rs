@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span, info, info_span};
 
 use crate::admission::{self, Admitted, Desk};
-use crate::courier::{CarriedTraces, Courier, Errand, Outcome};
+use crate::courier::{Courier, Errand, Outcome};
 use crate::dead::Letter;
 use crate::deliveries::{Deliveries, Receipt, extend};
 use crate::error::DispatcherError;
@@ -36,7 +36,6 @@ use crate::metrics::{Counted, Observed};
 use crate::models::Models;
 use crate::scout::Scout;
 use crate::services::Query;
-use crate::spans::Spans;
 use happened::{Happened, Ticks};
 
 use self::reconciling::{Looked, Swept};
@@ -77,7 +76,6 @@ pub(crate) struct Term {
     extension: JoinSet<()>,
     /// Traces that requests belong to, of those that have one.
     traces: HashMap<RequestId, TraceParent>,
-    spans: Spans,
     /// Requests that end with their clients.
     listeners: Listeners,
     /// The round of probes under way; at most one task.
@@ -230,12 +228,10 @@ impl Term {
                 let request = assignment.request.clone();
                 let trace = self.traces.get(&request).cloned();
                 let span = span_of(trace.as_ref());
-                let traces = CarriedTraces {
-                    attempt: self.spans.assigned(&worker, &assignment, trace.as_ref()),
-                    request: trace,
-                };
-                let assigned = courier.assign(worker, assignment, traces);
-                self.lanes.push(request, assigned.instrument(span));
+                self.lanes.push(
+                    request,
+                    courier.assign(worker, assignment, trace).instrument(span),
+                );
             }
             Action::ReadJournal { request } => {
                 self.lanes.push(request.clone(), courier.read_journal(request));
@@ -245,7 +241,6 @@ impl Term {
                 encoding,
                 event,
             } => {
-                self.spans.ends(&request, &event);
                 let trace = self.traces.get(&request).cloned();
                 let span = span_of(trace.as_ref());
                 let end = courier.end(request.clone(), encoding, event, trace);
@@ -283,7 +278,6 @@ impl Term {
     fn take_receipts(&mut self, request: &RequestId, sequences: &[StreamSequence]) -> Vec<Receipt> {
         self.listeners.forget(request);
         self.traces.remove(request);
-        self.spans.acknowledged(request);
         self.note_acked(request);
         let receipts = sequences.iter().filter_map(|it| self.deliveries.remove(*it));
         let receipts: Vec<Receipt> = receipts.collect();
@@ -325,15 +319,10 @@ impl Term {
                 worker,
                 attempt,
                 outcome,
-            } => {
-                self.spans.replied(&request, &worker, attempt, &outcome);
-                self.core
-                    .handle_assign_reply(now, &worker, &request, attempt, outcome);
-            }
-            Outcome::Journal { state, end } => {
-                self.spans.found_ended(&request, end);
-                self.core.handle_journal(now, &request, state);
-            }
+            } => self
+                .core
+                .handle_assign_reply(now, &worker, &request, attempt, outcome),
+            Outcome::Journal(state) => self.core.handle_journal(now, &request, state),
             Outcome::Ended => self.core.handle_ended(now, &request),
             Outcome::Done => {}
         }
@@ -349,9 +338,7 @@ impl Term {
                 let origin = envelope.pulled.origin(self.last_before_term);
                 let (entry, text) = self.models.lookup(&envelope.model);
                 let desk = self.desk.clone();
-                let trace = envelope.pulled.trace();
-                self.spans.pulled(&envelope, trace.as_ref());
-                if let Some(trace) = trace {
+                if let Some(trace) = envelope.pulled.trace() {
                     self.traces.insert(envelope.request.clone(), trace);
                 }
                 self.admissions
@@ -384,7 +371,6 @@ impl Term {
                 seen,
             }) => {
                 info!(request_id = %request, code = %error.code, param = error.param, "request refused");
-                self.spans.checked(&request, Some(error.code));
                 let admission = match seen {
                     Some(arrival) => self.core.handle_refused(self.now(), *arrival, error),
                     None => self.core.handle_rejected(sequence, &request, encoding, error),
@@ -401,7 +387,6 @@ impl Term {
     fn take_arrival(&mut self, arrival: Arrival, cancel_on_disconnect: bool) {
         let (sequence, request) = (arrival.sequence, arrival.request.clone());
         let encoding = arrival.encoding;
-        self.spans.checked(&request, None);
         let admission = self.core.handle_arrival(self.now(), arrival);
         if cancel_on_disconnect && admission == Admission::Held {
             self.listeners.watch(request.clone(), encoding);
@@ -415,7 +400,6 @@ impl Term {
             Admission::Full => {
                 if !self.core.holds(&request) {
                     self.traces.remove(&request);
-                    self.spans.forget(&request);
                 }
                 if let Some(receipt) = self.deliveries.remove(sequence) {
                     self.lanes.push(request, self.courier.clone().give_back(receipt));
@@ -428,10 +412,7 @@ impl Term {
         let now = self.now();
         match heard {
             Heard::Report(report) => self.core.handle_report(now, *report),
-            Heard::Done(done) => {
-                self.spans.done(&done);
-                self.core.handle_done(now, *done);
-            }
+            Heard::Done(done) => self.core.handle_done(now, *done),
             Heard::Cancel(cancel) => {
                 let reply = self.core.handle_cancel(now, &cancel.request);
                 info!(request_id = %cancel.request, ?reply, "cancelled by a client");

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Encoding;
-use crate::event::ErrorCode;
 use crate::ids::{Attempt, Class, Epoch, ModelName, RequestId, Strikes, WorkerId};
 use crate::request::KeepAlive;
 
@@ -100,9 +99,6 @@ pub struct Done {
     pub prompt_tokens: u32,
     /// Tokens of the answer, earlier attempts included.
     pub output_tokens: u32,
-    /// Why there is no answer, when the attempt has written that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<ErrorCode>,
 }
 
 /// How an attempt ended.
@@ -135,46 +131,11 @@ pub enum AttemptEnd {
         /// The panic's message.
         message: String,
     },
-    /// What was stored of the answer was dropped while it was made, for the journal stream's size or age: it is to be
-    /// made anew, but not for ever: a strike.
-    AnswerDropped {
-        /// Which entry is gone, and what to do.
-        reason: String,
-    },
     /// The journal holds what no writer of ours makes, so that nobody can go on with the answer.
     JournalBroken {
         /// What is wrong with it.
         reason: String,
     },
-}
-
-impl AttemptEnd {
-    /// The end in a word, as a label.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Terminal => "terminal",
-            Self::Fenced { .. } => "fenced",
-            Self::HandedBack { .. } => "handed_back",
-            Self::ModelUnloadable { .. } => "model_unloadable",
-            Self::Panicked { .. } => "panicked",
-            Self::AnswerDropped { .. } => "answer_dropped",
-            Self::JournalBroken { .. } => "journal_broken",
-        }
-    }
-
-    /// What went wrong, in a word, if anything did; `failure` is what the attempt has written of it.
-    #[must_use]
-    pub fn fault(&self, failure: Option<ErrorCode>) -> Option<&'static str> {
-        match self {
-            Self::Terminal => failure.map(ErrorCode::as_str),
-            Self::Fenced { .. } | Self::HandedBack { .. } => None,
-            Self::ModelUnloadable { .. }
-            | Self::Panicked { .. }
-            | Self::AnswerDropped { .. }
-            | Self::JournalBroken { .. } => Some(self.as_str()),
-        }
-    }
 }
 
 /// Ends a request wherever it is; from a client on `flotilla.cancel`, from the dispatcher to a worker.

@@ -18,8 +18,6 @@ pub const INCARNATION: &str = "Flotilla-Incarnation";
 pub const ALONE: &str = "Flotilla-Alone";
 /// On a request, an assignment and an event: the trace of whoever asked, see [`crate::TraceParent`].
 pub const TRACE_PARENT: &str = "traceparent";
-/// On an assignment of a dispatcher that makes spans: that of the attempt, written as [`TRACE_PARENT`] is.
-pub const SPAN: &str = "Flotilla-Span";
 /// On a dead letter: why it is one, in words.
 pub const DEAD_REASON: &str = "Flotilla-Dead-Reason";
 /// On a dead letter: the request's id, where it had one.

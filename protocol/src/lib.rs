@@ -2,7 +2,7 @@
 //!
 //! No I/O and no clock. Messages between our own processes travel as MessagePack with named fields, so
 //! that a field can be added without breaking a peer that is one version older; what a client writes
-//! and reads travels as JSON or MessagePack, as its `Content-Type` says. `tests/golden` holds one
+//! and reads travels as JSON or MessagePack, as its `Content-Type` says. `testdata/golden` holds one
 //! encoded sample of every message: a change of the wire format cannot pass unseen.
 
 pub mod admin;

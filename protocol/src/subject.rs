@@ -142,14 +142,8 @@ impl Subjects {
         let shape = SubjectError::Shape {
             expected: "<namespace>.request.<class>.<model>",
         };
-        let mut tokens = subject.split('.');
-        let (Some(namespace), Some("request"), Some(class), Some(model), None) = (
-            tokens.next(),
-            tokens.next(),
-            tokens.next(),
-            tokens.next(),
-            tokens.next(),
-        ) else {
+        let tokens: Vec<&str> = subject.split('.').collect();
+        let [namespace, "request", class, model] = tokens[..] else {
             return Err(shape);
         };
         if namespace != self.namespace.as_str() {

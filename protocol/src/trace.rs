@@ -41,19 +41,6 @@ impl TraceParent {
     pub fn trace_id(&self) -> &str {
         &self.0[3..35]
     }
-
-    /// The span that this goes on from: 16 hexadecimal digits.
-    #[must_use]
-    pub fn span_id(&self) -> &str {
-        &self.0[36..52]
-    }
-
-    /// Whether whoever gave it tells of the trace, so that others are to do so as well.
-    #[must_use]
-    pub fn is_sampled(&self) -> bool {
-        let flags = u8::from_str_radix(&self.0[53..], 16);
-        flags.expect("flags are two digits") & SAMPLED != 0
-    }
 }
 
 impl fmt::Display for TraceParent {
@@ -62,8 +49,6 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// The flag of a trace that is told.
-const SAMPLED: u8 = 1;
 /// Characters of version 00.
 const CHARS: usize = 55;
 
@@ -77,10 +62,6 @@ mod tests {
         let parsed = TraceParent::parse(valid).unwrap();
         assert_eq!(parsed.as_str(), valid);
         assert_eq!(parsed.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(parsed.span_id(), "00f067aa0ba902b7");
-        assert!(parsed.is_sampled());
-        let untold = TraceParent::parse(&valid.replace("-01", "-fe")).unwrap();
-        assert!(!untold.is_sampled());
         let later = "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-the-future-will-be-like";
         assert_eq!(TraceParent::parse(later).as_ref(), Some(&parsed));
         for wrong in [

@@ -415,12 +415,6 @@ fn ends_of_attempts_keep_their_shape() {
             },
         ),
         (
-            "answer-dropped",
-            AttemptEnd::AnswerDropped {
-                reason: "its entry 7 is gone".into(),
-            },
-        ),
-        (
             "panicked",
             AttemptEnd::Panicked {
                 message: "index out of bounds".into(),
@@ -435,13 +429,8 @@ fn ends_of_attempts_keep_their_shape() {
             end,
             prompt_tokens: 9,
             output_tokens: 4,
-            failure: None,
         };
         golden(&format!("done-{name}"), &done);
-        if done.end == AttemptEnd::Terminal {
-            let failure = Some(ErrorCode::DeadlineExceeded);
-            golden("done-failed", &Done { failure, ..done });
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a role tells of itself: over HTTP `/metrics`, `/livez` and `/readyz`, and to a collector the spans of requests.
+//! What a role tells of itself over HTTP: `/metrics`, `/livez` and `/readyz`.
 //!
 //! A role declares its metrics with [`catalogue!`], each a constant with its help, labels and, for a histogram, its
 //! buckets and their reason. What happens is counted and timed where it happens ([`Metric::increment`],
@@ -15,7 +15,6 @@ mod models;
 mod process;
 mod readings;
 mod server;
-mod spans;
 mod telemetry;
 
 pub use health::Part;
@@ -27,8 +26,4 @@ pub use metrics::{Counter, Histogram};
 pub use process::METRICS as PROCESS_METRICS;
 pub use readings::Readings;
 pub use server::{Server, StartError};
-pub use spans::{
-    Exporter, ExporterError, ExporterSettings, METRICS as SPAN_METRICS, Sampler, Span, SpanId, SpanKind,
-    Trace, TraceId, Tracer, Value,
-};
 pub use telemetry::{Ask, InstallError, Source, Telemetry};

@@ -14,14 +14,10 @@ use crate::health::{Health, Part};
 use crate::metric::{Kind, Metric};
 use crate::process;
 use crate::readings::Readings;
-use crate::spans::{self, Tracer};
 
 /// What a process tells of itself. Clones share everything.
 #[derive(Debug, Clone)]
-pub struct Telemetry {
-    told: Arc<Inner>,
-    tracer: Tracer,
-}
+pub struct Telemetry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -76,7 +72,6 @@ impl Telemetry {
         }
         let handle = builder.install_recorder()?;
         metrics.iter().for_each(|metric| metric.describe());
-        spans::register();
         Ok(Self::new(role, version, Some(handle)))
     }
 
@@ -90,30 +85,14 @@ impl Telemetry {
     }
 
     fn new(role: &'static str, version: &'static str, recorder: Option<PrometheusHandle>) -> Self {
-        let told = Inner {
+        Self(Arc::new(Inner {
             role,
             version,
             health: Arc::new(Health::new()),
             owners: Mutex::default(),
             recorder,
             runtime: Handle::current(),
-        };
-        Self {
-            told: Arc::new(told),
-            tracer: Tracer::default(),
-        }
-    }
-
-    /// The same, and spans go there.
-    #[must_use]
-    pub fn with_tracer(self, tracer: Tracer) -> Self {
-        Self { tracer, ..self }
-    }
-
-    /// Where spans go.
-    #[must_use]
-    pub fn tracer(&self) -> &Tracer {
-        &self.tracer
+        }))
     }
 
     /// A part of the process whose health counts. It is ready when it says so and `need` finds nothing missing.
@@ -123,7 +102,7 @@ impl Telemetry {
         name: impl Into<String>,
         need: impl Fn() -> Result<(), &'static str> + Send + Sync + 'static,
     ) -> Part {
-        self.told.health.part(name.into(), need)
+        self.0.health.part(name.into(), need)
     }
 
     /// Lets scrapes ask one more owner of things.
@@ -135,15 +114,15 @@ impl Telemetry {
     }
 
     pub(crate) fn health(&self) -> &Health {
-        &self.told.health
+        &self.0.health
     }
 
     /// Everything, in the text format of Prometheus.
     pub(crate) async fn scrape(&self) -> String {
         let mut readings = self.ask().await;
-        let tasks = self.told.runtime.metrics().num_alive_tasks();
-        process::read(&mut readings, self.told.version, self.told.role, tasks);
-        let recorder = self.told.recorder.as_ref();
+        let tasks = self.0.runtime.metrics().num_alive_tasks();
+        process::read(&mut readings, self.0.version, self.0.role, tasks);
+        let recorder = self.0.recorder.as_ref();
         let mut text = recorder.map(PrometheusHandle::render).unwrap_or_default();
         readings.write(&mut text);
         text
@@ -152,7 +131,7 @@ impl Telemetry {
     /// Sorts what was recorded into buckets, so that it takes no memory when nobody scrapes; to be called every few
     /// seconds.
     pub(crate) fn keep_up(&self) {
-        if let Some(recorder) = &self.told.recorder {
+        if let Some(recorder) = &self.0.recorder {
             recorder.run_upkeep();
         }
     }
@@ -188,7 +167,7 @@ impl Telemetry {
     }
 
     fn owners(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Ask>>> {
-        self.told.owners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

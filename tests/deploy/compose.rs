@@ -183,18 +183,6 @@ impl Drop for Compose {
     }
 }
 
-/// What several files of `deploy` say together.
-pub fn merged(files: &[&str]) -> Result<String> {
-    let mut command = tool();
-    for file in files {
-        command.arg("-f").arg(repository().join("deploy").join(file));
-    }
-    for user in ["DISPATCHER", "WORKER", "OPERATOR", "CLIENT"] {
-        command.env(format!("FLOTILLA_{user}_PASSWORD"), "secret");
-    }
-    succeed(command.arg("config").stdin(Stdio::null()))
-}
-
 /// A user's password out of `deploy/.env`.
 pub fn password(user: &str) -> Result<String> {
     let text = std::fs::read_to_string(repository().join("deploy/.env"))?;

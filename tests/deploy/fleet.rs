@@ -13,22 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::asking::{self, AGAIN_AFTER, connect};
-use crate::compose::{Compose, Servers, docker, inspect, log, merged};
-
-#[test]
-fn spans_of_containers_go_to_the_collector_beside_them() -> Result<()> {
-    let text = merged(&["compose.yaml", "compose.tracing.yaml"])?;
-    let ends = text
-        .lines()
-        .filter(|line| line.contains("FLOTILLA__TELEMETRY__OTLP__ENDPOINT: http://jaeger:4318"));
-    ensure!(ends.count() == 3, "{text}");
-    // What the first file says of them stays.
-    ensure!(
-        text.contains("FLOTILLA__NATS__USER: dispatcher") && text.contains("image: jaegertracing/jaeger:"),
-        "{text}"
-    );
-    Ok(())
-}
+use crate::compose::{Compose, Servers, docker, inspect, log};
 
 /// Asks, compares the answer and tells who made it.
 async fn ask(client: &Connection, left: u32, right: u32) -> Result<Vec<String>> {

@@ -65,7 +65,6 @@ pub fn check_selectors(text: &str) -> Result<usize> {
         flotilla_worker::METRICS,
         flotilla_worker::WEIGHTS_METRICS,
         flotilla_telemetry::PROCESS_METRICS,
-        flotilla_telemetry::SPAN_METRICS,
     ]
     .concat();
     let selectors = selectors(text);

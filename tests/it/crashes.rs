@@ -339,8 +339,7 @@ async fn standby_leads_when_the_leader_is_killed_and_running_work_does_not_notic
     assert_journal_is_whole(&fleet, &first, &answer).await
 }
 
-/// The number of the dispatcher that leads.
-pub async fn leader(fleet: &Fleet) -> usize {
+async fn leader(fleet: &Fleet) -> usize {
     let message = eventually("a leader", async || fleet.admin("queue", &json!({})).await.ok()).await;
     let status: serde_json::Value =
         serde_json::from_slice(&message.payload).expect("the queue's status is JSON");

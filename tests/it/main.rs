@@ -43,6 +43,5 @@ mod shapes;
 mod simulated;
 mod slow;
 mod soak;
-mod spans;
 mod tracing;
 mod weights;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use flotilla_client::Catalog;
 use flotilla_protocol::{Class, ModelName};
-use flotilla_telemetry::{Kind, Metric, PROCESS_METRICS, SPAN_METRICS};
+use flotilla_telemetry::{Kind, Metric, PROCESS_METRICS};
 use flotilla_tests::{
     Fleet, PATIENCE, Process, Question, Scrape, Signal, eventually, sample_profile, simulated_model,
 };
@@ -35,7 +35,7 @@ fn chapters() -> [(&'static str, &'static str, Vec<&'static Metric>); 5] {
         (
             "Every process",
             "Under the names that Prometheus' own clients use.",
-            [PROCESS_METRICS, SPAN_METRICS].concat(),
+            PROCESS_METRICS.to_vec(),
         ),
     ]
 }

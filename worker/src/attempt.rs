@@ -8,7 +8,6 @@
 mod generation;
 mod journal;
 mod opening;
-mod spans;
 mod vectors;
 mod work;
 mod writing;
@@ -22,7 +21,7 @@ use flotilla_protocol::assignment::{Assignment, AttemptEnd};
 use flotilla_protocol::event::{ErrorCode, Event, FinishReason, Phase, Progress, RequestError, Usage};
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{RequestId, TraceParent, WorkerId, headers};
-use flotilla_telemetry::{Histogram, Tracer};
+use flotilla_telemetry::Histogram;
 use flotilla_worker_core::answer::{Answer, Writer};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
@@ -57,10 +56,6 @@ pub(crate) struct AttemptContext {
     pub(crate) fetches: FetchesUnderWay,
     /// How long appends take.
     pub(crate) append_seconds: Histogram,
-    /// Where spans go.
-    pub(crate) tracer: Tracer,
-    /// Name of the machine, for people.
-    pub(crate) host: String,
 }
 
 /// An attempt to run.
@@ -70,8 +65,8 @@ pub(crate) struct NewAttempt {
     pub(crate) assignment: Assignment,
     /// Its body, decoded.
     pub(crate) request: Result<InferenceRequest, RequestError>,
-    /// The traces that it belongs to, if any.
-    pub(crate) traces: CarriedTraces,
+    /// The trace that it belongs to, if any.
+    pub(crate) trace: Option<TraceParent>,
     /// When the assignment came.
     pub(crate) received: Instant,
     /// Comes when the model is there, or will not be.
@@ -84,30 +79,6 @@ pub(crate) struct NewAttempt {
     pub(crate) hand_back: HandBack,
     /// For reports.
     pub(crate) counts: Arc<TokenCounts>,
-}
-
-/// The traces that an assignment carries.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct CarriedTraces {
-    /// That of whoever asked.
-    pub(crate) request: Option<TraceParent>,
-    /// The dispatcher's span of the attempt, if it makes spans.
-    pub(crate) attempt: Option<TraceParent>,
-}
-
-/// How an attempt ended.
-#[derive(Debug)]
-pub(crate) struct AttemptOver {
-    /// For the dispatcher.
-    pub(crate) end: AttemptEnd,
-    /// Why there is no answer, when that is in the journal.
-    pub(crate) failure: Option<ErrorCode>,
-}
-
-impl From<AttemptEnd> for AttemptOver {
-    fn from(end: AttemptEnd) -> Self {
-        Self { end, failure: None }
-    }
 }
 
 /// A switch that gives an attempt back, and why. Clones share everything.
@@ -156,10 +127,6 @@ pub(crate) struct ReadyModel {
     pub(crate) text: Arc<ModelText>,
     /// What runs it.
     pub(crate) engine: Engine,
-    /// When it was loaded.
-    pub(crate) loaded: Instant,
-    /// Where it was loaded from, as a label.
-    pub(crate) tier: &'static str,
 }
 
 /// How far an attempt is. Written by its task and read for reports, where a stale number does no harm.
@@ -182,29 +149,28 @@ impl TokenCounts {
 }
 
 /// Runs an attempt to its end. Cancelling the future leaves the journal open for the next attempt.
-pub(crate) async fn run(new: NewAttempt, context: Arc<AttemptContext>) -> AttemptOver {
+pub(crate) async fn run(new: NewAttempt, context: Arc<AttemptContext>) -> AttemptEnd {
     // What is logged of a request is found by its trace.
-    let span = new.traces.request.as_ref().map_or_else(Span::none, |trace| {
+    let span = new.trace.as_ref().map_or_else(Span::none, |trace| {
         info_span!("request", trace_id = trace.trace_id())
     });
     run_in_trace(new, context).instrument(span).await
 }
 
-async fn run_in_trace(new: NewAttempt, context: Arc<AttemptContext>) -> AttemptOver {
-    let (end, over) = Attempt::new(new, context).run().await;
-    over.tally.end(&end);
-    spans::tell(&over, &end);
-    let new = &over.new;
-    let (request, attempt) = (&new.assignment.request, new.assignment.attempt.0);
-    let tokens = new.counts.output.load(Ordering::Relaxed);
-    let elapsed_ms = millis(new.received.elapsed());
+async fn run_in_trace(new: NewAttempt, context: Arc<AttemptContext>) -> AttemptEnd {
+    let request = new.assignment.request.clone();
+    let (attempt, received) = (new.assignment.attempt, new.received);
+    let counts = Arc::clone(&new.counts);
+    let (end, tally) = Attempt::new(new, context).run().await;
+    tally.end(&end);
+    let tokens = counts.output.load(Ordering::Relaxed);
+    let elapsed_ms = millis(received.elapsed());
     if end == AttemptEnd::Terminal {
-        debug!(request_id = %request, attempt, tokens, elapsed_ms, "attempt finished");
+        debug!(request_id = %request, attempt = attempt.0, tokens, elapsed_ms, "attempt finished");
     } else {
-        info!(request_id = %request, attempt, tokens, elapsed_ms, ?end, "attempt ended");
+        info!(request_id = %request, attempt = attempt.0, tokens, elapsed_ms, ?end, "attempt ended");
     }
-    let failure = over.tally.failure().filter(|_| end == AttemptEnd::Terminal);
-    AttemptOver { end, failure }
+    end
 }
 
 struct Attempt {
@@ -223,10 +189,6 @@ struct Clock {
     leased: Option<Instant>,
     joined: Option<Instant>,
     first_token: Option<Instant>,
-    /// When nothing more was to be made.
-    made: Option<Instant>,
-    /// Where the model was when it was asked for: on the device, or where it was loaded from; as a label.
-    tier: Option<&'static str>,
 }
 
 impl Attempt {
@@ -239,8 +201,6 @@ impl Attempt {
                 leased: None,
                 joined: None,
                 first_token: None,
-                made: None,
-                tier: None,
             },
             left_open: None,
             new,
@@ -248,22 +208,21 @@ impl Attempt {
         }
     }
 
-    /// Runs it; how it ended, and what is known of it then.
-    async fn run(mut self) -> (AttemptEnd, Self) {
+    async fn run(mut self) -> (AttemptEnd, AnswerTally) {
         let opening = match self.open().await {
             Ok(opening) => opening,
-            Err(end) => return (end, self),
+            Err(end) => return (end, self.tally),
         };
         let mut hand = JournalHand::new(&self.new, &self.context);
         let view = tokio::select! {
             view = hand.view() => view,
-            () = self.new.hand_back.cancelled() => return (self.left_open(), self),
+            () = self.new.hand_back.cancelled() => return (self.left_open(), self.tally),
         };
         let begun = view.map(|view| Answer::begin(self.writer(&opening), view));
         match begun {
             Ok(Ok(answer)) => Writing::new(self, answer, opening, hand).run().await,
-            Ok(Err(refusal)) => (journal::refused(refusal), self),
-            Err(fault) => (self.faulty(&fault), self),
+            Ok(Err(refusal)) => (journal::refused(refusal), self.tally),
+            Err(fault) => (self.faulty(&fault), self.tally),
         }
     }
 
@@ -296,13 +255,13 @@ impl Attempt {
         generation::finished(FinishReason::Cancelled, usage, self.timings())
     }
 
-    /// How an attempt ends that cannot write on.
+    /// An answer that was dropped while it was made is made anew, but not for ever: it costs a strike.
     fn faulty(&self, fault: &JournalFault) -> AttemptEnd {
         match fault {
             JournalFault::Dropped { .. } => {
                 let (request_id, told) = (&self.new.assignment.request, chain(fault));
                 warn!(%request_id, error = told, "an answer was dropped while it was made");
-                AttemptEnd::AnswerDropped { reason: told }
+                AttemptEnd::Panicked { message: told }
             }
             JournalFault::Append(_) | JournalFault::Read(_) | JournalFault::Content(_) => self.broken(fault),
         }
@@ -335,7 +294,7 @@ impl Attempt {
         found.insert(headers::EVENT, event.kind().as_str());
         found.insert(headers::ATTEMPT, assignment.attempt.to_string());
         found.insert(headers::CONTENT_TYPE, assignment.encoding.content_type());
-        if let Some(trace) = &self.new.traces.request {
+        if let Some(trace) = &self.new.trace {
             found.insert(headers::TRACE_PARENT, trace.as_str());
         }
         let connection = &self.context.connection;

@@ -10,7 +10,7 @@ use flotilla_telemetry::{Buckets, SECONDS, catalogue};
 pub(crate) use answers::AnswerTally;
 use flotilla_weights::WEIGHTS_BYTES;
 use residency::DEPARTURE_REASONS;
-pub(crate) use residency::{count_departure, count_load, tier};
+pub(crate) use residency::{count_departure, count_load};
 pub(crate) use standing::{Standing, publish};
 pub(crate) use steps::{StepSize, StepTally};
 
@@ -138,7 +138,7 @@ catalogue! {
         "Tokens that steps have read (prefill) and made (decode).";
 
     ATTEMPTS: counter "flotilla_worker_attempts_total" ["model", "outcome"]
-        "Attempts at requests by how they ended: terminal, fenced (a newer one wrote the journal), handed_back, model_unloadable, panicked, answer_dropped (its journal was dropped for size or age), journal_broken (nobody can go on with it).";
+        "Attempts at requests by how they ended: terminal, fenced (a newer one wrote the journal), handed_back, model_unloadable, panicked, journal_broken (nobody can go on with it).";
     REFUSALS: counter "flotilla_worker_refusals_total" ["reason"]
         "Assignments refused: full, draining, stale_epoch, model_unloadable.";
     APPEND_SECONDS: histogram(SECONDS) "flotilla_worker_journal_append_seconds" []

@@ -20,7 +20,7 @@ use flotilla_protocol::assignment::{Assignment, Cancel, Control, ControlReply, D
 use flotilla_protocol::catalog::CatalogEntry;
 use flotilla_protocol::fleet::WorkerState;
 use flotilla_protocol::request::InferenceRequest;
-use flotilla_protocol::{ModelName, Moment};
+use flotilla_protocol::{ModelName, Moment, TraceParent};
 use flotilla_telemetry::{Ask, Part, Source};
 use flotilla_worker_core::ledger::DeviceIndex;
 use flotilla_worker_core::residency::{DeviceFault, UnloadReason};
@@ -31,7 +31,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, info};
 
-use crate::attempt::{AttemptContext, CarriedTraces, DRAINS};
+use crate::attempt::{AttemptContext, DRAINS};
 use crate::engine::{Engine, EngineEnded};
 use crate::error::WorkerError;
 use crate::hardware::Hardware;
@@ -317,9 +317,9 @@ impl Owner {
         match letter {
             Letter::Assign {
                 assignment,
-                traces,
+                trace,
                 reply,
-            } => self.handle_assignment(*assignment, traces, reply),
+            } => self.handle_assignment(*assignment, trace, reply),
             Letter::Cancel(Cancel { request }) => self.attempts.cancel(&request),
             Letter::Control { order, reply } => {
                 let answer = match order {
@@ -342,7 +342,7 @@ impl Owner {
     fn handle_assignment(
         &mut self,
         assignment: Assignment,
-        traces: CarriedTraces,
+        trace: Option<TraceParent>,
         reply: Option<async_nats::Subject>,
     ) {
         let now = self.now();
@@ -366,7 +366,7 @@ impl Owner {
         }
         if is_held && !was_held {
             self.attempts
-                .start(assignment, request, traces, Arc::clone(&self.context));
+                .start(assignment, request, trace, Arc::clone(&self.context));
         }
     }
 
@@ -417,10 +417,9 @@ impl Owner {
             incarnation: self.identity.incarnation,
             request: finished.request,
             attempt: finished.attempt,
-            end: finished.over.end,
+            end: finished.end,
             prompt_tokens: finished.progress.prompt_tokens,
             output_tokens: finished.progress.output_tokens,
-            failure: finished.over.failure,
         };
         self.outbox.send(self.connection.subjects.done(), &done);
     }

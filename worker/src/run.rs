@@ -162,8 +162,6 @@ impl Member {
                 step_tokens_max: config.worker.batch_tokens_max,
                 fetches: fetches.follow(),
                 append_seconds: APPEND_SECONDS.histogram(&[]),
-                tracer: telemetry.tracer().clone(),
-                host: identity.host.clone(),
             },
             outbox: Outbox::open(connection.client.clone(), connection.request_timeout),
             inbox: Inbox::open(&connection, &identity.worker).await?,

@@ -10,7 +10,6 @@ use crate::commands::UsageError;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::http::{DISPATCHER_PORT, Site, WORKER_PORT};
-use crate::spans;
 use crate::stop::{Asks, StdinWatch, run_until_asked};
 
 /// Arguments of a role.
@@ -90,10 +89,9 @@ pub(crate) async fn dispatcher(context: &Context, arguments: &RoleArguments) -> 
         port: DISPATCHER_PORT,
     };
     let (telemetry, _server) = site.open()?;
-    let id = context.config.dispatcher.id.as_deref();
-    let (tracer, _exporter) = spans::open(&context.config, "dispatcher", id)?;
-    let telemetry = telemetry.with_tracer(tracer);
-    let connection = context.connect(&name("dispatcher", id)).await?;
+    let connection = context
+        .connect(&name("dispatcher", context.config.dispatcher.id.as_deref()))
+        .await?;
     let asks = Asks::default();
     let shutdown = asks.drain.clone();
     let role =
@@ -117,8 +115,6 @@ pub(crate) async fn worker(context: &Context, arguments: &WorkerArguments) -> an
         port: WORKER_PORT,
     };
     let (telemetry, _server) = site.open()?;
-    let (tracer, _exporter) = spans::open(&context.config, "worker", config.id.as_deref())?;
-    let telemetry = telemetry.with_tracer(tracer);
     let hardware = Hardware::open(config)?;
     let name = name("worker", config.id.as_deref());
     let mut connections = Vec::new();

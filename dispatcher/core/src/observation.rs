@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use flotilla_protocol::{Attempt, Class, ModelName, RequestId, WorkerId};
+use flotilla_protocol::{Class, ModelName};
 
 /// Something worth counting.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,15 +36,6 @@ pub enum Observation {
         /// Time that it took on its device over what was forecast; `None` where it was taken over, or had to wait for
         /// its model.
         forecast_ratio: Option<f64>,
-    },
-    /// An attempt that had begun ended without a word, with its worker.
-    Lost {
-        /// Its request.
-        request: RequestId,
-        /// Its worker.
-        worker: WorkerId,
-        /// The attempt.
-        attempt: Attempt,
     },
     /// A request with a target, or a deadline, was ended without an answer.
     Missed {

@@ -168,8 +168,6 @@ pub(crate) enum StrikeReason {
     WorkerRestarted(WorkerId),
     /// The engine panicked over it.
     Panicked { worker: WorkerId, message: String },
-    /// The journal stream dropped the answer while the worker made it.
-    AnswerDropped { worker: WorkerId, reason: String },
 }
 
 impl Outlook {
@@ -351,21 +349,11 @@ impl fmt::Display for StrikeReason {
             Self::WorkerGone(worker) => write!(f, "worker {worker} had no connection any more"),
             Self::WorkerRestarted(worker) => write!(f, "worker {worker} died and started again"),
             Self::Panicked { worker, message } => {
-                write!(f, "worker {worker} panicked: {}", shortened(message))
-            }
-            Self::AnswerDropped { worker, reason } => {
-                let reason = shortened(reason);
-                write!(
-                    f,
-                    "the answer was dropped while worker {worker} made it: {reason}"
-                )
+                let message: String = message.chars().take(REASON_CHARS_MAX).collect();
+                write!(f, "worker {worker} panicked: {message}")
             }
         }
     }
-}
-
-fn shortened(reason: &str) -> String {
-    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 /// An error that concerns no single field.

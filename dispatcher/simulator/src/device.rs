@@ -442,7 +442,6 @@ impl Device {
             end,
             prompt_tokens: progress.prompt_tokens,
             output_tokens: progress.output_tokens,
-            failure: None,
         }));
     }
 }

@@ -60,8 +60,6 @@ impl Observed {
                     FORECAST_RATIO.record(&[model.as_str()], ratio);
                 }
             }
-            // A span tells of it.
-            Observation::Lost { .. } => {}
             Observation::Missed { model, class } => count_answer(&model, class, TargetOutcome::Missed, 0),
         }
     }

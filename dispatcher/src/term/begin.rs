@@ -30,7 +30,6 @@ use crate::models::Models;
 use crate::policy::policy_settings;
 use crate::scout::Scout;
 use crate::services::{Ends, Services};
-use crate::spans::Spans;
 use crate::topology::class_consumer;
 
 /// What a term is begun with, asked of NATS within one deadline.
@@ -84,7 +83,6 @@ impl Term {
             lanes: Lanes::new(),
             admissions: JoinSet::new(),
             traces: HashMap::new(),
-            spans: Spans::new(ground.telemetry.tracer().clone()),
             listeners: Listeners::new(ground.config.dispatcher.client_lost_after),
             probes: JoinSet::new(),
             extension: JoinSet::new(),

@@ -1,6 +1,5 @@
 //! What a term counts and tells.
 
-use flotilla_dispatcher_core::Observation;
 use flotilla_telemetry::Ask;
 use tokio::time::Instant;
 
@@ -14,14 +13,6 @@ impl Term {
             self.observed.decided(woken.elapsed());
         }
         while let Some(observation) = self.core.poll_observation() {
-            if let Observation::Lost {
-                request,
-                worker,
-                attempt,
-            } = &observation
-            {
-                self.spans.lost(request, worker, *attempt);
-            }
             self.observed.note(observation);
         }
     }

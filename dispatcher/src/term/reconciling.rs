@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use flotilla_client::{Advisory, Said};
 use flotilla_dispatcher_core::{Order, Round, StreamSequence};
 use flotilla_protocol::RequestId;
 use flotilla_protocol::admin::Reconciliation;
@@ -10,6 +9,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::Term;
+use crate::advisory::{Advisory, Said};
 use crate::courier::{Errand, KEPT};
 use crate::deliveries::Receipt;
 use crate::error::chain;
@@ -146,7 +146,7 @@ impl Term {
 
     /// The server says that something became of a message without us.
     pub(super) fn take_advisory(&mut self, advisory: &Advisory) {
-        let sequence = StreamSequence(advisory.sequence);
+        let Advisory { sequence, .. } = *advisory;
         let is_held = self.deliveries.contains(sequence);
         match &advisory.said {
             Said::MaxDeliveries { deliveries } => {

@@ -11,7 +11,6 @@
 //!
 //! What async-nats reports is mapped to typed errors here, with the subject, and nowhere else.
 
-mod advisory;
 mod answer;
 mod bucket;
 mod catalog;
@@ -25,7 +24,6 @@ mod response;
 mod submit;
 mod version;
 
-pub use advisory::{Advisory, Said};
 pub use answer::{Answer, AnswerBuilder};
 pub use bucket::{is_missing_bucket, is_missing_stream, newest_entry};
 pub use catalog::{Catalog, CatalogChange, CatalogError};

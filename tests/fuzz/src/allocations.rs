@@ -41,8 +41,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Counted once while it is moved: what is large is mapped elsewhere, not copied.
-        count(size.cast_signed() - layout.size().cast_signed());
+        // While it is moved, the old and the new place are both taken.
+        count(size.cast_signed());
+        count(-layout.size().cast_signed());
         // SAFETY: the pointer came from `System` with this layout, and the caller promises about the size what
         // the system allocator asks for.
         unsafe { System.realloc(pointer, layout, size) }

@@ -55,7 +55,7 @@ impl Bound {
     };
 
     /// Of any input: names, an error, the first elements of lists.
-    pub const SMALL: usize = 32 << 10;
+    pub const SMALL: usize = 16 << 10;
 
     /// Most bytes for an input of a length.
     #[must_use]

@@ -2,19 +2,17 @@
 
 mod file;
 mod incoming;
-mod outside;
 mod reading;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use self::file::WeightsFile;
-use self::outside::read_index;
-pub(crate) use self::outside::{read, read_if_there};
 pub use self::incoming::{AllHere, Incoming};
 pub use self::reading::{Piece, Pieces};
 use crate::weights::{Required, TensorsError};
@@ -249,7 +247,7 @@ impl Shards {
 
     fn open_index(folder: &Path, path: PathBuf, incoming: &dyn Incoming) -> Result<Self, ModelError> {
         let index: RawIndex =
-            serde_json::from_slice(&read_index(&path)?).map_err(|source| ModelError::IndexJson {
+            serde_json::from_slice(&read(&path)?).map_err(|source| ModelError::IndexJson {
                 path: path.clone(),
                 source,
             })?;
@@ -390,6 +388,48 @@ pub(crate) fn is_plain_file_name(name: &str) -> bool {
     let only = (components.next(), components.next());
     matches!(only, (Some(Component::Normal(file)), None) if file == name) && !name.contains('\\')
 }
+
+/// A file of text, which comes from outside: of any kind and length.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    read_bounded(path, TEXT_BYTES_MAX).map_err(|source| ModelError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+    match read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(ModelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    // One byte more than allowed, because a file can grow while it is read.
+    regular(path)?.take(bytes_max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > bytes_max {
+        let message =
+            format!("it has more than {bytes_max} bytes and is not this model's file: fetch it again");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(content)
+}
+
+fn regular(path: &Path) -> io::Result<File> {
+    // Asked before opening: opening a pipe would wait for its writer.
+    match path.metadata()?.is_file() {
+        true => File::open(path),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file: replace it with the model's own file",
+        )),
+    }
+}
+
+/// Longest configuration or index: that of a model with a million tensors.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a folder holds no model that the engine can run.
 #[derive(Debug, thiserror::Error)]

@@ -101,7 +101,7 @@ impl JournalHand {
                 encoding: assignment.encoding,
                 // The client has a limit of its own, which does not count a send queue that is full.
                 timeout: context.connection.request_timeout * 2,
-                trace: new.traces.request.clone(),
+                trace: new.trace.clone(),
                 append_seconds: context.append_seconds.clone(),
             }),
             pause: Duration::ZERO,

@@ -55,8 +55,6 @@ impl Attempt {
             () = expire.cancelled() => return Ok(Opening::Fail(deadline_exceeded())),
         };
         self.clock.leased = Some(Instant::now());
-        let is_loaded_for_it = model.loaded > self.clock.received;
-        self.clock.tier = Some(if is_loaded_for_it { model.tier } else { "device" });
         Ok(match self.prompt(&model.text).await {
             Ok(prepared) => {
                 self.new.counts.set_prompt(prepared.prompt_tokens());

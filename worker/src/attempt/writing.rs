@@ -12,6 +12,7 @@ use super::journal::{FIRST_ATTEMPT, Io, JournalFault, JournalHand, Settled};
 use super::opening::Opening;
 use super::work::Work;
 use super::{Attempt, count, deadline_exceeded};
+use crate::metrics::AnswerTally;
 
 /// An attempt that may write.
 pub(super) struct Writing {
@@ -64,14 +65,14 @@ impl Writing {
     }
 
     /// Writes until nothing more may or need be written.
-    pub(super) async fn run(mut self) -> (AttemptEnd, Attempt) {
+    pub(super) async fn run(mut self) -> (AttemptEnd, AnswerTally) {
         loop {
             if let Some(end) = self.carry_out().await {
-                return (end, self.attempt);
+                return (end, self.attempt.tally);
             }
             let happened = self.wait().await;
             if let Some(end) = self.handle(happened) {
-                return (end, self.attempt);
+                return (end, self.attempt.tally);
             }
         }
     }
@@ -192,7 +193,6 @@ impl Writing {
     }
 
     fn end_with(&mut self, event: Event) {
-        self.attempt.clock.made.get_or_insert_with(Instant::now);
         self.attempt.tally.finish(&event);
         self.answer.handle_end(event);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flotilla_protocol::ModelName;
 use flotilla_protocol::assignment::AttemptEnd;
-use flotilla_protocol::event::{ErrorCode, Event, FinishReason, Usage};
+use flotilla_protocol::event::{Event, FinishReason};
 use flotilla_telemetry::{Counter, Histogram};
 use tokio::time::Instant;
 
@@ -28,26 +28,22 @@ pub(crate) struct AnswerTally {
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Finish {
-    /// It is one, and this is why it ends, with the tokens.
-    Answered(&'static str, Usage),
+    /// It is one, and this is why it ends.
+    Answered(&'static str),
     /// It is none.
-    Failed(ErrorCode),
+    Failed,
 }
 
 impl Finish {
     /// What a terminal event says.
-    fn of(event: &Event) -> Option<Self> {
+    fn of(event: &Event) -> Self {
         match event {
-            Event::Finished(finished) => {
-                let reason = match finished.finish_reason {
-                    FinishReason::Stop => "stop",
-                    FinishReason::Length => "length",
-                    FinishReason::Cancelled => "abort",
-                };
-                Some(Self::Answered(reason, finished.usage))
-            }
-            Event::Failed(failed) => Some(Self::Failed(failed.error.code)),
-            Event::Accepted(_) | Event::Progress(_) | Event::Tokens(_) => None,
+            Event::Finished(finished) => Self::Answered(match finished.finish_reason {
+                FinishReason::Stop => "stop",
+                FinishReason::Length => "length",
+                FinishReason::Cancelled => "abort",
+            }),
+            _ => Self::Failed,
         }
     }
 }
@@ -97,36 +93,31 @@ impl AnswerTally {
 
     /// This is to be the answer's last event.
     pub(crate) fn finish(&mut self, event: &Event) {
-        self.finish = Finish::of(event);
+        self.finish = Some(Finish::of(event));
     }
 
     /// The attempt is over.
     pub(crate) fn end(&self, end: &AttemptEnd) {
         let model = self.model.as_str();
-        ATTEMPTS.increment(&[model, end.as_str()], 1);
-        if let (AttemptEnd::Terminal, Some(Finish::Answered(reason, _))) = (end, self.finish) {
+        ATTEMPTS.increment(&[model, outcome(end)], 1);
+        if let (AttemptEnd::Terminal, Some(Finish::Answered(reason))) = (end, self.finish) {
             VLLM_SUCCESS.increment(&[model, reason], 1);
             VLLM_E2E_SECONDS.record(&[model], self.since_publish().as_secs_f64());
         }
     }
 
-    /// Why the answer ends and its tokens, if it is one.
-    pub(crate) fn answered(&self) -> Option<(&'static str, Usage)> {
-        match self.finish? {
-            Finish::Answered(reason, usage) => Some((reason, usage)),
-            Finish::Failed(_) => None,
-        }
-    }
-
-    /// Why there is no answer, if there is none.
-    pub(crate) fn failure(&self) -> Option<ErrorCode> {
-        match self.finish? {
-            Finish::Answered(..) => None,
-            Finish::Failed(code) => Some(code),
-        }
-    }
-
     fn since_publish(&self) -> Duration {
         self.queued + self.received.elapsed()
+    }
+}
+
+fn outcome(end: &AttemptEnd) -> &'static str {
+    match end {
+        AttemptEnd::Terminal => "terminal",
+        AttemptEnd::Fenced { .. } => "fenced",
+        AttemptEnd::HandedBack { .. } => "handed_back",
+        AttemptEnd::ModelUnloadable { .. } => "model_unloadable",
+        AttemptEnd::Panicked { .. } => "panicked",
+        AttemptEnd::JournalBroken { .. } => "journal_broken",
     }
 }

@@ -27,17 +27,18 @@ pub(crate) fn count_departure(departed: &Departed) {
     DEPARTURE_AGE.record(&[reason], departed.resident_for.as_secs_f64());
 }
 
-/// Where a load's bytes come from, as a label; of an origin's, some of them perhaps while they come to this machine.
-pub(crate) fn tier(source: LoadSource, came_meanwhile: bool) -> &'static str {
-    match source {
+/// A load ended: so many bytes came from there, some of them perhaps while they came to this machine.
+pub(crate) fn count_load(
+    result: Result<u64, &LoadFailure>,
+    source: LoadSource,
+    came_meanwhile: bool,
+    took: Duration,
+) {
+    let tier = match source {
         LoadSource::Host => "host",
         LoadSource::Origin if came_meanwhile => "peer",
         LoadSource::Origin => "disk",
-    }
-}
-
-/// A load ended: so many bytes came from there.
-pub(crate) fn count_load(result: Result<u64, &LoadFailure>, tier: &'static str, took: Duration) {
+    };
     match result {
         Ok(bytes) => {
             LOAD_SECONDS.record(&[tier], took.as_secs_f64());

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use flotilla_protocol::assignment::{Assignment, AttemptEnd};
 use flotilla_protocol::event::RequestError;
 use flotilla_protocol::request::InferenceRequest;
-use flotilla_protocol::{Attempt, RequestId};
+use flotilla_protocol::{Attempt, RequestId, TraceParent};
 use flotilla_worker_core::worker::Progress;
 use tokio::sync::oneshot;
 use tokio::task::{self, JoinSet};
@@ -15,14 +15,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::attempt::{
-    self, AttemptContext, AttemptOver, CarriedTraces, HandBack, LeaseAnswer, NewAttempt, TokenCounts,
-};
+use crate::attempt::{self, AttemptContext, HandBack, LeaseAnswer, NewAttempt, TokenCounts};
 
 /// Every attempt that runs; at most as many as the desk has slots.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
-    tasks: JoinSet<AttemptOver>,
+    tasks: JoinSet<AttemptEnd>,
     by_request: HashMap<RequestId, Held>,
     by_task: HashMap<task::Id, RequestId>,
 }
@@ -43,7 +41,7 @@ struct Held {
 pub(super) struct Finished {
     pub(super) request: RequestId,
     pub(super) attempt: Attempt,
-    pub(super) over: AttemptOver,
+    pub(super) end: AttemptEnd,
     pub(super) progress: Progress,
 }
 
@@ -53,7 +51,7 @@ impl Attempts {
         &mut self,
         assignment: Assignment,
         request: Result<InferenceRequest, RequestError>,
-        traces: CarriedTraces,
+        trace: Option<TraceParent>,
         context: Arc<AttemptContext>,
     ) {
         let (lease, lease_answer) = oneshot::channel();
@@ -69,7 +67,7 @@ impl Attempts {
         let new = NewAttempt {
             assignment,
             request,
-            traces,
+            trace,
             received: Instant::now(),
             lease: lease_answer,
             cancel: held.cancel.clone(),
@@ -84,12 +82,12 @@ impl Attempts {
 
     /// Waits for the next attempt that ends; for ever when none runs. Cancelling loses nothing.
     pub(super) async fn next_finished(&mut self) -> Finished {
-        let (id, over) = match self.tasks.join_next_with_id().await {
-            Some(Ok((id, over))) => (id, over),
+        let (id, end) = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, end))) => (id, end),
             Some(Err(broken)) => {
                 error!(error = %broken, "an attempt's task panicked");
                 let message = broken.to_string();
-                (broken.id(), AttemptEnd::Panicked { message }.into())
+                (broken.id(), AttemptEnd::Panicked { message })
             }
             None => return std::future::pending().await,
         };
@@ -101,7 +99,7 @@ impl Attempts {
         Finished {
             request,
             attempt: held.attempt,
-            over,
+            end,
             progress: held.progress(),
         }
     }

@@ -9,7 +9,6 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use crate::attempt::CarriedTraces;
 use crate::error::WorkerError;
 
 /// The worker's subscriptions.
@@ -28,8 +27,8 @@ pub(crate) enum Letter {
     Assign {
         /// The request.
         assignment: Box<Assignment>,
-        /// The traces that it belongs to, if any.
-        traces: CarriedTraces,
+        /// The trace that it belongs to, if any.
+        trace: Option<TraceParent>,
         /// Where the answer goes.
         reply: Option<Subject>,
     },
@@ -81,11 +80,8 @@ impl Inbox {
                 message = self.assign.next() => {
                     let message = message?;
                     let reply = message.reply.clone();
-                    let traces = CarriedTraces {
-                        request: trace(&message, headers::TRACE_PARENT),
-                        attempt: trace(&message, headers::SPAN),
-                    };
-                    decoded(&message).map(|assignment| Letter::Assign { assignment, traces, reply })
+                    let trace = trace(&message);
+                    decoded(&message).map(|assignment| Letter::Assign { assignment, trace, reply })
                 }
             };
             if letter.is_some() {
@@ -105,8 +101,8 @@ async fn subscribe(connection: &Connection, subject: String) -> Result<Subscribe
     Err(WorkerError::Subscribe { subject, source })
 }
 
-fn trace(message: &Message, header: &str) -> Option<TraceParent> {
-    TraceParent::parse(message.headers.as_ref()?.get(header)?.as_str())
+fn trace(message: &Message) -> Option<TraceParent> {
+    TraceParent::parse(message.headers.as_ref()?.get(headers::TRACE_PARENT)?.as_str())
 }
 
 fn read<T: DeserializeOwned>(message: &Message) -> Result<T, DecodeError> {

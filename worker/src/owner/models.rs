@@ -29,7 +29,7 @@ use crate::jobs::{
     Inspected, Inspection, JobDone, JobFault, Running, fetch_files, follow_arrival, load_model,
     load_model_in_parts, load_simulated, prefetch_model, resize_kv, unload_model,
 };
-use crate::metrics::{count_load, tier};
+use crate::metrics::count_load;
 use crate::model::OpenedModel;
 use crate::simulated::HostTier;
 use crate::watch::Change;
@@ -417,27 +417,27 @@ impl Owner {
         let now = self.now();
         let inspected = self.models.inspected.remove(model);
         let inspected = inspected.expect("a model is inspected before it is loaded");
+        let weights_bytes = inspected.weights_bytes();
         let result = result.map_err(|fault| load_failure(model, &fault));
-        let load = self.models.loading.remove(model);
-        let load = load.expect("a load that ends was under way");
-        let tier = tier(load.source, load.watch.coming().is_some());
         let result = result.map(|Running { engine, ended }| {
             if let Some(ended) = ended {
                 self.devices.watch_parts(model.clone(), ended);
             }
             self.models.identify(model, &inspected);
             info!(%model, elapsed_ms = elapsed.as_millis(), "model ready");
-            let ready = ReadyModel {
-                text: Arc::clone(inspected.text()),
-                engine,
-                loaded: Instant::now(),
-                tier,
-            };
-            self.models.ready.insert(model.clone(), ready);
+            let text = Arc::clone(inspected.text());
+            self.models
+                .ready
+                .insert(model.clone(), ReadyModel { text, engine });
         });
-        count_load(result.as_ref().map(|()| inspected.weights_bytes()), tier, elapsed);
-        if result.is_err() {
-            info!(%model, placed_bytes = load.watch.placed_bytes(), "a load that ended early gives its memory back");
+        if let Some(Load { watch, source }) = self.models.loading.remove(model) {
+            let came_meanwhile = watch.coming().is_some();
+            let counted = result.as_ref().map(|()| weights_bytes);
+            count_load(counted, source, came_meanwhile, elapsed);
+            if result.is_err() {
+                let placed_bytes = watch.placed_bytes();
+                info!(%model, placed_bytes, "a load that ended early gives its memory back");
+            }
         }
         self.desk
             .residency_mut()

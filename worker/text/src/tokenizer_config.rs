@@ -1,11 +1,8 @@
 //! `tokenizer_config.json`: the names of the special tokens, and the chat template of most models.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::file::{FILE_BYTES_MAX, FileError, read_if_there};
 
@@ -23,34 +20,11 @@ pub(crate) struct TokenizerConfig {
 }
 
 /// The two shapes of `chat_template`.
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
 pub(crate) enum ChatTemplates {
     One(String),
     Named(Vec<NamedTemplate>),
-}
-
-// Written out, as that of tokens: serde's own way keeps all that it reads in memory before it looks which it is.
-impl<'de> Deserialize<'de> for ChatTemplates {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TemplatesVisitor;
-        impl<'de> Visitor<'de> for TemplatesVisitor {
-            type Value = ChatTemplates;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a template or a list of named ones")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<ChatTemplates, E> {
-                Ok(ChatTemplates::One(text.to_owned()))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<ChatTemplates, A::Error> {
-                let mut templates = Vec::new();
-                while let Some(template) = items.next_element()? {
-                    templates.push(template);
-                }
-                Ok(ChatTemplates::Named(templates))
-            }
-        }
-        deserializer.deserialize_any(TemplatesVisitor)
-    }
 }
 
 /// One of several templates.
@@ -102,35 +76,17 @@ impl TokenizerConfig {
 }
 
 /// A token is written as its text or as an object that holds it.
-#[derive(Debug)]
-struct TokenText(String);
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum TokenText {
+    Plain(String),
+    Added { content: String },
+}
 
 impl TokenText {
     fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl<'de> Deserialize<'de> for TokenText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TokenVisitor;
-        impl<'de> Visitor<'de> for TokenVisitor {
-            type Value = TokenText;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a token's text or an object with its content")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<TokenText, E> {
-                Ok(TokenText(text.to_owned()))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<TokenText, A::Error> {
-                #[derive(Deserialize)]
-                struct Added {
-                    content: String,
-                }
-                let added = Added::deserialize(MapAccessDeserializer::new(fields))?;
-                Ok(TokenText(added.content))
-            }
+        match self {
+            Self::Plain(text) | Self::Added { content: text } => text,
         }
-        deserializer.deserialize_any(TokenVisitor)
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::error::FilesError;
 
@@ -42,6 +43,8 @@ pub fn chosen_files(mut paths: Vec<String>, index: Option<&[u8]>) -> Result<Vec<
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
+        #[serde(flatten)]
+        _rest: BTreeMap<String, IgnoredAny>,
     }
     let weights: BTreeSet<String> = match index {
         Some(index) => serde_json::from_slice::<Index>(index)?
@@ -113,7 +116,7 @@ pub(crate) fn is_weights(file: &str) -> bool {
 pub const CONFIG: &str = "config.json";
 /// What lists the files of weights that are in several.
 pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-/// As the engine has it: that of a model with half a million tensors.
+/// That of a model with a million tensors.
 const INDEX_BYTES_MAX: usize = 64 << 20;
 const SINGLE: &str = "model.safetensors";
 /// Of what loading reads.

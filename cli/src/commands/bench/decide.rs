@@ -278,7 +278,6 @@ impl Stand {
                 end: AttemptEnd::Terminal,
                 prompt_tokens: 50,
                 output_tokens: 100,
-                failure: None,
             };
             let begun = Instant::now();
             self.core.handle_done(self.now, done);

@@ -128,11 +128,6 @@ impl Dispatcher {
                 let worker = done.worker;
                 self.strike(now, job, StrikeReason::Panicked { worker, message });
             }
-            AttemptEnd::AnswerDropped { reason } => {
-                job.close(done.attempt);
-                let worker = done.worker;
-                self.strike(now, job, StrikeReason::AnswerDropped { worker, reason });
-            }
             AttemptEnd::JournalBroken { reason } => self.end_broken(job, &reason),
         }
     }

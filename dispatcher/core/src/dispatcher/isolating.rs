@@ -16,7 +16,6 @@ use super::Dispatcher;
 use super::placement::{Manner, Placement};
 use crate::dispatch::{Dispatch, Losers};
 use crate::fleet::Worker;
-use crate::observation::Observation;
 use crate::policy::Readiness;
 use crate::request::{Begun, Death, Held, Job, StrikeReason};
 use crate::share::Share;
@@ -25,11 +24,6 @@ use crate::timers::Timer;
 impl Dispatcher {
     /// A worker died with an attempt that had begun.
     pub(super) fn blame(&mut self, now: Moment, mut job: Box<Job>, begun: &Begun, reason: StrikeReason) {
-        self.observations.push(|| Observation::Lost {
-            request: job.request.clone(),
-            worker: begun.worker.clone(),
-            attempt: begun.attempt,
-        });
         if begun.alone {
             // From now on it is suspected for this one, in which nobody else was.
             let before = job.suspected_in.replace(begun.death());

@@ -343,7 +343,6 @@ impl Machine {
             end,
             prompt_tokens: run.prompt_tokens,
             output_tokens: run.answer_tokens,
-            failure: None,
         }
     }
 

@@ -75,7 +75,6 @@ pub fn done(from: &str, id: &str, attempt: u32, end: AttemptEnd) -> Done {
         end,
         prompt_tokens: 5,
         output_tokens: 3,
-        failure: None,
     }
 }
 
@@ -220,16 +219,4 @@ fn tell(action: &Action) -> Option<String> {
         Action::Prefetch { .. } | Action::Progress { .. } | Action::AskForReport { .. } => return None,
         Action::StepDown { seen } => format!("step down: epoch {seen} was seen"),
     })
-}
-
-/// A bench whose worker `w` runs request `a`, first attempt, seen by report 2.
-pub fn running() -> Bench {
-    let mut bench = Bench::new();
-    bench.report(report("w", 1, 1, &[]));
-    bench.arrive("a", 1);
-    assert_eq!(bench.actions(), ["assign a to w: attempt 1, 0 strikes"]);
-    bench.accept("w", "a", 1, 1);
-    bench.report(report("w", 2, 0, &[("a", 1)]));
-    assert!(bench.actions().is_empty());
-    bench
 }

@@ -222,7 +222,6 @@ impl Policy for Aibrix {
             | AttemptEnd::HandedBack { .. }
             | AttemptEnd::ModelUnloadable { .. }
             | AttemptEnd::Panicked { .. }
-            | AttemptEnd::AnswerDropped { .. }
             | AttemptEnd::JournalBroken { .. } => {
                 self.fail(done.request.clone());
                 None

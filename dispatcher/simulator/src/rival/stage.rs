@@ -150,7 +150,6 @@ pub(super) fn done(worker: &str, request: &str, prompt_tokens: u32, output_token
         end: AttemptEnd::Terminal,
         prompt_tokens,
         output_tokens,
-        failure: None,
     }
 }
 

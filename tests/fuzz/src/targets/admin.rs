@@ -1,6 +1,6 @@
 //! What operators ask and are told, what stands in the catalog, and what the server says about streams.
 
-use flotilla_client::Advisory;
+use flotilla_dispatcher::Advisory;
 use flotilla_protocol::admin::{
     CancelReply, CancelRequest, FleetStatus, ProfileStatuses, QueueStatus, Reconciliation, ReplayRequest,
     ResidencyReply, ResidencyRequest, WhyReply, WhyRequest,

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use flotilla_telemetry::{Listen, Server, Telemetry};
-use tokio::runtime::Runtime;
 
 use crate::corpus::Corpus;
 use crate::probe::Verdict;
@@ -19,12 +18,10 @@ pub(super) fn targets() -> Vec<Target> {
         "POST /readyz HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     ];
     let target = Target::new("http", Corpus::new(Format::Text, samples), |probe, input| {
-        static SERVER: OnceLock<(Server, Runtime)> = OnceLock::new();
-        let (server, _) = SERVER.get_or_init(|| {
-            let runtime = Runtime::new().expect("a runtime can be made");
-            let telemetry = runtime.block_on(async { Telemetry::off() });
+        static SERVER: OnceLock<Server> = OnceLock::new();
+        let server = SERVER.get_or_init(|| {
             let listen = Listen::At(([127, 0, 0, 1], 0).into());
-            (Server::start(listen, telemetry).expect("a port is free"), runtime)
+            Server::start(listen, Telemetry::off()).expect("a port is free")
         });
         Verdict::from(probe.measure(|| ask(server, input)))
     });

@@ -9,7 +9,7 @@ use flotilla_worker_engine::{Header, ModelConfig, ModelFolder, ModelKind};
 
 use crate::corpus::{Corpus, file, files, repository};
 use crate::probe::{Probe, Verdict, write};
-use crate::target::{Bound, Format, Target};
+use crate::target::{Format, Target};
 
 pub(super) fn targets() -> Vec<Target> {
     vec![
@@ -44,11 +44,6 @@ fn config() -> Target {
     Target::new("config", golden("config.json"), |probe, input| {
         Verdict::from(&probe.measure(|| ModelConfig::from_json(input, None)))
     })
-    .within(
-        CONFIG_RATIO,
-        Bound::SMALL,
-        "what a field of any form holds becomes values of some 72 bytes each; a configuration has at most 4 MiB",
-    )
 }
 
 fn generation() -> Target {
@@ -67,8 +62,7 @@ fn decoder(name: &'static str, path: &'static str, corpus: Corpus) -> Target {
         probe.measure(|| ModelKind::of(&folder).is_ok());
         Verdict::from(&probe.measure(|| ModelFolder::open(&folder)))
     })
-    .within(CONFIG_RATIO, FOLDER_BYTES, FOLDER)
-    .weighing(10)
+    .weighing(4)
 }
 
 /// An encoder's folder of which one file is the input.
@@ -85,8 +79,7 @@ fn encoder(name: &'static str, path: &'static str) -> Target {
         probe.measure(|| ModelKind::of(&folder).is_ok());
         Verdict::from(&probe.measure(|| ModelFolder::open_encoder(&folder)))
     })
-    .within(CONFIG_RATIO, FOLDER_BYTES, FOLDER)
-    .weighing(10)
+    .weighing(4)
 }
 
 /// A copy of a folder of this repository with the input in place of one file.
@@ -119,9 +112,5 @@ fn golden(name: &str) -> Corpus {
     Corpus::new(Format::Json, found)
 }
 
-const CONFIG_RATIO: usize = 64;
-/// Of the other files' headers, indexes and tensors.
-const FOLDER_BYTES: usize = 512 << 10;
-const FOLDER: &str = "the other files of the folder are read as well, and fields of any form become values";
 const SHARDED: &str = "worker/engine/tests/golden/sharded-bf16";
 const ENCODER: &str = "worker/engine/tests/golden-encoders/bert-mean-f32";

@@ -15,36 +15,35 @@ use crate::target::{Format, Target};
 
 pub(super) fn targets() -> Vec<Target> {
     vec![
-        text("service-subject", &SUBJECTS, |text| {
-            subjects().parse_infer(text).is_ok() | subjects().parse_replay(text).is_ok()
+        text("subject", &SUBJECTS, |text| {
+            let subjects = Subjects::new(Namespace::new("flotilla").expect("it is a name"));
+            let request = subjects.parse_request(text);
+            if let Ok((class, model)) = &request {
+                let written = subjects.request(*class, model);
+                assert_eq!(
+                    subjects.parse_request(&written).as_ref(),
+                    Ok(&(*class, model.clone()))
+                );
+            }
+            request.is_ok() | subjects.parse_infer(text).is_ok() | subjects.parse_replay(text).is_ok()
         }),
-        Target::new(
-            "request-subject",
-            Corpus::new(Format::Text, SUBJECTS),
-            |probe, input| {
-                let text = String::from_utf8_lossy(input);
-                let read = probe.measure(|| subjects().parse_request(&text));
-                if let Ok((class, model)) = &read {
-                    let written = subjects().request(*class, model);
-                    assert_eq!(subjects().parse_request(&written), Ok((*class, model.clone())));
-                }
-                Verdict::from(&read)
-            },
-        ),
-        Target::new(
+        text(
             "model-token",
-            Corpus::new(Format::Text, TOKENS),
-            |probe, input| {
-                let token = String::from_utf8_lossy(input);
-                let read = probe.measure(|| decode_token(&token));
-                if let Ok(text) = &read {
+            &["org=2Fllama3=2E1=3A8b", "a-b_c", "=C3=A4"],
+            |token| {
+                let text = decode_token(token);
+                if let Ok(text) = &text {
                     assert_eq!(decode_token(&encode_token(text)).as_ref(), Ok(text));
                 }
-                Verdict::from(&read)
+                text.is_ok()
             },
         ),
         text("ids", &IDS, |text| {
-            RequestId::new(text).is_ok()
+            let request = RequestId::new(text);
+            if let Ok(request) = &request {
+                assert_eq!(request.as_str(), text);
+            }
+            request.is_ok()
                 | Owner::new(text).is_ok()
                 | WorkerId::new(text).is_ok()
                 | ModelName::new(text).is_ok()
@@ -60,29 +59,29 @@ pub(super) fn targets() -> Vec<Target> {
                 | text.parse::<flotilla_client::ServerVersion>().is_ok()
                 | flotilla_config::parse_bytes(text).is_some()
         }),
-        Target::new("hub-name", Corpus::new(Format::Text, HUB), |probe, input| {
-            let text = String::from_utf8_lossy(input);
-            let read = probe.measure(|| text.parse::<HubModel>());
-            if let Ok(model) = &read {
-                assert_eq!(model.to_string().parse().as_ref(), Ok(model));
-            }
-            Verdict::from(&read)
-        }),
-        Target::new(
-            "traceparent",
-            Corpus::new(Format::Text, TRACES),
-            |probe, input| {
-                let text = String::from_utf8_lossy(input);
-                let read = probe.measure(|| TraceParent::parse(&text));
-                if let Some(trace) = &read {
-                    assert_eq!(TraceParent::parse(trace.as_str()).as_ref(), Some(trace));
+        text(
+            "hub-name",
+            &["hf:org/name@0123456789abcdef0123456789abcdef01234567", "hf:gpt2"],
+            |text| {
+                let model = text.parse::<HubModel>();
+                if let Ok(model) = &model {
+                    assert_eq!(model.to_string().parse().as_ref(), Ok(model));
                 }
-                Verdict::from(read.is_some())
+                model.is_ok()
             },
         ),
-        text("content-type", &CONTENT_TYPES, |text| {
-            Encoding::from_content_type(Some(text)).is_ok()
+        text("traceparent", &TRACES, |text| {
+            let trace = TraceParent::parse(text);
+            if let Some(trace) = &trace {
+                assert_eq!(TraceParent::parse(trace.as_str()).as_ref(), Some(trace));
+            }
+            trace.is_some()
         }),
+        text(
+            "content-type",
+            &["application/json; charset=utf-8", "application/x-msgpack"],
+            |text| Encoding::from_content_type(Some(text)).is_ok(),
+        ),
     ]
 }
 
@@ -94,13 +93,6 @@ fn text(name: &'static str, samples: &[&str], read: impl Fn(&str) -> bool + Send
     })
 }
 
-fn subjects() -> Subjects {
-    Subjects::new(Namespace::new("flotilla").expect("it is a name"))
-}
-
-const TOKENS: [&str; 3] = ["org=2Fllama3=2E1=3A8b", "a-b_c", "=C3=A4"];
-const HUB: [&str; 2] = ["hf:org/name@0123456789abcdef0123456789abcdef01234567", "hf:gpt2"];
-const CONTENT_TYPES: [&str; 2] = ["application/json; charset=utf-8", "application/x-msgpack"];
 const SUBJECTS: [&str; 4] = [
     "flotilla.request.batch.org=2Fllama3=2E1=3A8b",
     "flotilla.request.interactive.m",

@@ -7,7 +7,7 @@ use flotilla_simulator::trace::Trace;
 
 use crate::corpus::{Corpus, file, files, repository};
 use crate::probe::{Verdict, write};
-use crate::target::{Bound, Format, Target};
+use crate::target::{Format, Target};
 
 pub(super) fn targets() -> Vec<Target> {
     vec![profile(), settings(), fleet(), trace()]
@@ -35,11 +35,6 @@ fn profile() -> Target {
         }
         Verdict::from(&read)
     })
-    .within(
-        48,
-        Bound::SMALL,
-        "an empty row of a matrix takes 24 bytes and three in the file; a profile has at most 1 MiB",
-    )
 }
 
 fn look_up(profile: &DeviceProfile) {
@@ -83,7 +78,6 @@ fn settings() -> Target {
         };
         Verdict::from(&probe.measure(|| Config::load(&options)))
     })
-    .within(256, 512 << 10, TOML)
     .weighing(2)
 }
 
@@ -100,7 +94,6 @@ fn fleet() -> Target {
             Verdict::from(&probe.measure(|| FleetFile::parse(&text)))
         },
     )
-    .within(256, 256 << 10, TOML)
     .weighing(10)
 }
 
@@ -126,5 +119,3 @@ fn trace() -> Target {
         },
     )
 }
-
-const TOML: &str = "the TOML library keeps what stood around each key; the file is the operator's own";

@@ -5,12 +5,13 @@ use std::time::SystemTime;
 use flotilla_prompt::{ModelBounds, PromptMaker, check_format, text_bytes};
 use flotilla_protocol::assignment::Cancel;
 use flotilla_protocol::catalog::ModelTask;
+use flotilla_protocol::codec::decode_internal;
 use flotilla_protocol::request::InferenceRequest;
 use flotilla_protocol::{Encoding, ModelName};
 use flotilla_text::{JsonGrammar, OneOf};
 use serde_json::{Map, Value, json};
 
-use super::messages::internal;
+use super::messages::round_trip;
 use crate::corpus::Corpus;
 use crate::probe::Verdict;
 use crate::target::{Format, Target};
@@ -20,7 +21,15 @@ pub(super) fn targets() -> Vec<Target> {
         request("request-json", Format::Json, Encoding::Json),
         request("request-msgpack", Format::MessagePack, Encoding::MessagePack),
         schema(),
-        internal::<Cancel>("cancel", &["cancel"]),
+        Target::new(
+            "cancel",
+            Corpus::golden(Format::MessagePack, &["cancel"]),
+            |probe, input| {
+                let read = probe.measure(|| decode_internal::<Cancel>(input));
+                round_trip(Encoding::MessagePack, &read);
+                Verdict::from(&read)
+            },
+        ),
     ]
 }
 
@@ -43,11 +52,6 @@ fn request(name: &'static str, format: Format, encoding: Encoding) -> Target {
         let maker = &makers[usize::from(request.is_embedding())];
         Verdict::from(&probe.measure(|| maker.make(&request, SystemTime::UNIX_EPOCH)))
     })
-    .within(
-        16,
-        16 << 20,
-        "tools, calls and schemas are made of up to 65,536 values together, each of up to 150 bytes",
-    )
 }
 
 /// The schema of a `response_format` becomes a grammar.
@@ -75,11 +79,6 @@ fn schema() -> Target {
         }
         Verdict::from(&checked)
     })
-    .within(
-        16,
-        128 << 20,
-        "llguidance keeps up to 50,000 states of its lexer, each of up to 2 KB; a schema has at most 64 KiB",
-    )
     .weighing(2)
 }
 

@@ -13,14 +13,7 @@ use crate::probe::{Probe, Verdict, write};
 use crate::target::{Format, Target};
 
 pub(super) fn targets() -> Vec<Target> {
-    vec![
-        tokenizer(),
-        tokenizer_config()
-            .within(64, RENDERED_BYTES, RENDERED)
-            .weighing(10),
-        template().within(64, RENDERED_BYTES, RENDERED).weighing(20),
-        messages().within(128, RENDERED_BYTES, RENDERED).weighing(10),
-    ]
+    vec![tokenizer(), tokenizer_config(), template(), messages()]
 }
 
 /// `tokenizer.json`, and what comes of a text with it.
@@ -37,12 +30,7 @@ fn tokenizer() -> Target {
         }
         Verdict::from(&opened)
     })
-    .within(
-        64,
-        64 << 20,
-        "the tokenizers library has no limits of its own, and a regular expression takes up to 10 MiB; a file has at most 64 MiB",
-    )
-    .weighing(20)
+    .weighing(4)
 }
 
 /// What a worker does with a tokenizer; whatever it says is no matter here.
@@ -103,6 +91,7 @@ fn tokenizer_config() -> Target {
         write(&folder.join("tokenizer_config.json"), input);
         open_and_render(probe, &folder, &chat())
     })
+    .weighing(4)
 }
 
 fn template() -> Target {
@@ -120,6 +109,7 @@ fn template() -> Target {
             open_and_render(probe, &folder, &chat())
         },
     )
+    .weighing(4)
 }
 
 /// Messages of all forms with a real model's template.
@@ -142,6 +132,7 @@ fn messages() -> Target {
             }
         },
     )
+    .weighing(4)
 }
 
 fn open_and_render(probe: &mut Probe, folder: &Path, chat: &Value) -> Verdict {
@@ -157,11 +148,6 @@ fn open_and_render(probe: &mut Probe, folder: &Path, chat: &Value) -> Verdict {
     let messages = messages.map(Vec::as_slice).unwrap_or_default();
     Verdict::from(&probe.measure(|| template.render(messages, options)))
 }
-
-/// What one repeated text may take, which is all that the engine bounds.
-const RENDERED_BYTES: usize = 128 << 20;
-const RENDERED: &str =
-    "minijinja bounds a repeated text to 100 MB and nothing else; steps, output and recursion are bounded";
 
 fn chat() -> Value {
     json!({"messages": [

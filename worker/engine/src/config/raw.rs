@@ -1,8 +1,5 @@
 //! `config.json` as it is written: every field that some family reads, none believed yet.
 
-use std::fmt;
-
-use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -113,34 +110,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
     }
 }
 
-/// One token, or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
 pub(super) enum TokenIds {
     One(u64),
     Many(Vec<u64>),
-}
-
-/// Written out, because serde's own way keeps all that it reads in memory before it looks which it is.
-impl<'de> Deserialize<'de> for TokenIds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct IdsVisitor;
-        impl<'de> Visitor<'de> for IdsVisitor {
-            type Value = TokenIds;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a token id or a list of them")
-            }
-            fn visit_u64<E: de::Error>(self, id: u64) -> Result<TokenIds, E> {
-                Ok(TokenIds::One(id))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<TokenIds, A::Error> {
-                let mut ids = Vec::new();
-                while let Some(id) = items.next_element()? {
-                    ids.push(id);
-                }
-                Ok(TokenIds::Many(ids))
-            }
-        }
-        deserializer.deserialize_any(IdsVisitor)
-    }
 }
 
 impl TokenIds {

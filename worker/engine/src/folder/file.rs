@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::outside::regular;
 use super::{Incoming, ModelError};
 use crate::header::LENGTH_BYTES;
 use crate::{Header, HeaderError};
@@ -21,7 +20,7 @@ pub(super) struct WeightsFile {
 
 impl WeightsFile {
     pub(super) fn open(path: PathBuf) -> Result<Self, ModelError> {
-        let opened = regular(&path).and_then(|file| {
+        let opened = super::regular(&path).and_then(|file| {
             let len_bytes = file.metadata()?.len();
             let len_bytes = usize::try_from(len_bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
             Ok((file, len_bytes))

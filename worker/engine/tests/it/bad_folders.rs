@@ -362,7 +362,7 @@ fn configuration_that_is_larger_than_any_is_refused_before_it_is_read() {
     for name in ["generation_config.json", "config.json"] {
         let path = folder.path().join(name);
         // A hole: it takes no room on the disk, and all of it in memory.
-        fs::File::create(&path).unwrap().set_len(5 << 20).unwrap();
+        fs::File::create(&path).unwrap().set_len(65 << 20).unwrap();
         let ModelError::Read { path: found, source } = refusal(folder.path()) else {
             panic!("{name} was read");
         };

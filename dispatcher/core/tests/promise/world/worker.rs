@@ -210,7 +210,6 @@ impl Worker {
             end,
             prompt_tokens: 1,
             output_tokens: run.output_tokens,
-            failure: None,
         })
     }
 

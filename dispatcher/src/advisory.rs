@@ -2,15 +2,16 @@
 //!
 //! These are core messages and may be lost; what they tell is found by the next looks at the stream as well.
 
-use flotilla_protocol::subject::Subjects;
+use flotilla_client::Connection;
+use flotilla_dispatcher_core::StreamSequence;
 use flotilla_protocol::{DecodeError, Encoding};
 use serde::Deserialize;
 
 /// Something became of a message without us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advisory {
-    /// The message's place in the stream.
-    pub sequence: u64,
+    /// The message.
+    pub sequence: StreamSequence,
     /// The consumer that it was delivered to.
     pub consumer: String,
     /// What became of it.
@@ -42,14 +43,13 @@ struct RawAdvisory {
     reason: Option<String>,
 }
 
-impl Advisory {
-    /// Subjects of those about the request stream: of maximum deliveries, and of terminations.
-    #[must_use]
-    pub fn subjects(subjects: &Subjects) -> [String; 2] {
-        let stream = subjects.requests_stream();
-        [MAX_DELIVERIES, TERMINATED].map(|kind| format!("{ADVISORIES}.{kind}.{stream}.*"))
-    }
+/// Subjects of the advisories: those of maximum deliveries, and those of terminations.
+pub(crate) fn subjects(connection: &Connection) -> [String; 2] {
+    let stream = connection.subjects.requests_stream();
+    [MAX_DELIVERIES, TERMINATED].map(|kind| format!("{ADVISORIES}.{kind}.{stream}.*"))
+}
 
+impl Advisory {
     /// Reads what the server published on a subject.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Advisory {
         let raw: RawAdvisory = Encoding::Json.decode(body, ADVISORY_BYTES_MAX)?;
         let is_terminated = subject.contains(TERMINATED);
         Ok(Self {
-            sequence: raw.stream_seq,
+            sequence: StreamSequence(raw.stream_seq),
             consumer: raw.consumer,
             said: match is_terminated {
                 true => Said::Terminated { reason: raw.reason },
